@@ -25,41 +25,43 @@ from tests.tiny import tiny_tokenizer, write_tiny_model
 
 
 def run_of(rates: list[int], loss: float = 1.0, gib: float = 1.0) -> ArmRun:
-    """Steps of 1 s: one of 9 tokens as warm-up, and then one per rate, in tokens of a second."""
+    """Return a run whose steps take 1 s: a warm-up step of 9 tokens, then a step for each rate (tokens per second)."""
     steps = len(rates)
     return ArmRun([9.0] + [loss] * steps, [9, *rates], [1.0] * (1 + steps), memory_gib=gib, first_step_seconds=3.0)
 
 
-def test_a_summary_has_medians_over_rounds_without_warm_up() -> None:
+def test_a_summary_has_medians_over_rounds() -> None:
     runs = [run_of([100, 140], 1.0, 1.0), run_of([90, 90], 2.0, 3.0), run_of([100, 100], 3.0, 2.0)]
     ours = summarize(runs, runs)
     assert isinstance(ours, dict)
     assert (ours["tokens_per_second"], ours["ours_is"], ours["spread"]) == (100.0, 1.0, pytest.approx((120 - 90) / 100))
     assert (ours["loss"], ours["memory_gib"], ours["first_step_seconds"]) == (2.0, 2.0, 3.0)
-    other = summarize([run_of([40, 60])], runs)
-    assert isinstance(other, dict) and other["ours_is"] == 2.0 and other["difference"] == 0.0
+    slower = summarize([run_of([40, 60])], runs)
+    assert isinstance(slower, dict) and slower["ours_is"] == 2.0 and slower["difference"] == 0.0
     far = summarize([run_of([40, 60], loss=0.9)], [run_of([40, 60], loss=0.8)])
     assert isinstance(far, dict) and far["difference"] == pytest.approx(0.1)  # 0.125 would be relative
     assert "TOO FAR" in table("parity", {"b": far}) and "TOO FAR" not in table("matched", {"b": far})
     assert summarize([*runs, ArmRun([], [], [], failed="exit code 3")], runs) == "failed: exit code 3"
-    lines = table("matched", {"ours": ours, "b": other, "c": "not here"}).splitlines()
+    lines = table("matched", {"ours": ours, "b": slower, "c": "not here"}).splitlines()
     assert lines[1].split() == ["ours", "100", "30.0%", "1.00x", "2.00", "3.0", "s", "2.0000", "0.0e+00"]
     assert "2.00x" in lines[2] and lines[3].split(maxsplit=1) == ["c", "not here"]
 
 
-def test_only_whole_lines_of_a_file_that_is_being_written_are_read(tmp_path) -> None:
+def test_a_half_written_line_is_ignored(tmp_path) -> None:
     row = '{"step": 1, "train/loss": %s, "train/tokens": %s, "train/tokens_per_second": %s, "train/memory_gib": %s}\n'
     assert read_run(tmp_path, 2, 1).losses == []
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 0, "start/total": 2.5}\n' + row % (3.0, 100, 50.0, 0.5) + row % (2.0, 300, 100.0, 0.7) + '{"train/lo'
     )
-    found = read_run(tmp_path, 3, ranks=2)
-    assert (found.losses, found.tokens, found.seconds) == ([3.0, 2.0], [100, 200], [2.0, 2.0])
-    assert (found.memory_gib, found.first_step_seconds, found.tokens_per_second) == (1.4, 2.5, 100.0)
-    assert read_run(tmp_path, 1, ranks=2).memory_gib == 1.0  # what a fast arm did before it was killed does not count
+    read = read_run(tmp_path, 3, ranks=2)
+    assert (read.losses, read.tokens, read.seconds) == ([3.0, 2.0], [100, 200], [2.0, 2.0])
+    assert (read.memory_gib, read.first_step_seconds, read.tokens_per_second) == (1.4, 2.5, 100.0)
+    assert (
+        read_run(tmp_path, 1, ranks=2).memory_gib == 1.0
+    )  # steps that a fast arm did before it was killed do not count
 
 
-def test_the_examples_have_the_asked_lengths_and_the_steps_of_our_data(tmp_path) -> None:
+def test_examples_have_the_lengths_of_the_setting(tmp_path) -> None:
     tokenizer, setting = tiny_tokenizer(), Setting(4, (100, 500), 2048, rows=8, micro_batch=4)
     for name in "ab":
         write_examples(tmp_path / name, tokenizer, 6, setting)
@@ -72,11 +74,11 @@ def test_the_examples_have_the_asked_lengths_and_the_steps_of_our_data(tmp_path)
     lengths = documents.lengths.tolist()
     assert sorted(lengths) == [round(100 * 5 ** (i / 23)) for i in range(24)]  # evenly on a logarithmic scale
     ordered = sum(lengths[a] < lengths[b] for step in steps for a, b in itertools.pairwise(step))
-    assert 3 < ordered < 15  # of 18 neighbours within a step: the order is not that of the lengths
+    assert 3 < ordered < 15  # of 18 neighbours within a step: they are not sorted by length
     assert all(documents.get(i)[1].sum() == length - length // 2 for i, length in enumerate(lengths))
 
 
-def test_rounds_alternate_and_a_run_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, capsys) -> None:
+def test_rounds_alternate_and_failures_are_reported(tmp_path, monkeypatch, capsys) -> None:
     ran, path = [], write_tiny_model(tmp_path / "model")
     arms = tuple(find_arm(key) for key in ("ours", "ours-3", "trainer"))
     monkeypatch.setattr(
@@ -98,8 +100,8 @@ def test_rounds_alternate_and_a_run_that_fails_is_a_line_and_an_exit_code(tmp_pa
             Benchmark(str(path), tmp_path, arms, ("parity", "matched"), rounds=2, steps=2)
         )
         assert passed == good, (second_loss, failed)
-        both = ("ours", "ours, 3 ranks")
-        assert ran == [("parity", 0, name) for name in both] + [("matched", i, name) for i in (0, 1) for name in both]
+        names = ("ours", "ours, 3 ranks")
+        assert ran == [("parity", 0, name) for name in names] + [("matched", i, name) for i in (0, 1) for name in names]
         assert report["matched"]["transformers.Trainer"] == "not installed: pip install -r requirements-bench.txt"
     printed = capsys.readouterr().out
     assert "round 2, matched, ours, 3 ranks: exit code 9" in printed and "failed: exit code 9" in printed

@@ -1,4 +1,4 @@
-"""A release: the signature binds every byte of an export, and bom.json is valid and says what was trained and measured."""
+"""A release: the signature covers every byte of an export, and bom.json is valid and complete."""
 
 import json
 import shutil
@@ -38,8 +38,8 @@ SAID = "The bank Zylophon said that it holds less than it must."
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, Export]:
-    """An export of a tiny run with data, a mixed-in source and two results, and its description."""
+def exported(tmp_path_factory) -> tuple[Path, Export]:
+    """Export a tiny run with data, a mixed-in source and two results."""
     folder = tmp_path_factory.mktemp("release")
     base = write_tiny_model(folder / "base")
     elsewhere, cache = "https://a.org/replay.jsonl", str(folder / "tokens")
@@ -85,8 +85,8 @@ def files(component: dict) -> dict[str, str]:
 # ---- bom.json ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> None:
-    out, export = made
+def test_the_bom_has_base_data_and_results(exported) -> None:
+    out, export = exported
     bom, _ = bom_of(out, export, name="my model")
     check_bom(json.dumps(bom))
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.7")
@@ -98,11 +98,15 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
         ("data:data.train", "train.jsonl", 0.75, "678", "0123abcd"),
         ("data:replay", "replay.jsonl", 0.25, "90", "4567cdef"),
     ):
-        said = facts(parts[ref])
+        source_facts = facts(parts[ref])
         (started, *_) = Record(export.run).read()
         (digest,) = (sum_ for path, sum_ in started.content["files"]["the data"].items() if Path(path).name == file)
         assert files(parts[ref]) == {file: digest}
-        assert (float(said["share"]), said["target-tokens"], said["fingerprint-of-tokens"]) == (share, targets, tokens)
+        assert (float(source_facts["share"]), source_facts["target-tokens"], source_facts["fingerprint-of-tokens"]) == (
+            share,
+            targets,
+            tokens,
+        )
     how = [facts(parts[f"data:{name}"]).get("trained") for name in ("data.train", "replay")]
     assert how == [None, "by KL to the base"]
     assert "components" not in parts["validation"]  # the file is not here: no hash is made up
@@ -125,35 +129,35 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
     ):
         bounds = metrics[kind]["confidenceInterval"]
         assert (float(bounds["lowerBound"]), float(bounds["upperBound"])) == pytest.approx((low, high), rel=1e-5)
-    # The loss of the checkpoint is not that of other weights, nor of another step.
+    # The checkpoint's loss is not given for averaged weights, nor for another step.
     averaged = replace(export, contents=export.contents | {"averaged": {"share_of_tuned": 0.5}})
     earlier = replace(export, state=export.state | {"evaluated": {"validation": 1}})
-    for one, is_known in ((export, True), (averaged, False), (earlier, False)):
-        slices = [each["slice"] for each in _metrics(one, read_results(out, one))]
+    for variant, is_known in ((export, True), (averaged, False), (earlier, False)):
+        slices = [each["slice"] for each in _metrics(variant, read_results(out, variant))]
         assert ("data.validation" in slices) == is_known
     text = (out / "bom.json").read_text()
     assert "Zylophon" not in text and str(out.parent) not in text and "secret" not in text  # the host
 
 
-def test_the_flops_are_bounded_and_their_share_is_judged(made) -> None:
-    out, export = made
-    said = facts(bom_of(out, export)[0]["metadata"]["component"])
+def test_the_flops_have_bounds_and_a_share(exported) -> None:
+    out, export = exported
+    stated = facts(bom_of(out, export)[0]["metadata"]["component"])
     layers, hidden, inner, vocabulary = 2, 64, export.model_config.intermediate_size, export.model_config.vocab_size
     heads = export.model_config.num_key_value_heads / export.model_config.num_attention_heads
     matrices = layers * (hidden * hidden * (2 + 2 * heads) + 3 * hidden * inner)
-    assert float(said["flops-at-least"]) == pytest.approx(6 * (matrices * 1000 + hidden * vocabulary * 768), rel=1e-3)
+    assert float(stated["flops-at-least"]) == pytest.approx(6 * (matrices * 1000 + hidden * vocabulary * 768), rel=1e-3)
     work = count_work(build_on_meta(export.model_config), export.model_config)
-    real = step_flops(work, [40] * 25, 768)  # some documents with as many tokens
-    assert float(said["flops-at-least"]) < real < float(said["flops-at-most"]) < 1.5 * real
-    assert said["share-of"] == "1e+23: the base's are not known"
-    most = float(said["flops-at-most"])
+    real = step_flops(work, [40] * 25, 768)  # 25 documents with as many tokens in total
+    assert float(stated["flops-at-least"]) < real < float(stated["flops-at-most"]) < 1.5 * real
+    assert stated["share-of"] == "1e+23: the base's are not known"
+    most = float(stated["flops-at-most"])
     for base_flops, means in ((2.9 * most, "more than a third: who"), (3.1 * most, "not more than a third")):
         bom, line = bom_of(out, export, base_flops=base_flops)
         assert facts(bom["metadata"]["component"])["share-means"].startswith(means) and f": {means}" in line
 
 
-def test_a_bill_that_the_schema_refuses_is_not_written(made, tmp_path, monkeypatch) -> None:
-    out, export = made
+def test_an_invalid_bom_is_not_written(exported, tmp_path, monkeypatch) -> None:
+    out, export = exported
     bom, _ = bom_of(out, export)
     for path, wrong in (("metadata/component/modelCard", {"loss": 1}), ("", {"note": "x"}), ("", {"version": "1"})):
         broken = json.loads(json.dumps(bom))
@@ -181,7 +185,7 @@ def test_a_bill_that_the_schema_refuses_is_not_written(made, tmp_path, monkeypat
 
 
 def new_keys(folder: Path, name: str, key: object = None, password: bytes | None = None) -> tuple[Path, Path]:
-    """The PEM files of a private key, by default a new one on P-256, and of its public one."""
+    """Write the PEM files of a private key, by default a new one on P-256, and of its public key."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     pem = serialization.Encoding.PEM
@@ -192,10 +196,10 @@ def new_keys(folder: Path, name: str, key: object = None, password: bytes | None
 
 
 @pytest.fixture(scope="module")
-def signed(made, tmp_path_factory) -> tuple[Path, Path, Path]:
-    """A copy of the export elsewhere, under another name, signed before it was copied; the private and the public key."""
+def signed(exported, tmp_path_factory) -> tuple[Path, Path, Path]:
+    """Return a copy of the signed export under another name, the private key and the public key."""
     pytest.importorskip("model_signing")
-    out, export = made
+    out, export = exported
     bom_of(out, export)
     folder = tmp_path_factory.mktemp("elsewhere")
     private, public = new_keys(folder, "mine")
@@ -203,24 +207,24 @@ def signed(made, tmp_path_factory) -> tuple[Path, Path, Path]:
     return Path(shutil.copytree(out, folder / "copy")), private, public
 
 
-def test_a_signed_export_verifies_on_a_copy_with_the_public_key_alone(signed, tmp_path) -> None:
+def test_a_copy_verifies_with_the_public_key(signed, tmp_path) -> None:
     copy, private, public = signed
     assert verify_release(copy, public) == []
-    (copy / ".gitattributes").write_text("*.safetensors filter=lfs\n")  # by a hub
+    (copy / ".gitattributes").write_text("*.safetensors filter=lfs\n")  # a hub adds it
     assert verify_release(copy, public) == []
-    _, other = new_keys(tmp_path, "other")
-    (problem,) = verify_release(copy, other)
-    assert problem.startswith(f"{copy / 'model.sig'} does not verify with {other}: Key mismatch")
+    _, other_public = new_keys(tmp_path, "other")
+    (problem,) = verify_release(copy, other_public)
+    assert problem.startswith(f"{copy / 'model.sig'} does not verify with {other_public}: Key mismatch")
     bundle = json.loads((copy / "model.sig").read_text())
-    del bundle["verificationMaterial"]["publicKey"]["hint"]  # then the signature itself tells
+    del bundle["verificationMaterial"]["publicKey"]["hint"]  # without a hint, the signature itself does not match
     other_copy = Path(shutil.copytree(copy, tmp_path / "copy"))
     (other_copy / "model.sig").write_text(json.dumps(bundle))
-    assert verify_release(other_copy, public) == [] and "does not verify" in verify_release(other_copy, other)[0]
+    assert verify_release(other_copy, public) == [] and "does not verify" in verify_release(other_copy, other_public)[0]
     (other_copy / "model.sig").unlink()
     assert verify_release(other_copy, public) == [f"{other_copy} is not signed: it has no model.sig"]
 
 
-def test_a_changed_byte_in_any_file_is_found_and_named(signed) -> None:
+def test_a_changed_byte_in_any_file_is_named(signed) -> None:
     copy, _, public = signed
     names = {path.name for path in copy.iterdir()} - {".gitattributes"}
     kinds = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -240,14 +244,16 @@ def test_a_changed_byte_in_any_file_is_found_and_named(signed) -> None:
     assert verify_release(copy, public) == []
 
 
-def test_files_that_are_added_missing_or_links_are_found(signed) -> None:
+def test_added_missing_and_linked_files_are_named(signed) -> None:
     copy, _, public = signed
     (copy / "more").mkdir()
     (copy / "more" / "modeling.py").write_text("")
     (copy / "config.json").rename(copy / "kept")
-    said = [f"{copy / name} {what} since the directory was signed" for name, what in (("config.json", "is missing"),)]
-    said += [f"{copy / name} was added since the directory was signed" for name in ("kept", "more/modeling.py")]
-    assert verify_release(copy, public) == said
+    problems = [
+        f"{copy / name} {what} since the directory was signed" for name, what in (("config.json", "is missing"),)
+    ]
+    problems += [f"{copy / name} was added since the directory was signed" for name in ("kept", "more/modeling.py")]
+    assert verify_release(copy, public) == problems
     (copy / "config.json").symlink_to(copy / "kept")
     assert "symlink" in verify_release(copy, public)[0]
     (copy / "config.json").unlink()
@@ -256,9 +262,7 @@ def test_files_that_are_added_missing_or_links_are_found(signed) -> None:
     assert verify_release(copy, public) == []
 
 
-def test_an_encrypted_key_is_asked_for_its_password_and_other_keys_are_one_sentence(
-    signed, tmp_path, monkeypatch
-) -> None:
+def test_an_encrypted_key_needs_its_password(signed, tmp_path, monkeypatch) -> None:
     copy, private, public = signed
     folder = Path(shutil.copytree(copy, tmp_path / "copy"))
     key = ec.generate_private_key(ec.SECP384R1())
@@ -268,11 +272,11 @@ def test_an_encrypted_key_is_asked_for_its_password_and_other_keys_are_one_sente
     assert verify_release(folder, shown) == []
     monkeypatch.setattr(signature, "getpass", lambda prompt: "wrong")
     no_key = "must be the PEM file of a private key on the curve P-256, P-384 or P-521"
-    other, other_public = new_keys(tmp_path, "rsa", rsa.generate_private_key(65537, 1024))
-    for wrong in (hidden, public, other, tmp_path / "none"):
+    rsa_key, rsa_public = new_keys(tmp_path, "rsa", rsa.generate_private_key(65537, 1024))
+    for wrong in (hidden, public, rsa_key, tmp_path / "none"):
         with pytest.raises(UserError, match=f"cannot be signed with {wrong}: .*{no_key}"):
             sign_release(folder, wrong)
-    for wrong in (private, other_public, tmp_path / "none"):
+    for wrong in (private, rsa_public, tmp_path / "none"):
         with pytest.raises(UserError, match=f"{wrong} cannot be used: .*PEM file of a public key"):
             verify_release(folder, wrong)
     assert verify_release(folder, shown) == []

@@ -1,4 +1,4 @@
-"""What verify.py says of a run that a kill has left half written, or that trains meanwhile, and of files that nobody names.
+"""verify.py on runs that a kill left half written or that train meanwhile, and on unknown and forged files.
 
 The runs here are made by hand. tests/distributed/test_record.py verifies runs that train.py has made.
 """
@@ -48,7 +48,7 @@ def start(run: Path, rows: bytes = b"") -> Record:
 
 
 def save(record: Record, step: int, is_published: bool = True) -> Path:
-    """A checkpoint with its entry, as a save makes it."""
+    """Write a checkpoint and its entry, as a save does."""
     path = record.directory / "checkpoints" / f"{checkpoint_name(step)}{'' if is_published else '.tmp'}"
     path.mkdir(parents=True)
     (path / "__0_0.distcp").write_bytes(b"tensors %d" % step)
@@ -61,7 +61,7 @@ def save(record: Record, step: int, is_published: bool = True) -> Path:
 
 
 def export(record: Record, weights: bytes, is_published: bool = True, place: str = "export", **more: object) -> Path:
-    """An export of the checkpoint of step 2, averaged with the base, as a run writes it but for `more`."""
+    """Write an export of the checkpoint of step 2, averaged with the base, as a run does. `more` replaces keys of export.json."""
     folder = record.directory / f"export{'' if is_published else '.tmp'}"
     folder.mkdir(exist_ok=True)
     (folder / "model.safetensors").write_bytes(weights)
@@ -87,7 +87,7 @@ def problem(run: Path) -> str:
     return str(raised.value)
 
 
-def test_a_kill_between_an_entry_and_the_name_of_what_it_speaks_of_is_no_difference(tmp_path) -> None:
+def test_a_kill_before_a_rename_is_no_difference(tmp_path) -> None:
     record = start(run := tmp_path / "run")
     save(record, 2)
     first, second = export(record, b"old"), export(record, b"new", is_published=False)
@@ -104,13 +104,13 @@ def test_a_kill_between_an_entry_and_the_name_of_what_it_speaks_of_is_no_differe
     assert "export/export.json is missing: entry 4 (export, step 2) names it" in problem(run)
 
 
-def test_a_kill_between_an_entry_and_what_is_written_after_it_is_no_difference(tmp_path) -> None:
-    """config.json after a start, the new name of a checkpoint that is set aside, a manifest that a later evaluation replaces."""
+def test_a_kill_after_an_entry_is_no_difference(tmp_path) -> None:
+    """The kill comes before config.json, before a checkpoint is set aside, or before an evaluation replaces a manifest."""
     (run := tmp_path / "run").mkdir()
     record, config = Record(run), run / "config.json"
     for text in ("one", "two"):
         record.append("start", **START | {"written": {"config.json": hashlib.sha256(text.encode()).hexdigest()}})
-        assert said(run).endswith("nothing differs from the record")  # it is missing, or that of the start before
+        assert said(run).endswith("nothing differs from the record")  # it is missing, or belongs to the start before
         config.write_text("changed")
         assert "config.json is not what entry" in problem(run)
         config.write_text(text)
@@ -129,7 +129,7 @@ def test_a_kill_between_an_entry_and_what_is_written_after_it_is_no_difference(t
     assert "config.json is not what entry 2 (start, step 0) says" in problem(run)
 
 
-def test_a_directory_of_an_export_is_one_place_whatever_it_is_called(tmp_path) -> None:
+def test_two_names_of_an_export_are_one_place(tmp_path) -> None:
     record = start(run := tmp_path / "run")
     save(record, 2)
     for place in ("export", str(run / "export"), f"{tmp_path}/other/../run/export"):
@@ -139,7 +139,7 @@ def test_a_directory_of_an_export_is_one_place_whatever_it_is_called(tmp_path) -
     assert "export/export.json is missing: entry 5 (export, step 2) names it" in problem(run)
 
 
-def test_a_file_that_nobody_names_is_found_in_an_export_and_in_a_checkpoint(tmp_path) -> None:
+def test_an_unknown_file_is_named(tmp_path) -> None:
     record = start(tmp_path / "run")
     path, folder = save(record, 2), export(record, b"weights")
     for name in ("README.md", "bom.json", "model.sig", ".gitattributes"):
@@ -161,7 +161,7 @@ def test_a_file_that_nobody_names_is_found_in_an_export_and_in_a_checkpoint(tmp_
     assert "on 1 rank of p\n" in verdict and verdict.endswith("\nnothing differs from the record")
 
 
-def test_an_export_is_of_a_checkpoint_and_of_a_head_that_were_before_it(tmp_path) -> None:
+def test_an_export_follows_its_checkpoint_and_head(tmp_path) -> None:
     record = start(tmp_path / "run")
     save(record, 2)
     for wrong, words in (
@@ -188,15 +188,15 @@ def planted(record: Record) -> None:
 
 
 def read_before(record: Record) -> None:
-    """The data of a start whose steps count, changed since; what a later start has read otherwise is not compared."""
-    one, two = record.directory / "one", record.directory / "two"
-    one.write_text("1")
-    for step, paths in ((2, (one, two)), (3, (two,))):
-        two.write_text(str(step))
+    """Change the data of a start whose steps count. A file that a later start read otherwise is not compared."""
+    first, second = record.directory / "one", record.directory / "two"
+    first.write_text("1")
+    for step, paths in ((2, (first, second)), (3, (second,))):
+        second.write_text(str(step))
         read = {str(path): sha256(path) for path in paths}
         record.append("start", **START | {"step": step, "files": {"the data": read}})
     assert "base and data: 2 files; 1 are not here, so not compared" in said(record.directory)
-    one.write_text("changed")
+    first.write_text("changed")
 
 
 def replaced_diff(record: Record) -> None:
@@ -231,7 +231,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("forge", FORGED, ids=lambda forge: forge.__name__)
-def test_what_is_forged_is_named(forge, tmp_path) -> None:
+def test_a_forgery_is_named(forge, tmp_path) -> None:
     record = start(tmp_path / "run")
     save(record, 2)
     forge(record)
@@ -239,7 +239,7 @@ def test_what_is_forged_is_named(forge, tmp_path) -> None:
     assert FORGED[forge] in problem(tmp_path / "run")
 
 
-def test_a_record_begins_with_a_start_and_its_entries_are_whole(tmp_path) -> None:
+def test_a_record_begins_with_a_start(tmp_path) -> None:
     Record(tmp_path).append("stop", step=0, why="finished")
     assert "record.jsonl: entry 1 (stop, step 0) comes before the first start" in problem(tmp_path)
     record = start(tmp_path / "run")
@@ -249,7 +249,7 @@ def test_a_record_begins_with_a_start_and_its_entries_are_whole(tmp_path) -> Non
     assert "is not what a run writes: KeyError('manifest')" in problem(tmp_path / "run")
 
 
-def test_what_the_base_has_prepared_is_compared(tmp_path) -> None:
+def test_prepared_files_are_compared(tmp_path) -> None:
     record = start(tmp_path / "run")
     rows = tmp_path / "run" / "anchor" / "rows"
     rows.parent.mkdir()
@@ -264,7 +264,7 @@ def test_what_the_base_has_prepared_is_compared(tmp_path) -> None:
     assert "anchor/documents.npy is named by nothing that entry 2" in problem(tmp_path / "run")
 
 
-def test_a_run_that_trains_meanwhile_is_compared_again(tmp_path) -> None:
+def test_a_run_that_trains_is_compared_again(tmp_path) -> None:
     record = start(tmp_path / "run")
     old, lines = save(record, 2), list[str]()
 
@@ -285,8 +285,8 @@ def test_a_run_that_trains_meanwhile_is_compared_again(tmp_path) -> None:
     assert "step-000004 is missing" in problem(tmp_path / "run")
 
 
-def test_an_export_by_hand_does_not_end_a_run_that_trains(tmp_path) -> None:
-    """Its rows since the last save are in no entry yet."""
+def test_an_export_by_hand_ends_no_run(tmp_path) -> None:
+    """The rows since the run's last save are in no entry yet."""
     record = start(run := tmp_path / "run")
     save(record, 2)
     export(record, b"weights", place=str(tmp_path / "release")).rename(tmp_path / "release")
@@ -299,20 +299,20 @@ def test_an_export_by_hand_does_not_end_a_run_that_trains(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("began", "first", "compared"), [(0, 0, [3, 6, 7]), (4, 4, [6, 7]), (0, 4, [7]), (0, 3, [6, 7])]
 )
-def test_rows_of_means_are_compared_if_all_of_their_steps_are_trained_again(began, first, compared, tmp_path) -> None:
-    """run.log_every=3, and a last row after step 7. A start closes no row: that of step 6 has steps 5 and 6 after a start at 4."""
+def test_rows_of_means_need_all_their_steps(began, first, compared, tmp_path) -> None:
+    """run.log_every=3, and a last row after step 7. After a start at step 4 the row of step 6 has only the steps 5 and 6."""
     kinds = {"train/loss": (3, 6, 7), "validation/loss": (0, 4, 7)}
     rows = [json.dumps({"step": step, name: 1.0}) for name, steps in kinds.items() for step in steps]
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
     of_start = {"config": {"run": {"log_every": 3}}, "step": began}
     segment = Segment(Entry(1, "start", "", of_start), first, [Entry(2, "checkpoint", "", {"step": 7})])
-    found = rows_of(tmp_path, segment)
-    assert [step for step, kind in found if kind == "train"] == compared
-    validated = [step for step, kind in found if kind == "validation"]
+    rows = rows_of(tmp_path, segment)
+    assert [step for step, kind in rows if kind == "train"] == compared
+    validated = [step for step, kind in rows if kind == "validation"]
     assert validated == [0] * (first == 0) + [4] * (first < 4) + [7]
 
 
-def test_a_step_without_a_finite_loss_is_replayed_like_any_other(tmp_path) -> None:
+def test_a_nan_loss_is_replayed(tmp_path) -> None:
     run, again = tmp_path / "run", tmp_path / "again"
     for folder in (run, again):
         save(start(folder, b'{"step": 1, "train/loss": NaN}\n{"step": 2, "train/loss": 0.5}\n'), 2)
@@ -320,23 +320,23 @@ def test_a_step_without_a_finite_loss_is_replayed_like_any_other(tmp_path) -> No
     lines: list[str] = []
     assert compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append) == EXACT
     assert lines == ["steps 1 to 2: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit"]
-    other = START | {"identity": IDENTITY | {"versions": {"torch": "0"}}}
+    changed = START | {"identity": IDENTITY | {"versions": {"torch": "0"}}}
     with pytest.raises(Differs, match=r"entry 1 \(start, step 0\) cannot be replayed here: it was made with torch=0"):
-        compare_segment(Segment(replace(first, content=other), 0, [checkpoint]), run, again, lines.append)
+        compare_segment(Segment(replace(first, content=changed), 0, [checkpoint]), run, again, lines.append)
     rows = (again / "metrics.jsonl").read_text()
     (again / "metrics.jsonl").write_text(rows + '{"step": 2, "validation/loss": 7.0}\n')
     with pytest.raises(Differs, match="the validation curves of step 2 in .* are not those that the replay gives"):
         compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append)
-    Record(run).append("stop", step=2, why="SIGTERM")  # it has cut the last evaluation short
+    Record(run).append("stop", step=2, why="SIGTERM")  # the signal cut the last evaluation short
     assert compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append) == EXACT
     (again / "metrics.jsonl").write_text(rows.replace("NaN", "1.0"))
     with pytest.raises(Differs, match="the train curves of step 1 in .* are not those that the replay gives"):
         compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append)
 
 
-def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch, tmp_path) -> None:
-    """The plan of the record is that of the data as they were: another fingerprint, or another order, is no proof."""
-    found = SimpleNamespace(digest="0123", where="data.jsonl, line 1", items=[5], names={"example", "known"})
+def test_seen_refuses_changed_data(monkeypatch, tmp_path) -> None:
+    """The recorded plan belongs to the data of then. With another fingerprint or order, `--seen` proves nothing."""
+    example = SimpleNamespace(digest="0123", where="data.jsonl, line 1", items=[5], names={"example", "known"})
     batches = {0: (4, 5), 1: (6, 7)}
     train = SimpleNamespace(sources=[SimpleNamespace(fingerprint="of the data")], names=("main",))
     inputs = SimpleNamespace(local=SimpleNamespace(data=Data(())), train=train)
@@ -344,17 +344,17 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch, tmp_pa
     inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
     monkeypatch.setattr(check_step, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
     monkeypatch.setattr(seen_module, "config_of", lambda config: SimpleNamespace(data=None))
-    monkeypatch.setattr(seen_module, "find", lambda *arguments: [found])
+    monkeypatch.setattr(seen_module, "find", lambda *arguments: [example])
     first = plan_after("", 1, ["of the data"], batches[0])
     plan = plan_after(first, 2, ["of the data"], batches[1])
     of_start = {"step": 0, "plan": "", "directory": "/of/another machine", "config": {}, "world_size": 1}
     entries = [Entry(1, "start", "", of_start), Entry(2, "checkpoint", "", {"step": 2, "plan": plan})]
     assert list(seen(entries, "example"))[0] == "0123 | data.jsonl, line 1 | steps 1 (rank 0)"
-    # What nobody can have looked for is said.
+    # Names of no example are reported.
     (ids := tmp_path / "ids.txt").write_text("known\nmisspelt\n")
     monkeypatch.setattr(train, "sources", [Windows(SimpleNamespace(fingerprint="of the data"), 8)])  # pyright: ignore
-    said = list(seen(entries, str(ids)))
-    assert said[1].startswith("1 examples of the training") and said[2:] == [
+    output = list(seen(entries, str(ids)))
+    assert output[1].startswith("1 examples of the training") and output[2:] == [
         "warning: 1 names are of no example: misspelt",
         "warning: the token store of source main keeps no examples: it stays as it is",
     ]
@@ -362,13 +362,13 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch, tmp_pa
     for change in ({"fingerprint": "of others"}, {1: (7, 6)}):
         monkeypatch.setitem(batches, 1, change.get(1, batches[1]))
         monkeypatch.setattr(inputs.train.sources[0], "fingerprint", change.get("fingerprint", "of the data"))
-        said = r"the documents of the steps up to 2 are not those of entry 2 .*: the data changed"
-        with pytest.raises(Differs, match=said):
+        output = r"the documents of the steps up to 2 are not those of entry 2 .*: the data changed"
+        with pytest.raises(Differs, match=output):
             list(seen(entries, "example"))
 
 
-def test_curves_are_compared_with_entries_in_any_order_of_their_rows(tmp_path) -> None:
-    """A save in the background is told after rows that came later."""
+def test_entries_may_come_after_later_rows(tmp_path) -> None:
+    """The entry of a save in the background comes after the entries of later rows."""
     rows = [b'{"step": %d, "train/loss": 1.5}\n' % step for step in (1, 2, 3)]
     record = start(run := tmp_path / "run", b"".join(rows))
     for count in (3, 1, 2, 2):
@@ -381,7 +381,7 @@ def test_curves_are_compared_with_entries_in_any_order_of_their_rows(tmp_path) -
         files._check_metrics(run, entries, entries[0])
 
 
-def test_a_file_that_cannot_be_read_is_no_difference(tmp_path, monkeypatch) -> None:
+def test_an_unreadable_file_is_no_difference(tmp_path, monkeypatch) -> None:
     start(tmp_path / "run")
 
     def refused(*arguments: object) -> str:
@@ -406,7 +406,7 @@ def test_an_interrupted_replay_leaves_no_process(tmp_path) -> None:
     """Ranks have sessions of their own, which Ctrl-C does not reach."""
 
     def interrupted() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process of pytest-xdist ignores
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of pytest-xdist ignores SIGINT
         replay.run_train([sys.executable, "-c", TORCHRUN], str(tmp_path), {})
 
     replaying = get_context("fork").Process(target=interrupted)
@@ -420,21 +420,21 @@ def test_an_interrupted_replay_leaves_no_process(tmp_path) -> None:
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_replay_runs_where_the_directory_of_the_start_is_gone(tmp_path, monkeypatch) -> None:
+def test_a_replay_needs_no_start_directory(tmp_path, monkeypatch) -> None:
     (tmp_path / "train.py").touch()
     content = START | {
         "config": {"run": {"resume": "auto"}, "data": {"cache": None}},
         "directory": str(tmp_path / "gone"),
     }
     content |= {"command": [str(tmp_path / "train.py")]}
-    made = SimpleNamespace(content=content, step=0)
+    recorded = SimpleNamespace(content=content, step=0)
     started: list[str] = []
     monkeypatch.setattr(replay, "run_train", lambda command, directory, _: (started.append(directory) or 0, ""))
-    replay.train_again(Segment(made, 0, [SimpleNamespace(step=2)]), tmp_path / "run", lambda line: None)
+    replay.train_again(Segment(recorded, 0, [SimpleNamespace(step=2)]), tmp_path / "run", lambda line: None)
     assert started == [str(Path.cwd())]
 
 
-def test_an_option_that_a_signature_does_not_answer_is_refused(monkeypatch, capsys) -> None:
+def test_key_refuses_other_options(monkeypatch, capsys) -> None:
     for option in ("--head", "--replay", "--seen"):
         monkeypatch.setattr(sys, "argv", ["verify.py", "release/model", "--key", "release.pub", option, "0" * 32])
         with pytest.raises(SystemExit) as left:

@@ -32,7 +32,7 @@ def main() -> None:
 
     remember_code()  # the children of a check run the same code
     checks = plan.get("checks", ())
-    for script in {part["script"] for part in plan["parts"]} | {one[1] for one in checks if one[0] == "--train"}:
+    for script in {part["script"] for part in plan["parts"]} | {check[1] for check in checks if check[0] == "--train"}:
         training.identity.code_of(Path(script), None)
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
     zygote = Zygote()  # after the imports: they start no thread, which a fork would lose

@@ -7,7 +7,7 @@ from tests.processes import ROOT
 LOSS = "loss = loss_sum / num_targets\n"
 STEP = "            optimizer.step()\n"
 RATE = 'group["lr"] = rate'
-# Name -> (what a user replaces in train.py, by what).
+# Name -> (text of train.py, its replacement).
 EDITS = {
     "micro-batches averaged": (
         LOSS,
@@ -37,8 +37,8 @@ EDITS = {
         f'            parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
     ),
 }
-# At the end of every copy: small matrices to measure the peak, one thread, what the edits call, and a third step in which the
-# run that is killed waits for its SIGKILL, however slow the machine is.
+# The end of every copy: small matrices to measure the peak, one thread, and the functions that the edits call. In its third step
+# the run that is killed waits for its SIGKILL, however slow the machine is.
 END = """
 import dataclasses
 import threading
@@ -69,10 +69,10 @@ if __name__ == "__main__":
 
 
 def write_train(folder: Path, fault: str | None = None) -> Path:
-    """A copy of train.py with a fault of EDITS, or with several, as `A and B`."""
+    """Write a copy of train.py with a fault of EDITS, or with several, as `A and B`. Return its path."""
     text = (ROOT / "train.py").read_text(encoding="utf-8")
-    for one in fault.split(" and ") if fault else ():
-        old, new = EDITS[one]
+    for name in fault.split(" and ") if fault else ():
+        old, new = EDITS[name]
         assert text.count(old) == 1, f"train.py has {old!r} {text.count(old)} times"
         text = text.replace(old, new)
     body, _, end = text.rpartition('if __name__ == "__main__":\n')

@@ -1,4 +1,4 @@
-"""What the check's own process finds in sound models, and in planted faults of attention, weights, memory and precision."""
+"""The checks of the model pass sound models, and name planted faults of attention, weights, memory and precision."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ from tests.tiny import write_tiny_model
 
 
 def compared(run, packed=None) -> tuple[Reference, Result]:
-    """The reference of a run, and the line that compares our losses with it."""
+    """Return the reference of a run, and the line that compares our losses with it."""
     documents, losses = packed_losses(run, packed or load_packed(run))
     expected, reference = compute_reference(run, documents)
     return reference, compare_losses(run, losses, expected)
@@ -47,7 +47,7 @@ def compared(run, packed=None) -> tuple[Reference, Result]:
 
 @pytest.fixture
 def attention():
-    """Registers another packed attention, and the real one again at the end."""
+    """Return a function that registers another packed attention. The real one is registered again at the end."""
     yield lambda function: AttentionInterface.register(packed_attention.NAME, function)
     AttentionInterface.register(packed_attention.NAME, packed_attention.packed_attention)
 
@@ -59,27 +59,29 @@ def attention():
 def test_a_sound_model_passes(tmp_path, family, dtype) -> None:
     write_tiny_model(tmp_path / "model", family=family)
     run = read(tiny_config(tmp_path, compute_dtype=dtype))
-    found = check_isolation(run, load_packed(run))
-    assert (found.status, found.figures["leak"], found.figures["later"]) == (OK, 0, 0), found.text
-    assert found.figures["moved"] > 0 and found.figures["documents"] == 4
+    isolation = check_isolation(run, load_packed(run))
+    assert (isolation.status, isolation.figures["leak"], isolation.figures["later"]) == (OK, 0, 0), isolation.text
+    assert isolation.figures["moved"] > 0 and isolation.figures["documents"] == 4
     _, result = compared(run)
     assert result.status == OK, result.text
     assert result.figures["documents"] == 6 and result.figures["largest_excess"] < (0.5 if dtype == "fp32" else 1)
 
 
-def test_experts_round_by_the_number_of_their_tokens_and_a_leak_is_more(tmp_path, attention) -> None:
+def test_experts_may_round_but_not_leak(tmp_path, attention) -> None:
     write_tiny_model(tmp_path / "model", family="qwen2_moe")
     run = read(tiny_config(tmp_path))
     packed = load_packed(run)
-    found = check_isolation(run, packed)
-    assert found.status == OK and found.figures["leak"] < 1e-5 and "as experts round" in found.text, found.text
+    isolation = check_isolation(run, packed)
+    assert isolation.status == OK and isolation.figures["leak"] < 1e-5 and "as experts round" in isolation.text, (
+        isolation.text
+    )
     assert compared(run, packed)[1].status == OK
     attention(merged)
     assert check_isolation(run, load_packed(run)).status == FAILS
 
 
-def test_a_wrong_gradient_of_the_run_s_kernel_of_experts_does_not_count_as_rounding(tmp_path, monkeypatch) -> None:
-    """As a B200 has given gradients to experts without tokens (pytorch#172439): the reference computes without that kernel."""
+def test_the_reference_avoids_the_kernel_of_experts(tmp_path, monkeypatch) -> None:
+    """A B200 gave gradients to experts without tokens (pytorch#172439). The reference does not use that kernel."""
     write_tiny_model(tmp_path / "model", family="qwen2_moe")
     run = read(tiny_config(tmp_path))
     documents, _ = packed_losses(run, load_packed(run))
@@ -89,23 +91,23 @@ def test_a_wrong_gradient_of_the_run_s_kernel_of_experts_does_not_count_as_round
         return grouped_mm_experts_forward(experts, *arguments) + nothing
 
     monkeypatch.setitem(ExpertsInterface._global_mapping, "grouped_mm", wrong)
-    found = compute_reference(run, documents)[1]
+    with_wrong_kernel = compute_reference(run, documents)[1]
     monkeypatch.undo()
-    assert torch.equal(found.rounding, compute_reference(run, documents)[1].rounding)
+    assert torch.equal(with_wrong_kernel.rounding, compute_reference(run, documents)[1].rounding)
     assert compared(run)[1].status == OK
 
 
 def merged(module, query, key, value, mask, scaling, documents, **kwargs):
-    """Attention in which documents 3 and 4 of a row are one."""
-    found = list(documents.lengths)
-    if len(found) >= 4:
-        found[2:4] = [sum(found[2:4])]
-    whole = DocumentLengths(tuple(found), torch.tensor([0, *found]).cumsum(0).int())
+    """Compute attention that takes documents 3 and 4 of a row as one document."""
+    lengths = list(documents.lengths)
+    if len(lengths) >= 4:
+        lengths[2:4] = [sum(lengths[2:4])]
+    whole = DocumentLengths(tuple(lengths), torch.tensor([0, *lengths]).cumsum(0).int())
     return packed_attention.packed_attention(module, query, key, value, mask, scaling, whole, **kwargs)
 
 
 def both_ways(module, query, key, value, mask, scaling, documents, **kwargs):
-    """Attention of each document that sees later tokens."""
+    """Compute attention in which a token sees later tokens of its document."""
     parts = (x.split(documents.lengths, dim=2) for x in (query, key, value))
     sdpa = torch.nn.functional.scaled_dot_product_attention
     out = [sdpa(q, k, v, scale=scaling, enable_gqa=True) for q, k, v in zip(*parts, strict=True)]
@@ -113,7 +115,7 @@ def both_ways(module, query, key, value, mask, scaling, documents, **kwargs):
 
 
 def spoiled():
-    """Attention in which the last document is not a number as soon as the first one is edited."""
+    """Return attention that gives NaN in the last document as soon as the first document is edited."""
     seen: list[torch.Tensor] = []
 
     def attention(module, query, key, value, mask, scaling, documents, **kwargs):
@@ -135,7 +137,7 @@ def spoiled():
         (spoiled(), "changing document 1 of 4 moves the logits of document 4 by up to inf", True),
     ],
 )
-def test_attention_to_other_documents_and_to_later_tokens_is_found(tmp_path, attention, fault, words, leaks) -> None:
+def test_a_leak_of_attention_fails(tmp_path, attention, fault, words, leaks) -> None:
     run = read(tiny_config(tmp_path))
     attention(fault)
     result = check_isolation(run, load_packed(run))
@@ -143,7 +145,7 @@ def test_attention_to_other_documents_and_to_later_tokens_is_found(tmp_path, att
     assert result.figures["leak"] > 0.01 if leaks else result.figures["leak"] == 0
 
 
-def test_wrong_weights_and_weights_that_are_not_finite_are_found_by_the_loss(tmp_path) -> None:
+def test_wrong_weights_fail_by_their_loss(tmp_path) -> None:
     run = read(tiny_config(tmp_path, compute_dtype="bf16"))
     packed = load_packed(run)
     layers = packed.causal_lm.base_model.layers
@@ -158,12 +160,12 @@ def test_wrong_weights_and_weights_that_are_not_finite_are_found_by_the_loss(tmp
     assert result.status == FAILS and "not finite" in result.text
 
 
-def test_the_reference_is_the_loss_and_gradient_of_the_whole_step(tmp_path) -> None:
-    """With a mixed-in source and with weights: the same as one backward through all micro-batches of the step."""
-    other = write_examples(
+def test_the_reference_equals_the_whole_step(tmp_path) -> None:
+    """With a mixed-in source and with weights, it equals a backward through all micro-batches of the step."""
+    other_file = write_examples(
         tmp_path / "other.jsonl", [(f"why {i}", "the bank shall " * 3) for i in range(8)], weight=0.5
     )
-    run = read(with_mix(tiny_config(tmp_path), other), ranks=2)
+    run = read(with_mix(tiny_config(tmp_path), other_file), ranks=2)
     packed = load_packed(run)
     documents, losses = packed_losses(run, packed)
     reference, result = compared(run)
@@ -181,22 +183,22 @@ def test_the_reference_is_the_loss_and_gradient_of_the_whole_step(tmp_path) -> N
     assert reference.grad_norm == pytest.approx(norm, rel=1e-5)
 
 
-def test_a_model_that_does_not_fit_is_skipped_with_a_line(tmp_path, monkeypatch) -> None:
+def test_a_model_that_does_not_fit_is_skipped(tmp_path, monkeypatch) -> None:
     run = read(tiny_config(tmp_path))
     monkeypatch.setattr(reference, "free_bytes", lambda device, ranks: 0)
     check(run, tmp_path)
-    found = {result["name"]: result for result in json.loads((tmp_path / LINES).read_text())}
-    assert (found["isolation"]["status"], found["loss"]["status"]) == (OK, SKIPPED)
-    assert "--layers 2" in found["loss"]["text"]
+    lines = {result["name"]: result for result in json.loads((tmp_path / LINES).read_text())}
+    assert (lines["isolation"]["status"], lines["loss"]["status"]) == (OK, SKIPPED)
+    assert "--layers 2" in lines["loss"]["text"]
 
 
-def test_the_reference_has_the_bf16_weights_of_a_run_that_trains_them(tmp_path) -> None:
+def test_the_reference_rounds_weights_like_the_run(tmp_path) -> None:
     run = read(tiny_config(tmp_path, optimizer={"memory": "12N"}))
     assert compared(run)[1].status == OK
     assert all(torch.equal(p, p.bfloat16().float()) for p in load_reference(run, 100).parameters())
 
 
-def test_the_reference_has_the_loss_of_the_runs_train_py(tmp_path) -> None:
+def test_the_reference_uses_the_runs_token_losses(tmp_path) -> None:
     run = read(tiny_config(tmp_path))
     plain = compared(run)[0].loss
 
@@ -212,7 +214,7 @@ IDS = torch.arange(3, 43)[None]
 
 
 def logits(path, layers: int | None = None) -> torch.Tensor:
-    """Of transformers' model; of its first `layers` only, if given."""
+    """Return the logits of transformers' model, or of its first `layers` layers."""
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
     if layers is not None:
         model.base_model.layers = model.base_model.layers[:layers]
@@ -221,9 +223,9 @@ def logits(path, layers: int | None = None) -> torch.Tensor:
         return model(IDS, use_cache=False).logits
 
 
-# Those whose config lists something layer by layer, and some without.
+# Families with and without a list of values by layer in their config.
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_sliding", "smollm3"])
-def test_a_cut_model_computes_what_its_first_layers_compute(tmp_path, family) -> None:
+def test_a_cut_model_equals_its_first_layers(tmp_path, family) -> None:
     whole = write_tiny_model(tmp_path / "whole", family=family, tied=family != "llama")
     assert cut_model(whole, 1, tmp_path / "cut") == "the first 1 of 2 decoder layers at full width"
     config = read_model_config(str(tmp_path / "cut"))
@@ -233,8 +235,8 @@ def test_a_cut_model_computes_what_its_first_layers_compute(tmp_path, family) ->
     assert load_tokenizer(str(tmp_path / "cut")).eos_token == "<|im_end|>"
 
 
-def test_a_damaged_model_is_one_sentence_and_no_other_weights_are_made(tmp_path, capfd) -> None:
-    """A tensor that is missing is missing in the cut model too; a file that was cut off is named."""
+def test_a_damaged_model_cannot_be_cut(tmp_path, capfd) -> None:
+    """A missing tensor is missing in the cut model too. A file that was cut off is named."""
     whole = write_tiny_model(tmp_path / "whole")
     file = whole / "model.safetensors"
     tensors = load_file(file)
@@ -250,7 +252,7 @@ def test_a_damaged_model_is_one_sentence_and_no_other_weights_are_made(tmp_path,
     assert capfd.readouterr() == ("", "")
 
 
-def test_train_hands_over_before_anything_is_imported(monkeypatch) -> None:
+def test_train_check_runs_the_check_script(monkeypatch) -> None:
     """`train.py --check` becomes scripts/check.py in the same process, with the same arguments and this train.py."""
     called = []
     monkeypatch.setattr("os.execv", lambda *command: called.append(command) or sys.exit())

@@ -1,4 +1,4 @@
-"""The line *updates* by three saved steps of torch's AdamW, held against the settings of the run and against other ones."""
+"""The line *updates*, from three saved steps of torch's AdamW, with the run's own settings and with wrong settings."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ NAMES = ["layer.weight", "norm.weight"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, ranks) -> Path:
-    """Three steps at a rate of 1e-3, with weight decay on the matrix alone."""
+    """Train three steps at a rate of 1e-3, with weight decay on the matrix alone."""
     return three_steps(tmp_path_factory.mktemp("run"), ranks, 1e-3)
 
 
 def three_steps(folder: Path, ranks: Ranks, peak_of_matrix: float, loses_rate: bool = False) -> Path:
-    """The directory of a run of three steps at a rate of 1e-3, and of this peak for the matrix, which the loop may lose."""
+    """Save three steps at a rate of 1e-3, with a peak rate of its own for the matrix, which the loop may lose."""
     random = torch.Generator().manual_seed(0)
     shapes = dict(zip(NAMES, ((64, 48), (48,)), strict=True))
     parameters = {
@@ -56,7 +56,7 @@ def three_steps(folder: Path, ranks: Ranks, peak_of_matrix: float, loses_rate: b
         ("is_adamw", False, "all 2 trained tensors moved, and only that was checked"),
     ],
 )
-def test_another_rate_decay_or_betas_than_those_of_the_run_are_named(run, monkeypatch, key, value, words) -> None:
+def test_a_wrong_rate_decay_or_beta_is_named(run, monkeypatch, key, value, words) -> None:
     settings = SETTINGS | ({key: value} if key in SETTINGS else {})
     if key == "is_adamw":
         monkeypatch.setattr("scripts.check.updates.is_adamw", lambda checkpoint: value)
@@ -67,21 +67,21 @@ def test_another_rate_decay_or_betas_than_those_of_the_run_are_named(run, monkey
 
 
 @pytest.mark.parametrize("loses_rate", [False, True])
-def test_a_group_of_make_optimizer_moves_at_its_own_rate(ranks, tmp_path, loses_rate) -> None:
-    """A rate of its own is no fault; a loop that gives all groups one rate is."""
+def test_a_group_moves_at_its_own_rate(ranks, tmp_path, loses_rate) -> None:
+    """A group may have its own rate, but the loop must not give all groups the same rate."""
     run = three_steps(tmp_path, ranks, 2e-4, loses_rate)
     result = judge_moves(SETTINGS, RATES, 1e-3, measure_moves(run, SETTINGS, RATES, NAMES))
     words = "layer.weight 5 times as far" if loses_rate else "all 2 tensors moved 1.000 times as far"
     assert result.status == (FAILS if loses_rate else OK) and words in result.text, result.text
 
 
-def test_moments_that_are_all_zero_are_no_good_updates(run) -> None:
+def test_moments_of_zero_fail(run) -> None:
     moves = [Moved(name, True, True, 0, 1.0, torch.zeros(2, 3)) for name in NAMES]
     assert judge_moves(SETTINGS, RATES, 1e-3, moves).status == FAILS
 
 
-def test_another_optimizer_is_none_whose_updates_are_known(run, ranks, tmp_path) -> None:
-    """NAdam has moments of the same names."""
+def test_updates_of_other_optimizers_are_unknown(run, ranks, tmp_path) -> None:
+    """NAdam's moments have the same names as AdamW's."""
     parameter = torch.nn.Parameter(torch.ones(4))
     parameter.grad = torch.ones(4)
     optimizer = torch.optim.NAdam([parameter])
@@ -90,8 +90,10 @@ def test_another_optimizer_is_none_whose_updates_are_known(run, ranks, tmp_path)
     assert is_adamw(checkpoint_of(run, 1)) and not is_adamw(checkpoint_of(tmp_path, 1))
 
 
-def test_the_index_of_a_checkpoint_is_read_once_for_all_tensors(run, monkeypatch) -> None:
+def test_the_checkpoint_index_is_read_once(run, monkeypatch) -> None:
     read, calls = dcp.FileSystemReader.read_metadata, []
-    monkeypatch.setattr(dcp.FileSystemReader, "read_metadata", lambda *one: calls.append(one) or read(*one))
+    monkeypatch.setattr(
+        dcp.FileSystemReader, "read_metadata", lambda *arguments: calls.append(arguments) or read(*arguments)
+    )
     tensors = tensors_of_checkpoint(checkpoint_of(run, 1))
     assert [tensors.read(name).shape for name in NAMES] == [(64, 48), (48,)] and len(calls) == 1

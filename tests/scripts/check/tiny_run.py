@@ -1,4 +1,4 @@
-"""A run of a tiny model as the checks read it."""
+"""The config and the inputs of a run of a tiny model."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from tests.tiny import write_chat_file, write_tiny_model
 
 
 def write_examples(path: Path, examples: list[tuple[str, str]], **keys: object) -> str:
-    """(question, answer) pairs as a file of chats."""
+    """Write (question, answer) pairs as a file of chats, and return its path."""
     lines = [
         json.dumps({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], **keys})
         for q, a in examples
@@ -23,7 +23,7 @@ def write_examples(path: Path, examples: list[tuple[str, str]], **keys: object) 
 
 
 def tiny_config(tmp_path: Path, data: dict | None = None, optimizer: dict | None = None, **model: object) -> Config:
-    """A config of 20 training and 6 validation chats in fp32; `data` and `optimizer` replace settings."""
+    """Return a config with 20 training and 6 validation chats in fp32. `data` and `optimizer` replace settings."""
     path = tmp_path / "model"
     if not path.is_dir():
         write_tiny_model(path)
@@ -43,10 +43,10 @@ def tiny_config(tmp_path: Path, data: dict | None = None, optimizer: dict | None
 
 
 def read(config: Config, ranks: int = 1) -> RunInputs:
-    """The run of a config."""
+    """Read the run of a config."""
     return read_run(config, ranks, torch.device("cpu"), ROOT / "train.py")
 
 
 def with_mix(config: Config, path: str, share: float = 0.2) -> Config:
-    """The config with a second source."""
+    """Add a second source to a config."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, mix=(Source("other", (path,), share),)))

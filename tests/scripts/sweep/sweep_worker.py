@@ -1,4 +1,4 @@
-"""scripts/sweep.py whose children are forked, so that none of them imports the libraries: sweep_worker.py ARGUMENTS.
+"""Run scripts/sweep.py with forked children, which need not import the libraries: sweep_worker.py ARGUMENTS.
 
 test_children.py has the tests of children with an interpreter of their own: signals, cores, and the death of the parent.
 """

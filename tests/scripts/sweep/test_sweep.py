@@ -1,4 +1,4 @@
-"""A sweep: which runs its arguments are, and the table of runs as train.py leaves them: figures, notes, refusals."""
+"""A sweep: the runs of its arguments, the table and notes of their results, and refusals."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_product_of_all_values_with_every_seed(config) -> None:
     assert len({run.name for run in grid.runs}) == 12
 
 
-def test_names_do_not_depend_on_how_a_value_is_written(config) -> None:
+def test_equal_values_give_equal_names(config) -> None:
     grids = [make_grid(config, [f"optimizer.learning_rate={text}"], None, "out") for text in ("1e-3,1", "0.001,1.0")]
     names = [[run.name for run in grid.runs] for grid in grids]
     assert names[0] == names[1] and names[0][0] == "learning_rate-0.001_seed-5"  # the config's seed
@@ -95,7 +95,7 @@ def test_a_mistake_is_one_sentence(config, values, seeds, sentence) -> None:
         ([], "test/f1:max", "a sweep chooses by a curve on data.validation"),
     ],
 )
-def test_runs_are_compared_on_validation_data_and_never_on_a_test(config, values, by, sentence) -> None:
+def test_a_sweep_never_reads_a_test(config, values, by, sentence) -> None:
     grid = make_grid(config, values, 2, "out")
     if sentence is None:
         assert Sweep(grid, by).curve == LOSS
@@ -105,7 +105,7 @@ def test_runs_are_compared_on_validation_data_and_never_on_a_test(config, values
 
 
 def write_run(run: Trial, loss: float, base: float = 6.0, step: int = 8) -> None:
-    """What a finished run leaves, as far as a sweep reads it. The best step is 4, the last is 8."""
+    """Write the files of a finished run that a sweep reads. The best step is 4, the last is 8."""
     directory = Path(run.config.run.directory) / run.name
     (directory / "export").mkdir(parents=True)
     (directory / "export" / "export.json").write_text(json.dumps({"step": step}))
@@ -116,7 +116,7 @@ def write_run(run: Trial, loss: float, base: float = 6.0, step: int = 8) -> None
 
 @pytest.fixture
 def make(tmp_path, config):
-    """(arguments, seeds) -> the grid of a sweep in tmp_path/out."""
+    """Return a function (arguments, seeds) -> the grid of a sweep in tmp_path/out."""
     return lambda arguments, seeds=None: make_grid(config, arguments, seeds, str(tmp_path / "out"))
 
 
@@ -155,32 +155,32 @@ def test_mean_spread_and_order_of_the_points(make) -> None:
     ]
 
 
-def test_the_best_at_the_edge_of_the_grid_is_said(make) -> None:
+def test_a_best_value_at_the_edge_is_noted(make) -> None:
     grid = make(["optimizer.learning_rate=1e-3,1e-4,3e-4", "optimizer.epochs=1,2,3", "data.too_long=drop,truncate"])
     for run in grid.runs:
         settings = run.config.optimizer
         write_run(
             run, 1 + 100 * settings.learning_rate + abs(settings.epochs - 2) + (run.config.data.too_long == "drop")
         )
-    found = sentences(Sweep(grid, LOSS))
-    assert found[0].startswith(
+    notes = sentences(Sweep(grid, LOSS))
+    assert notes[0].startswith(
         "the best optimizer.learning_rate, 1e-4, is the smallest of the grid: the optimum may lie"
     )
-    assert "add smaller values to the same command" in found[0]
-    assert len(found) == 2 and found[1].endswith("with one seed the spread is not known (--seeds 3)")
+    assert "add smaller values to the same command" in notes[0]
+    assert len(notes) == 2 and notes[1].endswith("with one seed the spread is not known (--seeds 3)")
     Path(grid.out, grid.runs[0].name, "export", "export.json").unlink()
-    sweep = Sweep(grid, LOSS)  # a point that is not done changes nothing about the best
-    assert sentences(sweep)[0] == found[0] and len(left(sweep)) == 1
+    sweep = Sweep(grid, LOSS)  # an unfinished point does not change the best
+    assert sentences(sweep)[0] == notes[0] and len(left(sweep)) == 1
     assert sentences(sweep)[-1] == "runs that are not finished: 1; the best point can still change"
 
 
-def test_an_edge_is_not_judged_before_every_value_has_a_result(make) -> None:
+def test_an_edge_waits_for_all_results(make) -> None:
     grid = make([RATES])
     write_run(grid.runs[0], 1.0)
     assert sentences(Sweep(grid, LOSS)) == ["runs that are not finished: 1; the best point can still change"]
 
 
-def test_a_higher_score_is_better_and_the_exported_step_counts(make) -> None:
+def test_a_run_is_judged_by_its_exported_step(make) -> None:
     grid = make([RATES])
     for run, score, step in zip(grid.runs, (0.8, 0.9), (4, 8), strict=True):
         write_run(run, score, base=0.95, step=step)
@@ -190,14 +190,14 @@ def test_a_higher_score_is_better_and_the_exported_step_counts(make) -> None:
     assert "no point is better than the base model, whose validation/loss is 0.95" in sentences(sweep)
 
 
-def test_the_best_point_is_held_against_its_own_base(make) -> None:
+def test_the_best_point_is_compared_with_its_base(make) -> None:
     grid = make(["model.path=a,b"])
     for run, loss, base in zip(grid.runs, (4.0, 5.0), (3.0, 9.0), strict=True):
         write_run(run, loss, base)
     assert any("whose validation/loss is 3" in line for line in sentences(Sweep(grid, LOSS)))
 
 
-def test_a_diverged_seed_keeps_a_point_from_being_the_best(make) -> None:
+def test_a_point_with_a_diverged_seed_loses(make) -> None:
     grid = make(["optimizer.learning_rate=1e-4,1e-2"], 2)
     for run, loss in zip(grid.runs, (4.0, 4.2, 3.0, float("nan")), strict=True):
         write_run(run, loss)
@@ -207,7 +207,7 @@ def test_a_diverged_seed_keeps_a_point_from_being_the_best(make) -> None:
     assert f"{grid.runs[3].name} diverged: its validation/loss is nan" in sentences(sweep) and not left(sweep)
 
 
-def test_other_settings_other_data_and_another_sweep_are_refused(make, tmp_path, monkeypatch) -> None:
+def test_a_changed_sweep_is_refused(make, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.jsonl").write_text("a")
     grid = make([RATES])
@@ -240,14 +240,14 @@ def test_other_settings_other_data_and_another_sweep_are_refused(make, tmp_path,
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_damaged_file_of_an_earlier_start_is_one_sentence(make, tmp_path, content) -> None:
+def test_a_damaged_sweep_json_is_one_sentence(make, tmp_path, content) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sweep.json").write_text(content)
     with pytest.raises(UserError, match="sweep.json is damaged; remove it, or choose another --out"):
         make([RATES])
 
 
-def test_a_larger_grid_keeps_what_is_finished_and_another_curve_is_refused(make) -> None:
+def test_a_larger_grid_keeps_finished_runs(make) -> None:
     smaller = make([RATES], 1)
     for run in smaller.runs:
         write_run(run, 4.0)

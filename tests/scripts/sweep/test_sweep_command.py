@@ -1,4 +1,4 @@
-"""scripts/sweep.py on a tiny model: stopped in the middle and continued, it prints the table of uninterrupted runs."""
+"""scripts/sweep.py on a tiny model: stopped and continued, it prints the same table as without an interruption."""
 
 import json
 import os
@@ -18,17 +18,17 @@ pytestmark = pytest.mark.slow
 SWEEP = Path(__file__).with_name("sweep_worker.py")
 VALUES = ("optimizer.learning_rate=1e-2,1e30", "run.save_every=1", "--parallel", "2")
 STEPS = 24  # enough to be stopped in the middle
-PATIENCE = 300  # seconds; far above what it takes
+PATIENCE = 300  # seconds; far more than needed
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model, data with a test file beside them, and a config."""
+    """Write a model, data with a test file beside them, and a config."""
     folder = tmp_path_factory.mktemp("sweep")
     write_tiny_model(folder / "model")
     for name, count in (("train", 16), ("validation", 6), ("test", 4)):
         write_chat_file(folder / f"{name}.jsonl", count, seed=count)
-    os.utime(folder / "test.jsonl", (0, time.time()))  # reading it would set the first of the two
+    os.utime(folder / "test.jsonl", (0, time.time()))  # reading the file would set its first time
     (folder / "config.py").write_text(f"""
 from configs.config import *
 config = Config(
@@ -46,7 +46,7 @@ config = Config(
 
 
 def stop_in_the_middle(folder: Path, out: Path) -> str:
-    """Start the sweep, send SIGINT when its first run has saved a step, and return what it printed."""
+    """Start the sweep, send SIGINT when its first run has saved a step, and return the output."""
     run = out / "learning_rate-0.01_seed-0"
 
     def stop(pid: int, is_running: Callable[[], bool]) -> None:
@@ -66,7 +66,7 @@ def test_stopped_and_continued(folder) -> None:
     out = folder / "out"
     stopped = stop_in_the_middle(folder, out)
     assert "the running scripts save and end" in stopped
-    # The other run may not have begun, be on its way, or have diverged already.
+    # The second run may not have begun, may be running, or may have diverged.
     assert re.search("[01] of 2 runs are done; run the same command again to continue", stopped)
     before = json.loads((out / "sweep.json").read_text())
     assert before["best"] is None and not before["is_complete"]
