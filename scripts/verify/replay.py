@@ -143,7 +143,7 @@ def compare_segment(segment: Segment, run: Path, replayed: Path, say: Say) -> in
             problem = problem or f"the tensors after step {entry.step} are not those of {entry}"
     last, count = segment.checkpoints[-1].step, len({entry.step for entry in segment.checkpoints})
     before, after = (rows_of(directory, segment) for directory in (run, replayed))
-    ignored = _rows_not_compared(segment, run, before.keys(), after.keys())
+    ignored = _rows_not_compared(segment, run, {*before}, {*after})
     keys = sorted((before.keys() & after.keys()) - ignored)
     lone = sorted((before.keys() ^ after.keys()) - ignored)
     if differing := lone or [key for key in keys if before[key] != after[key]]:

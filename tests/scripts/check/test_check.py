@@ -155,7 +155,7 @@ def test_mistakes_end_in_one_sentence(folder, on_one_rank) -> None:
     assert not (folder / "mistakes").exists()
 
 
-def test_a_wrong_clip_and_export_fail(folder, item, tmp_path) -> None:
+def test_a_wrong_clip_and_export_fail(folder, on_one_rank, tmp_path) -> None:
     """Compare a sound run with a wrong optimizer.max_grad_norm, and with a changed export."""
     run = Path(shutil.copytree(folder / "runs" / ".check-optimizer-not-restored" / "straight", tmp_path / "straight"))
     config, first = load_config(folder / "config.py"), checkpoint_of(run, 1)
