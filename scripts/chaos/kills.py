@@ -31,7 +31,7 @@ def kill_a_rank(launch: Launch, rng: random.Random) -> None:
     kill(ranks[rng.choice(sorted(ranks))])
 
 
-# Name -> what it does to a running launch. After it, the other processes must end by themselves.
+# Name -> how it kills a running launch. After the kill the other processes must end by themselves.
 FORMS: dict[str, Callable[[Launch, random.Random], None]] = {
     "a rank": kill_a_rank,
     "launcher": lambda launch, rng: kill(launch.process.pid),

@@ -1,7 +1,7 @@
 """All processes that one command started, for scripts that watch them, kill them and leave none behind. Linux only.
 
 torchrun gives every rank a session of its own, and ranks outlive a launcher that is killed. Every process inherits a mark in
-its environment, by which /proc finds all of them.
+its environment, by which it is found in /proc.
 """
 
 import os

@@ -80,7 +80,7 @@ def run_children(
 
 
 def child_environment(world_size: int, folder: Path) -> dict[str, str]:
-    """Return the environment of this rank's child, as torchrun would set it for `world_size` ranks."""
+    """Return the child's environment, as torchrun would set it for `world_size` ranks."""
     environment = environment_of_no_rank()
     # A copy of train.py works from any directory.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))

@@ -1,7 +1,7 @@
 """Prove a run on the user's own config, data, model and machine before it is paid for (docs/check.md).
 
-The ranks of a check hold no memory on a GPU and train nothing. They start real runs of the user's train.py as children, kill one
-of them, and judge the files of these runs. One more child checks data and model (scripts/check/step.py).
+The ranks of a check hold no memory on a GPU and train nothing. They start real runs of the user's train.py as children, kill a
+run, and judge the files of all runs. Another child checks data and model (scripts/check/step.py).
 """
 
 import argparse
@@ -210,7 +210,7 @@ def run_children(
 
 
 def train_command(check: Check, name: str) -> tuple[str, ...]:
-    """Return `train.py CONFIG ...` of one of the check's runs: the real config, data, plan and ranks, for three steps."""
+    """Return the command of a run of the check: the real config, data, plan and ranks, for three steps."""
     changes = (f"{key}={value}" for key, value in changed_settings(check, name).items())
     return (str(check.script), *check.arguments, *changes)
 
@@ -265,7 +265,7 @@ def run_checks(check: Check) -> dict:
 
 
 def attempt(check: Check, name: str, do: Callable[[], T]) -> T | None:
-    """Return `do()`, or add a line that fails if one of its runs does."""
+    """Return `do()`, or add a line that fails if a run in it fails."""
     try:
         return do()
     except (ChildFailed, UserError) as error:

@@ -1,7 +1,7 @@
 """The reference of step 1: transformers' own model on each document alone, with the loss of the run's train.py.
 
-Nothing of the packed path takes part in it. It is computed in fp32 and in bf16: the distance between the two is the rounding of
-this model on these documents, and all tolerances are multiples of it.
+It uses no code of the packed path. It is computed in fp32 and in bf16: their distance is the rounding error of this model on these
+documents, and all tolerances are multiples of this error.
 """
 
 import json
@@ -73,7 +73,7 @@ class Reference:
     """The loss and gradient of step 1, with which the run's own first step is compared.
 
     gradient: of (sum of losses / sum of weights of the whole step), some elements of each tensor. rounding: how far the run's
-    compute dtype may move each of them. Both are `(elements,)`, on the CPU.
+    compute dtype may move each element. Both are `(elements,)`, on the CPU.
     """
 
     loss: float  # nats per target

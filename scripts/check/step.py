@@ -12,7 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import common  # noqa: F401, I001  first: it silences the warnings of what transformers imports
+import common  # noqa: F401, I001  first: it silences warnings of the libraries that transformers imports
 
 import argparse
 import dataclasses

@@ -32,9 +32,9 @@ def checkpoint_of(run: Path, step: int) -> Path:
 class Moved(NamedTuple):
     """How far one tensor moved in steps 2 and 3, compared with AdamW's prediction.
 
-    betas: the squared gradient of step 1 by the second moment, divided by the one by the first moment; 1 with the right betas.
-    sums: `(2, 3)` in fp64, sums over the elements of (move x prediction, prediction squared, variance of the first by rounding).
-    The first row predicts the whole move from the stored moments, the second predicts the move by a weight decay of 1.
+    betas: the second moment's estimate of step 1's squared gradient, divided by the first moment's estimate; 1 if the betas are
+    right. sums: `(2, 3)` in fp64, sums over the elements of (move x prediction, prediction squared, variance of the first by
+    rounding). The first row predicts the whole move from the stored moments, the second a weight decay of 1 alone.
     """
 
     name: str
