@@ -1,6 +1,6 @@
 """Continual pre-training before configs/xbrl.py: an 8B model reads the EBA's reporting framework on 8 GPUs of 80 GB.
 
-python scripts/regulator.py cpt --out artifacts/cpt
+python xbrl/scripts/regulator.py cpt --out artifacts/cpt
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
 python scripts/data.py build artifacts/cpt/train.jsonl --model artifacts/models/Qwen3-8B --out artifacts/tokens/cpt-Qwen3-8B
 torchrun --nproc_per_node=8 train.py configs/xbrl_cpt.py

@@ -1,6 +1,6 @@
 """The banking supervisor's task at a size for a laptop: fine-tune SmolLM2-135M on 2 CPU cores.
 
-python scripts/make_reports.py --style short --out artifacts/xbrl_short
+python xbrl/scripts/make_reports.py --style short --out artifacts/xbrl_short
 python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/xbrl_laptop.py
 
@@ -29,7 +29,7 @@ config = Config(
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
     # The gathered bf16 parameters are small (270 MB), and grad_op gathers them once per step instead of twice.
     sharding=Sharding(strategy="grad_op"),
-    # What scores the answers of run.eval_generate=N.
-    eval=Eval(metric="xbrl.answers.curves:scores"),
+    # The task that scores the answers of run.eval_generate=N.
+    eval=Eval(metric="xbrl.task"),
     run=Run(name="xbrl_laptop", eval_every=100, eval_general=True, save_every=50, keep_last=1),
 )

@@ -1,6 +1,6 @@
 """configs/xbrl.py with LoRA in place of full fine-tuning: an 8B model on bank reports, on 8 GPUs (docs/results.md).
 
-python scripts/make_reports.py --out artifacts/xbrl
+python xbrl/scripts/make_reports.py --out artifacts/xbrl
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
 torchrun --nproc_per_node=8 train.py configs/xbrl_lora.py
 

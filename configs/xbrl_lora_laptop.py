@@ -1,6 +1,6 @@
 """configs/xbrl_laptop.py with LoRA in place of full fine-tuning: SmolLM2-135M on 2 CPU cores (docs/results.md).
 
-python scripts/make_reports.py --style short --out artifacts/xbrl_short
+python xbrl/scripts/make_reports.py --style short --out artifacts/xbrl_short
 python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/xbrl_lora_laptop.py
 

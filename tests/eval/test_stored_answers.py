@@ -7,7 +7,7 @@ from common.errors import UserError
 from eval.asked_examples import choose_examples, read_as
 from eval.report import table
 from eval.stored_answers import read_answers, score_stored, write_answers
-from xbrl.answers.scores import score_answers
+from eval.task import ANY_CHAT
 
 BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
@@ -28,7 +28,7 @@ def score(tmp_path):
         write_json_lines(tmp_path / "test.jsonl", examples)
         rows = [dict(zip(("id", "answer"), one, strict=True)) if isinstance(one, tuple) else one for one in answers]
         write_json_lines(tmp_path / "answers.jsonl", rows)
-        return score_stored(tmp_path / "test.jsonl", tmp_path / "answers.jsonl", score_answers, **options)
+        return score_stored(tmp_path / "test.jsonl", tmp_path / "answers.jsonl", ANY_CHAT.score, **options)
 
     return call
 
@@ -37,9 +37,8 @@ def test_answers_are_found_by_their_ids(score, tmp_path):
     write_json_lines(tmp_path / "train.jsonl", EXAMPLES)
     result, before = score([("b", "garbage"), ("a", BREACH)], train=tmp_path / "train.jsonl")
     assert before is None and result["n_examples"] == 3 and result["model"] == str(tmp_path / "answers.jsonl")
-    assert [(one["id"], one["predicted"]) for one in result["answers"]] == [("a", ["LCR_MIN"]), ("b", None)]
-    violations = result["violations"]
-    assert violations["micro"]["precision"] == 0.5 and "character n-grams" in violations["baselines"]
+    assert [(answer["id"], answer["exact"]) for answer in result["answers"]] == [("a", True), ("b", False)]
+    assert result["exact_match"] == {"n": 2, "share": 0.5}
     write_answers(tmp_path / "again.jsonl", EXAMPLES[::2], [BREACH, "garbage"])
     assert read_answers(tmp_path / "again.jsonl") == read_answers(tmp_path / "answers.jsonl")
 

@@ -43,7 +43,7 @@ def run_successfully(folder: Path, *arguments: str, model: str = "model") -> str
 @pytest.fixture(scope="module")
 def output(folder) -> str:
     """The output of an extension with the default initialisation."""
-    options = ("--held-out", "held_out.jsonl", "--loss-bytes", "1500", "--new-tokens", "40")
+    options = ("--task", "xbrl.task", "--held-out", "held_out.jsonl", "--loss-bytes", "1500", "--new-tokens", "40")
     return run_successfully(folder, "--out", "new", *options)
 
 
@@ -107,6 +107,7 @@ def test_printed_loss_is_that_of_the_written_model(folder) -> None:
     [
         (("--min-count", "1000"), "lower --min-count"),
         (("--noise", "-1"), "--noise must be 0 or more, not -1.0"),
+        (("--forms",), "--forms are texts of a task; name one that has some with --task MODULE"),
     ],
 )
 def test_errors_are_one_sentence_and_leave_nothing(folder, arguments, message) -> None:

@@ -34,30 +34,20 @@ The quickstart has no section `Note:`. It says the fact of a note in a check (`S
 clients: met`. Its lines have signs: `CET1 ratio 7.31% >= 4.5%: met`.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from common.errors import UserError
 from xbrl.read.render import cell_name, format_figure
-from xbrl.rules.findings import note_rules
-from xbrl.rules.note_facts import KINDS, NoteFact
-from xbrl.rules.rules import RuleResult, built_in_rules
+from xbrl.rules.note_facts import NoteFact
+from xbrl.rules.rules import RuleResult
 
-LETTER = "\nDirective:\n"  # what follows it is free
 # Kind of note -> what a check of the quickstart calls it if it applies, and if it does not.
 SUBJECTS = {
     "pledged": ("pledged assets", "free assets"),
     "connected": ("connected clients", "separate clients"),
     "waiver": ("exempt", "bound"),
 }
-MAX_LINES = 12
-MAX_CHECKS = 30
-MAX_FACTS = 3
 _LIMITS = {">=": "min", "<": "min", "<=": "max", ">": "max"}
-_NAME = r"[\w ,()/&'’*+-]"  # a character of a cell, a client or a ratio
-_LEGAL = r"[A-Z0-9][A-Za-z0-9 ,;()/.-]{2,100}"
-_FIGURE = r"-?\d{1,15}(?:\.\d{1,6})?(?:%| thousand| million| bn| mn| k)?"
 
 
 def write_answer(violated: Iterable[RuleResult], directive: str, facts: Iterable[NoteFact] = ()) -> str:
@@ -109,39 +99,3 @@ def write_violation(result: RuleResult) -> str:
     value = "not reported" if result.missing else format_figure(result.known_value, result.unit, result.decimals)
     limit = f"{result.relation} {result.printed_limit}"
     return " | ".join((result.rule_id, cell_name(result.cell, result.row), value, limit, result.legal))
-
-
-def answer_grammar(examples: Sequence[dict]) -> str:
-    """A regular expression for answers of the forms that those of `examples` have: headings, rule ids and the shape of a line
-    are fixed, the rest is free. With it a model that never saw this form can be asked what it knows of the content.
-
-    It is made for partial matching: every prefix of a match can be continued. Raises `UserError` if no answer has one of
-    them.
-    """
-    answers = [example["messages"][-1]["content"].lstrip() for example in examples]
-    rules = [rule.id for rule in built_in_rules() if rule.kind != "trigger"] + list(note_rules())
-    ids = "|".join(map(re.escape, rules))
-    cell = rf"(?:{_NAME.replace(' ', '')}|\.)(?:{_NAME}|\.){{0,59}}"  # a cell of blanks would be none
-    violation = rf"(?:{ids}) \| {cell} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
-    value = rf"(?:{_FIGURE}|{_FIGURE}(?:(?: [-+/=] |, ){_FIGURE}){{1,5}} = {_FIGURE})"
-    verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
-    what = rf"[A-Z](?:{_NAME}|\.){{1,160}}?(?<! min)(?<! max)"  # `CET1 ratio min 4.5%` has no figure
-    more = rf"(?:>=|<|min|max) {_FIGURE}: {verdict}"  # on the figure of the line above
-    check = rf"{what}(?:(?: {value}(?: !?= {_FIGURE})?)?: {verdict}| {value} (?:[<>]=?|min|max) {_FIGURE}: {verdict}(?:\n{more}){{0,2}})"
-    who = r"(?:-|[^\s|-][^|\n]{1,119}?)"
-    fact = (
-        rf"(?:{'|'.join(KINDS)}) \| (?:applies|does not apply) \| (?:-|EUR [1-9]\d{{5,11}}) \| {who} \| "
-        r"(?:-|20\d\d-[01]\d-[0-3]\d) \| \"[^\n|]{10,300}?\""
-    )
-    violations = rf"Violations:\n(?:none|{violation}(?:\n{violation}){{0,{MAX_LINES - 1}}})"
-    checks = rf"Checks:\n(?:none|{check}(?:\n{check}){{0,{MAX_CHECKS - 1}}})"
-    notes = rf"Note:\n(?:none|{fact}(?:\n{fact}){{0,{MAX_FACTS - 1}}})\n"
-    forms = {"Violations:": violations, "Checks:": checks}
-    forms |= {rf"Note:\n(?:.+\n)+?{heading}": notes + form for heading, form in forms.items()}
-    used = [form for start, form in forms.items() if any(re.match(start, answer) for answer in answers)]
-    if not used:
-        raise UserError(
-            "--constrained knows the answers of this project only, and none of the examples starts with `Note:`, "
-            "`Violations:` or `Checks:`; leave the option out"
-        )
-    return rf"(?:{'|'.join(used)}){LETTER}.+"

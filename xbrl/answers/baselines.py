@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.asked_examples import has_answer, report_of
-from eval.comparison.measures import ENGINE
+from data.files import Reading
+from data.formats import read_examples
+from eval.asked_examples import report_of
 from xbrl.answers.composed import PERCENTAGE, hidden_states, note_predictions, printed_report, probability
 from xbrl.answers.note_scores import note_of, score_notes
 from xbrl.answers.scores import labelled, micro_f1, note_f1
@@ -26,8 +27,11 @@ from xbrl.rules.note_facts import NoteFact
 
 Matrix = Any  # a scipy.sparse.csr_matrix
 
-NGRAMS, THRESHOLDS, COMPOSED, PROBE = "character n-grams", "thresholds", "engine + note words", "engine + note states"
-BESIDE = "default: the file of this name beside --data, where a data card of bank reports lies"
+NGRAMS, THRESHOLDS, ENGINE = "character n-grams", "thresholds", "rule engine"
+COMPOSED, PROBE = "engine + note words", "engine + note states"
+BESIDE = (
+    "default: the file of this name beside --data, as is the one of --train, if a data card of bank reports lies there"
+)
 MAX_CHARACTERS = 2_000_000  # of training reports from which n-grams are learned; more take minutes
 MAX_FEATURES = 30_000  # n-grams that the regressions see
 FOLDS = 2  # parts of the training that are held out in turn
@@ -80,48 +84,53 @@ def baseline_predictions(
 
 
 def add_baseline_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--train`, `--validation` and `--probe`, which say what the baselines are fitted on, tuned on, and read notes with."""
-    parser.add_argument("--train", type=Path, help=f"the training split, on which the baselines are fitted ({BESIDE})")
-    tuned = f"the validation split, on which they are tuned, beside parts of --train that are held out ({BESIDE})"
+    """Add `--validation`, on which the baselines are tuned, and `--probe`, the model that reads notes for one of them."""
+    tuned = f"the validation split, on which the baselines are tuned, beside held-out parts of --train ({BESIDE})"
     parser.add_argument("--validation", type=Path, help=tuned)
-    probe = "a baseline more: the engine, and what a regression reads in this model's mean hidden states of the notes"
+    probe = "add a baseline: the engine, and a regression on this model's mean hidden states of the notes"
     parser.add_argument("--probe", metavar="BASE", help=probe)
 
 
-def with_siblings(arguments: argparse.Namespace) -> argparse.Namespace:
-    """The arguments; `train` and `validation` that are not given are the files beside `data`, in a corpus of this case."""
+def set_default_splits(arguments: argparse.Namespace) -> None:
+    """Set `train` and `validation`, if missing, to the files beside `data`, provided that a data card of this case lies there."""
     try:
         is_corpus = "baselines" in json.loads(arguments.data.with_name("dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
-        return arguments
+        return
     for split in ("train", "validation") if is_corpus else ():
         path = arguments.data.with_name(f"{split}.jsonl")
         if getattr(arguments, split) is None and path.is_file() and path != arguments.data:
             setattr(arguments, split, path)
-    return arguments
 
 
-def baseline_tasks(
+def read_baseline_options(arguments: argparse.Namespace, reading: Reading) -> dict[str, Any]:
+    """Return the arguments `validation` and `probe` of `baseline_predictions`. Raise UserError if a file cannot be read."""
+    validation = read_examples(arguments.validation, reading) if arguments.validation else []
+    return {"validation": validation, "probe": arguments.probe}
+
+
+def baseline_results(
     examples: Sequence[dict],
     training: Sequence[dict] | None,
     where: str,
     validation: Sequence[dict] = (),
     probe: str | None = None,
 ) -> dict[str, dict]:
-    """Baseline -> its answers in the form of a result of scripts/evaluate.py. Empty for another task.
-
-    `examples` are those that the models answered.
-    """
-    asked = labelled([*filter(has_answer, examples)], where)
-    known = labelled([*filter(has_answer, training or ())], "the training split")
+    """Return the answers of each baseline to `examples`, in the form of a result of scripts/evaluate.py."""
+    asked, known = labelled(examples, where), labelled(training or (), "the training split")
     return {
         name: {
             "answers": [
-                {"id": one.get("id"), "cluster": one.get("bank"), "true": one["violations"], "predicted": list(rules)}
-                for one, rules in zip(asked, said.rules, strict=True)
+                {
+                    "id": example.get("id"),
+                    "cluster": example.get("bank"),
+                    "true": example["violations"],
+                    "predicted": list(rules),
+                }
+                for example, rules in zip(asked, prediction.rules, strict=True)
             ]
         }
-        for name, said in baseline_predictions(known, asked, validation, probe).items()
+        for name, prediction in baseline_predictions(known, asked, validation, probe).items()
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
-from eval.rouge import mean, rouge_l, score_whole_answers
+from eval.rouge import mean, rouge_l
 from xbrl.answers.answer_reader import Answer, Claim, facts_of_checks, letter_in, parse_answer, read_facts
 from xbrl.answers.letter_scores import score_letters, score_measures
 from xbrl.answers.note_scores import score_notes, true_facts
@@ -26,17 +26,14 @@ def score_answers(
 ) -> dict:
     """Score `texts`, the model's answers to `examples` (conversations that end with the assistant's message).
 
-    An answer that cannot be read has an empty letter, and names the rule `UNREADABLE`, which is never true. The baselines are
-    fitted on `training`, the training split, if given; see `baselines.baseline_predictions` for `validation` and `probe`.
-    Examples of another task, without violations, are scored by `rouge.score_whole_answers` instead.
+    An answer that cannot be read has an empty letter, and predicts the rule `UNREADABLE`, which is never true. The baselines are
+    fitted on `training`, the training split, if given; `validation` and `probe` are those of `baselines.baseline_predictions`.
 
-    Raises `UserError` as `true_answers` does; it names the file `where` or `train_where`.
+    Raise UserError as `true_answers` does; it names the file `where` or `train_where`.
     """
-    from xbrl.answers.baselines import score_baselines  # which uses the scores of this module
+    from xbrl.answers.baselines import score_baselines  # which imports this module
 
     true = true_answers(examples, where)
-    if true is None:
-        return score_whole_answers(examples, texts)
     read = [parse_answer(text) for text in texts]
     letters = [answer.directive if answer else "" for answer in read]
     labels = [labels_of(answer) for answer in read]
@@ -90,29 +87,33 @@ def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict
 
 
 def labelled(examples: Sequence[dict], where: str) -> list[dict]:
-    """The examples with the field `violations`, from `true_answers`; none if they are of another task."""
-    true = true_answers(examples, where) or []
-    return [one | {"violations": list(truth.rule_ids)} for one, truth in zip(examples, true, strict=False)]
+    """Return the examples with the field `violations`, from `true_answers`."""
+    true = true_answers(examples, where)
+    return [example | {"violations": list(answer.rule_ids)} for example, answer in zip(examples, true, strict=True)]
 
 
-def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
-    """The true violations, their facts and the directive of each example; None if no example has them (another task).
+def true_answers(examples: Sequence[dict], where: str) -> list[Answer]:
+    """Return the true violations of each example, their facts, and the directive.
 
     Violations come from the example's field `violations`, or else from the assistant's last message; facts from that message.
 
-    Raises `UserError` as `check_scored_fields` does, and if only some of the examples have violations; it names the file `where`
-    and the first of the others.
+    Raise UserError as `check_scored_fields` does, and for the first example without violations; it names the file `where`.
     """
     check_scored_fields(examples, where)
-    answers = [_true_answer(example) for example in examples]
-    known = [answer for answer in answers if answer]
-    if known and len(known) < len(answers):
-        first = answers.index(None)
-        raise UserError(
-            f"{where}, example {examples[first].get('id', first + 1)}: neither a field `violations` nor an answer of the form "
-            f"`Violations: ... Directive: ...`, although other examples have one; add it or remove the example."
-        )
-    return known or None
+    answers = []
+    for number, example in enumerate(examples, 1):
+        if (answer := _true_answer(example)) is None:
+            raise UserError(
+                f"{where}, example {example.get('id', number)}: neither a field `violations` nor an answer of the form "
+                "`Violations: ... Directive: ...`; add it or remove the example, or leave out the task xbrl.task"
+            )
+        answers.append(answer)
+    return answers
+
+
+def check_examples(examples: Sequence[dict], where: str) -> None:
+    """Raise UserError if an example cannot be scored, as `true_answers` does."""
+    true_answers(examples, where)
 
 
 def _true_answer(example: dict) -> Answer | None:

@@ -1,7 +1,4 @@
-"""Tables of the supervisor's task: those of `eval/report.py` with rules, notes, findings, letters and baselines added.
-
-A result of another task has none of these and gives the same table as `eval/report.py`.
-"""
+"""Tables of the supervisor's task: rules, notes, findings, letters and baselines beside the figures of eval/report.py."""
 
 from collections.abc import Iterator
 
@@ -24,26 +21,19 @@ def figures(result: dict) -> list[Figure]:
     ]
 
 
-def table(result: dict) -> str:
-    """A result as text: each figure with its interval and N, then one row per rule."""
-    lines = [report.table(result, figures)]
+def rule_lines(result: dict) -> list[str]:
+    """Return the lines below the table of figures: the training of the baselines, and a table with a row for each rule."""
     violations = result.get("violations")
-    if violations:
-        lines += ["", f"baselines are fitted on {violations['baselines_fitted_on']}"]
-    if violations and violations["per_rule"]:
+    if not violations:  # no example was a chat with an answer
+        return []
+    lines = ["", f"baselines are fitted on {violations['baselines_fitted_on']}"]
+    if violations["per_rule"]:
         rows = [("rule", "precision", "recall", "F1", "true", "predicted")]
         for rule, scores in violations["per_rule"].items():
             precision, recall, f1 = (f"{scores[name]:.3f}" for name in ("precision", "recall", "f1"))
             rows.append((rule, precision, recall, f1, str(scores["n_true"]), str(scores["n_predicted"])))
         lines += ["", *aligned(rows, last=">")]
-    return "\n".join(lines)
-
-
-def full_report(result: dict, before: dict | None, show: int) -> str:
-    """The table, the comparison with an earlier result if there is one, and the first `show` answers."""
-    parts = [table(result)] + ([report.compare(before, result, figures)] if before else [])
-    parts += [one_answer(result, index) for index in range(min(show, len(result.get("answers", ()))))]
-    return "\n\n".join(parts)
+    return lines
 
 
 def one_answer(result: dict, index: int = 0) -> str:

@@ -115,6 +115,9 @@ def test_results_are_used_if_they_are_of_the_same_data_and_weights(tmp_path, dat
     assert launched[2][6] == tmp_path / "out" / "eval" / f"a_model-1-{runs[0].name}"
     assert not list((tmp_path / "model").glob("eval*")) and len(launched) == 3
 
+    measuring(data, task="mine").arms(sources)
+    assert [options[-2:] for options in launched[3:]] == [("--task", "mine")] * 2
+
 
 def test_results_that_do_not_belong_together_are_refused(data, runs):
     sources, second = parse_arms([*map(str, runs)]), runs[1]

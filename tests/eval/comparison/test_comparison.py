@@ -16,7 +16,8 @@ from eval.comparison.page import page
 from eval.comparison.tables import all_tables, markdown
 from eval.comparison.words import limits, primary_sentence, verdict, warnings
 from tests.comparisons import arm, example, general, row, task
-from xbrl.answers.baselines import baseline_tasks
+from xbrl.answers.baselines import baseline_results
+from xbrl.task import TASK
 
 BANKS = 12
 
@@ -30,11 +31,11 @@ def answers(right):
 
 
 EXAMPLES = [example(f"report {i}", f"bank {i}", ["LCR_MIN"]) for i in range(BANKS)]
-BASELINES = baseline_tasks(EXAMPLES, None, "the data")
+BASELINES = baseline_results(EXAMPLES, None, "the data")
 
 
 def compared(*arms, **options):
-    return compare(arms, BASELINES, EXAMPLES, **options)
+    return compare(arms, BASELINES, EXAMPLES, task=TASK, **options)
 
 
 def difference(result, metric, of, family="arms"):
@@ -55,7 +56,7 @@ def test_differences_are_paired_by_report_and_described():
     assert not f1["over_seeds"] and "p" not in f1 and result["primary"] == []
     row_of = {one["name"]: one for one in result["rows"]}
     assert row_of["strong"]["metrics"]["f1"]["low"] == pytest.approx(BANKS / (BANKS + 1.959964**2))
-    assert row_of["rule engine"]["kind"] == "engine" and row_of["rule engine"]["metrics"]["f1"]["value"] == 1
+    assert row_of["rule engine"]["kind"] == "baseline" and row_of["rule engine"]["metrics"]["f1"]["value"] == 1
     assert row_of["always clean"]["metrics"]["recall"]["value"] == 0
     assert difference(result, "f1", "rule engine", "baselines")["against"] == "weak"
     assert result["sample"] == "12 reports of 12 banks"
@@ -190,8 +191,8 @@ def test_unequal_arms_are_warned_of():
     assert "equal numbers of tokens: a 1,000, b 1,100" in found[0] and "a: 2 examples in the prompt" in found[1]
     assert found[2].startswith("3 answers of a were cut")
     assert "per answer" in found[3] and "not measured for b" in found[4]
-    files = [task(answers(right), shots=None, constrained=None, dtype=dtype) for right, dtype in ((4, "a"), (3, "b"))]
-    asked = warnings(compared(arm("a", *files), arm("b", task(answers(5), shots=None, constrained=None))))[0]
+    files = [task(answers(right), shots=None, dtype=dtype) for right, dtype in ((4, "a"), (3, "b"))]
+    asked = warnings(compared(arm("a", *files), arm("b", task(answers(5), shots=None))))[0]
     assert asked == "Not all were asked in the same way: a: a, or b; b: unknown."  # of one arm's seeds too
 
 
@@ -204,7 +205,7 @@ def test_disagreements_show_the_answers_beside_each_other():
     result = compared(arm("one", task(one)), arm("two", task(two)), number=2)
     assert [shown["id"] for shown in result["disagreements"]] == ["report 7", "report 2"]
     first = result["disagreements"][0]
-    assert (first["report"], first["reference"]) == ("LCR 75%", EXAMPLES[7]["messages"][1]["content"])
+    assert (first["question"], first["reference"]) == ("LCR 75%", EXAMPLES[7]["messages"][1]["content"])
     assert [answer["judgement"] for answer in first["answers"].values()] == ["invented LR_MIN", "missed LCR_MIN"]
     assert first["answers"]["two"]["text"] == "nothing"
     assert result["disagreements"][1]["answers"]["one"]["judgement"] == "right"
@@ -235,8 +236,8 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
 
     stale = {"by": "old:f", "scores": {"old": 1}, "each": {"old": [1] * 6}}
     arms = with_metric([arm("a", own_task(2, metric=stale)), arm("b", own_task(5))], CHATS, figures)
-    result = compare(arms, baseline_tasks(CHATS, None, "d"), CHATS)
-    assert [result[key] for key in ("main", "rules", "sample", "unit")] == ["own/right", [], "6 examples", "examples"]
+    result = compare(arms, {}, CHATS)
+    assert [result[key] for key in ("main", "labels", "sample", "unit")] == ["own/right", [], "6 examples", "examples"]
     assert [one["metric"] for one in result["differences"]] == ["own/right", "exact_match", "rouge_l", "loss"]
     said = verdict(result)["Learning"][0]
     assert said.startswith("right: b 0.833, a 0.333; b less a +0.500 (95% interval over examples +0.")
@@ -261,7 +262,7 @@ def test_results_of_other_fields_of_the_same_file_are_refused():
 def test_a_chat_may_have_no_message_of_a_user():
     chats = [{"messages": chat["messages"][1:]} for chat in CHATS]
     result = compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, chats)
-    assert [one["report"] for one in result["disagreements"]] == [""] * 3
+    assert [one["question"] for one in result["disagreements"]] == [""] * 3
 
 
 def test_texts_have_no_answers_and_their_loss_is_compared_over_the_seeds():
@@ -296,7 +297,7 @@ def test_answers_of_equal_score_are_shown_where_they_differ():
     result = compare([arm("a", own_task(6)), arm("b", same)], {}, CHATS)
     assert [one["id"] for one in result["disagreements"]] == ["5"]
     none = compare([arm("a", own_task(6)), arm("b", own_task(0))], {}, CHATS, number=0)
-    assert "No example is shown: the arms answer alike, or none was asked for." in page(none, [])
+    assert "No example is shown: the arms answer alike, or --worst is 0." in page(none, [])
 
 
 def test_a_clean_report_on_which_one_arm_invents_a_violation_is_a_disagreement():

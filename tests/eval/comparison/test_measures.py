@@ -10,10 +10,10 @@ from eval.comparison.measures import (
     arm_terms,
     averaged,
     general_terms,
+    label_f1,
     label_terms,
     measure_of,
-    named_rules,
-    rule_f1,
+    named_labels,
 )
 from eval.intervals import change, interval, terms_of
 from tests.comparisons import arm, general, row, task
@@ -31,12 +31,12 @@ ANSWERS = [
 def test_the_values_are_those_of_the_evaluation():
     predicted = [answer["predicted"] + ["(unreadable)"] * answer.get("unreadable", False) for answer in ANSWERS]
     expected = score_violations([answer["true"] for answer in ANSWERS], predicted)
-    found = {name: one.value for name, one in label_terms(task(ANSWERS), named_rules([task(ANSWERS)])).items()}
+    found = {name: one.value for name, one in label_terms(task(ANSWERS), named_labels([task(ANSWERS)])).items()}
     micro = {name: expected["micro"][name] for name in ("precision", "recall")}
     assert found == pytest.approx(micro | {"macro_f1": expected["macro_f1"]})
     for rule in ("A", "B", "C"):
-        assert rule_f1(task(ANSWERS), rule).value == pytest.approx(expected["per_rule"][rule]["f1"])
-    assert math.isnan(rule_f1(task(ANSWERS), "D").value)
+        assert label_f1(task(ANSWERS), rule).value == pytest.approx(expected["per_rule"][rule]["f1"])
+    assert math.isnan(label_f1(task(ANSWERS), "D").value)
 
 
 def test_macro_f1_of_a_resample_is_over_the_rules_that_it_has():

@@ -5,7 +5,7 @@ import pytest
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
 from xbrl.answers.answer_reader import Answer, parse_answer
-from xbrl.answers.baselines import baseline_tasks
+from xbrl.answers.baselines import baseline_results
 from xbrl.answers.scores import (
     check_scored_fields,
     decided_by_notes,
@@ -59,12 +59,6 @@ def test_scores_of_rules_and_letters_with_their_baselines():
     assert set(alone["baselines"]) == {"always clean", "flag everything"}
     assert alone["baselines"]["flag everything"]["f1"] == pytest.approx(2 * 2 / (6 + 2))
     assert alone["baselines_fitted_on"] == "the evaluated file itself"
-
-
-def test_another_task_is_scored_by_its_whole_answers():
-    result = score_answers([example("it is forty two"), example("no")], ["it is", "yes"], "own.jsonl", None)
-    assert "violations" not in result
-    assert result["rouge_l"] == {"of": "answer", "n": 2, "f": pytest.approx((2 / 3) / 2), "baselines": {}}
 
 
 def test_lines_that_cannot_be_read_are_left_out_and_verdicts_that_contradict_their_figures_counted():
@@ -139,7 +133,6 @@ def test_the_truth_is_the_field_violations_else_the_text_which_may_be_a_letter_a
     assert [answer.directive for answer in answers] == ["Restore the LCR.", "Restore the LCR.", "No measures."]
     letter = example("Restore the LCR.", violations=["LCR_MIN"])
     assert true_answers([letter], "f.jsonl") == [Answer(("LCR_MIN",), "Restore the LCR.")]
-    assert true_answers([example("42"), example("43")], "f.jsonl") is None  # another task
     with pytest.raises(UserError, match=r"f\.jsonl, example x7: neither"):
         true_answers([example(BREACH), example("42", id="x7")], "f.jsonl")
 
@@ -267,4 +260,4 @@ def test_a_mistake_names_the_file_the_example_and_the_field(field, value, messag
         with pytest.raises(UserError, match=f"^{where}, example a: .*{message}"):
             score_answers(examples, [CLEAN], "test.jsonl", training, "train.jsonl")
     with pytest.raises(UserError, match=f"^mine, example a: .*{message}"):
-        baseline_tasks([GOOD | {field: value}], None, "mine")
+        baseline_results([GOOD | {field: value}], None, "mine")

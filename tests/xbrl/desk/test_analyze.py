@@ -1,4 +1,4 @@
-"""scripts/analyze.py as a process: by the engine alone, and with a tiny model on one and on two ranks."""
+"""xbrl/scripts/analyze.py as a process: by the engine alone, and with a tiny model on one and on two ranks."""
 
 import json
 from dataclasses import replace
