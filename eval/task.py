@@ -84,10 +84,9 @@ def load_task(name: str, key: str = "--task") -> Task:
 
 def add_task_option(parser: argparse.ArgumentParser) -> Task:
     """Add `--task`. Return the task that the command line of this process names, so that its own options can be added."""
-    add = {"default": "", "metavar": "MODULE", "help": "the task of the examples (default: any chat)"}
-    parser.add_argument("--task", **add)
     early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--task", **add)
+    for each in (parser, early):
+        each.add_argument("--task", default="", metavar="MODULE", help="the task of the examples (default: any chat)")
     return load_task(early.parse_known_args()[0].task)
 
 

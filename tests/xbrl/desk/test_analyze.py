@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,8 @@ from tests.processes import run_python, run_ranks
 from tests.tiny import write_tiny_model
 from tests.xbrl.desk.reports import BANK, LCR, LR, SMALL, contradict, write
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze.py"
+pytestmark = pytest.mark.slow
+SCRIPT = "xbrl/scripts/analyze.py"
 
 
 def entity(number):
