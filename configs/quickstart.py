@@ -1,4 +1,4 @@
-"""The quickstart: fine-tune SmolLM2-135M on short bank reports on 2 CPU cores. scripts/quickstart.sh does all of this.
+"""The quickstart: fine-tune SmolLM2-135M on short bank reports on 2 CPU cores. scripts/quickstart.sh runs these commands.
 
 python xbrl/scripts/make_reports.py --profile quickstart --seed 0 --out artifacts/quickstart
 python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl

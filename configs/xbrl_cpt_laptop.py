@@ -24,7 +24,7 @@ config = Config(
     # micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.6M tokens of the corpus
     # and takes about 7 minutes at 350 tokens/s. The whole corpus would take 3 hours.
     batch=Batch(global_examples=4, micro_batch=3),
-    # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of that in configs/quickstart.py. Large models
+    # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of the rate in configs/quickstart.py. Large models
     # take at most 1e-5 in this stage.
     optimizer=Optimizer(
         learning_rate=1e-4, epochs=1, max_steps=72, warmup_ratio=0.1, min_lr_ratio=0.1, stage="pre-training"

@@ -1,17 +1,17 @@
-"""Analyse bank reports as the supervisor's desk: findings judged by the rules, and a decision letter (docs/desk.md).
+"""Analyse bank reports: findings judged by the rules, and a decision letter for each report (docs/desk.md).
 
     python xbrl/scripts/analyze.py MODEL FILE|DIR ... --out DIR [--register register.csv]
     python xbrl/scripts/analyze.py --engine-only FILE|DIR ... --out DIR
 
 A FILE is a report in any XBRL syntax, a DIR is an unpacked package or a folder of reports. The modules of one bank and date
-are joined. The rules decide, and the letter is made of approved blocks (xbrl/desk/blocks). A model proposes: each of its
-findings is confirmed, refuted or not decidable by rule, what it read in a note waits for a person (--findings), and its own
+are joined. The rules decide, and the letter is made of approved blocks (xbrl/desk/blocks). A model proposes: the rules confirm
+or refute each of its findings, or cannot decide it; a person decides on the facts that it read in a note (--findings); its own
 letter is shown as a draft that is never sent.
 
 OUT/index.html lists the reports, and OUT/findings.csv the findings. Each report has a folder with report.html, report.json,
 audit.json and, once it is ready, letter.txt. Reports that were analysed before and have not changed are left
 alone. The exit code is 0 without findings, 1 with findings or a letter that is not ready, and 2 if a file was refused; the
-others are analysed nevertheless.
+other files are analysed nevertheless.
 """
 
 import sys
@@ -32,12 +32,12 @@ from xbrl.desk.record import Form
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help. Raises UserError for a number that is out of range."""
+    """Return the arguments of the command line. Raise UserError for a number that is out of range."""
     parser = new_parser(__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="MODEL FILE|DIR", help="the model, then the reports")
-    parser.add_argument("--engine-only", action="store_true", help="without a model: the first path is a report, too")
+    parser.add_argument("--engine-only", action="store_true", help="without a model: all paths are reports")
     parser.add_argument("--out", type=Path, default=Path("analysis"), help="output directory (default: %(default)s)")
-    draft = "write a decision letter that is not ready as letter-DRAFT.txt, with what keeps it back (never the model's letter)"
+    draft = "write a decision letter that is not ready as letter-DRAFT.txt, with the reasons (never the model's letter)"
     parser.add_argument("--draft", action="store_true", help=draft)
     parser.add_argument("--register", type=Path, help="a CSV with the names of the banks: entity,name,country,type")
     parser.add_argument("--findings", type=Path, help="the desk's decisions on notes, in the form of findings.csv")
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Analyse the reports; with a model on every rank."""
+    """Analyse the reports. With a model, every rank answers its share."""
     arguments = parse_arguments()
     model, files = (None, arguments.paths) if arguments.engine_only else (arguments.paths[0], arguments.paths[1:])
     options = Options(

@@ -1,9 +1,9 @@
 """Generate invented bank reports in the format in which banks file them, and training examples from these files.
 
-Writes OUT/reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), OUT/register.csv (the banks),
-OUT/findings.csv (what follows from the banks' notes), OUT/note_facts.jsonl (what the notes state), one JSON Lines file per split
-(train, validation, test) and OUT/dataset.json (the data card). The same arguments always give the same bytes. OUT appears only
-once it is complete.
+The script writes OUT/reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), OUT/register.csv (the banks),
+OUT/findings.csv (the consequences of the banks' notes), OUT/note_facts.jsonl (the facts of the notes), one JSON Lines file per
+split (train, validation, test) and OUT/dataset.json (the data card). The same arguments always give the same bytes. OUT appears
+only once it is complete.
 """
 
 import sys
@@ -20,12 +20,12 @@ from xbrl.corpus.card import token_counter
 from xbrl.corpus.generate import Request, generate_corpus, is_generated
 
 EXAMPLES = {"full": 5500, "quickstart": 696}  # default number of reports of each profile
-# The test of the full profile has 300 reports at most: each of its 240 notes once, and reports without a note.
+# Default splits. The test of the full profile has at most 300 reports: each of its 240 notes once, and reports without a note.
 SHARES = {"full": (0.89, 0.055, 0.055), "quickstart": (544 / 696, 40 / 696, 112 / 696)}
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line. Raises UserError for a number below 1, and for a style of another profile."""
+    """Return the arguments of the command line. Raise UserError for a number below 1, and for --style with another profile."""
     parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory to create")
     usual = ", ".join(f"{number} {profile}" for profile, number in EXAMPLES.items())
@@ -33,11 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--seed", "each seed gives a different population of banks", 0)
     profile = "quickstart: two ratios and a short note, learned in minutes on a CPU (%(default)s)"
     parser.add_argument("--profile", choices=list(EXAMPLES), default="full", help=profile)
-    style = "of the profile full. long: whole reports, for a model of 8B parameters (default); short: what rules and notes need, for one of 135M"
+    style = "of the profile full. long: whole reports, for a model of 8B parameters (default); short: the figures that rules and notes need, for one of 135M"
     parser.add_argument("--style", choices=("long", "short"), help=style)
-    shares = (
-        "shares of train, validation and test (default: full 0.89 0.055 0.055); what the test cannot take goes to train"
-    )
+    shares = "shares of train, validation and test (default: full 0.89 0.055 0.055); reports beyond the test's limit go to train"
     parser.add_argument("--splits", type=float, nargs=3, metavar="SHARE", help=shares)
     tokenizer = "model directory, with which the data card also gives lengths in tokens"
     parser.add_argument("--tokenizer", type=Path, help=tokenizer)

@@ -1,15 +1,15 @@
 """Read bank reports in any XBRL syntax and print them as JSON lines.
 
-FILE is xBRL-XML, inline XBRL, xBRL-JSON, or a report package (a zip or an unpacked folder) with one of these or with
-EBA xBRL-CSV. Prints one line per fact, then one line {"summary": ...}. Several FILEs are merged into one report; they
-must be the modules that one bank filed for one reference date.
+FILE is xBRL-XML, inline XBRL, xBRL-JSON, or a report package (a zip or an unpacked folder) with such a file or with
+EBA xBRL-CSV. The script prints one line per fact, then one line {"summary": ...}. Several FILEs are merged into one report;
+they must be the modules that one bank filed for one reference date.
 
 If FILE is a folder of reports, its files are read in parallel, the modules of one bank and date are joined, and each
 line names the bank and date. A file that cannot be read is reported on stderr and does not stop the others. If its name
 has a bank and date, their report is marked as incomplete. The exit code is 2 if any file was refused.
 
-A report with facts that the EBA's Data Point Model in this repository (up to release 4.2) does not have is incomplete, too: a
-warning on stderr counts and names them, and says how to fetch a newer release.
+A report is also incomplete if the EBA's Data Point Model in this repository (up to release 4.2) lacks some of its facts: a warning
+on stderr counts and names them.
 """
 
 import sys
@@ -34,8 +34,8 @@ from xbrl.read.xbrl import is_package, merge_reports, read_report
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rule_lines import all_results, result_fields, rule_table
 
-FIELDS = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")  # of a fact, as it is printed
-KNOWN = ("cell", "other_cells", "type", "label")  # further ones, which are printed only if they are known
+FIELDS = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")  # fields of every printed fact
+OPTIONAL = ("cell", "other_cells", "type", "label")  # fields that are printed if they are known
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def main() -> int:
     refused = {}
     with reader_may_leave():
         if of_folder:
-            files, others = report_files(args.files[0])
+            files, skipped = report_files(args.files[0])
             read, refused = read_files(files, args.workers, args.taxonomy)
             reports = join_modules(read, refused)
         else:
@@ -65,16 +65,17 @@ def main() -> int:
             print_report(report, args, f"{report.entity} {report.period}" if of_folder else "")
         sys.stdout.flush()
         if of_folder:
-            count, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
-            found = f"{len(reports)} reports of {count} files, {incomplete} incomplete; {len(refused)} files refused"
-            print(f"{passed_over(others)}{found}", file=sys.stderr)
+            count = sum(len(report.files) for report in reports)
+            incomplete = sum(bool(report.incomplete) for report in reports)
+            counts = f"{len(reports)} reports of {count} files, {incomplete} incomplete; {len(refused)} files refused"
+            print(f"{passed_over(skipped)}{counts}", file=sys.stderr)
     return 2 if refused else 0
 
 
 def print_report(report: Report, args: argparse.Namespace, name: str = "") -> None:
-    """Print one report as the options say, and on stderr why figures of it are missing.
+    """Print one report in the form of the options, and on stderr the reasons why figures are missing.
 
-    `name`, of a report of a folder, is added to each JSON line and, with the report's files, as a header to a text.
+    `name`, given for a report of a folder, is added to each JSON line. A text gets a header with the name and the files.
     """
     for reason in report.incomplete:
         print(f"warning: {reason}", file=sys.stderr)
@@ -91,7 +92,7 @@ def print_report(report: Report, args: argparse.Namespace, name: str = "") -> No
         rows = map(result_fields, all_results(report))
     elif not args.summary:
         rows = (
-            {key: value for key, value in vars(fact).items() if key in FIELDS or (key in KNOWN and value)}
+            {key: value for key, value in vars(fact).items() if key in FIELDS or (key in OPTIONAL and value)}
             for fact in report.facts
         )
     extra = {"report": name} if name else {}
@@ -100,25 +101,25 @@ def print_report(report: Report, args: argparse.Namespace, name: str = "") -> No
 
 
 def summary(report: Report) -> dict:
-    """Metadata of a report, the number of facts of each kind, warnings, and if there are any, notes and merged files."""
-    more = {
+    """Return the metadata of a report, the number of facts of each kind, warnings, and if there are any, notes and files."""
+    optional = {
         "notes": [asdict(note) for note in report.notes],
         "files": [str(file) for file in report.files],
         "incomplete": report.incomplete,
     }
-    # The readers warn of duplicates and entities themselves.
-    doubts = [one for one in check_quality(report, load_cells()) if one.rule_id not in ("DUPLICATE", "ENTITY")]
+    # The readers themselves warn about duplicates and entities.
+    doubts = [doubt for doubt in check_quality(report, load_cells()) if doubt.rule_id not in ("DUPLICATE", "ENTITY")]
     return {
         **{name: getattr(report, name) for name in ("format", "entity", "period", "currency", "filing_indicators")},
         "facts": len(report.facts),
         "numeric_facts": sum(isinstance(fact.value, Decimal) for fact in report.facts),
         "facts_with_cell": sum(fact.cell is not None for fact in report.facts),
-        "warnings": [*report.warnings, *(f"{one.reason} ({one.rule_id})" for one in doubts)],
-    } | {name: found for name, found in more.items() if found}
+        "warnings": [*report.warnings, *(f"{doubt.reason} ({doubt.rule_id})" for doubt in doubts)],
+    } | {name: value for name, value in optional.items() if value}
 
 
 def to_json(value: object) -> str:
-    """JSON on one line. A Decimal becomes a number with all of its digits."""
+    """Format a value as JSON on one line. A Decimal becomes a number with all of its digits."""
     if isinstance(value, Decimal):
         return f"{value:f}"
     if isinstance(value, dict):

@@ -15,9 +15,9 @@ from common.errors import UserError, run_script
 def cpt(parser: argparse.ArgumentParser) -> None:
     """Make a corpus for continual pre-training from the EBA's Data Point Model.
 
-    Writes OUT/train.jsonl, validation.jsonl and test.jsonl with one document per line, and the data card OUT/dataset.json.
-    A document is a table, the meaning of its rows and columns, a validation rule, or a list of definitions. Tables are held
-    out whole, together with all that resemble them. Beside them, general.jsonl has general English text to mix into
+    The command writes OUT/train.jsonl, validation.jsonl and test.jsonl with one document per line, and the data card
+    OUT/dataset.json. A document is a table, the meaning of its rows and columns, a validation rule, or a list of definitions.
+    Tables are held out whole, together with all similar tables. Beside them, general.jsonl has general English text to mix into
     training, and general_held_out.jsonl the general text that evaluation uses. The same arguments produce the same bytes.
     """
     from xbrl.corpus.cpt_corpus import SOURCE, make_corpus
@@ -44,8 +44,8 @@ def examples(parser: argparse.ArgumentParser) -> None:
     """Make training examples from a supervisor's archive: report files, and the directive letters that answered them.
 
     A letter belongs to the reports of one bank for one reference date, which it names in its file name or first lines, or
-    a CSV file of pairs assigns it. Each report that has a letter is labelled by the rules, corrected by --findings. What
-    cannot be read or has no counterpart is listed (unmatched.txt), and so are letters that contradict the labels
+    a CSV file of pairs assigns it. The rules label each report that has a letter, and --findings corrects them. Files that
+    cannot be read or have no counterpart are listed (unmatched.txt), and so are letters that contradict the labels
     (disagreements.txt). The archive is not modified, and nothing is sent over the network.
     """
     from xbrl.corpus.archive import make_archive_corpus
@@ -65,8 +65,8 @@ def examples(parser: argparse.ArgumentParser) -> None:
     arguments = parser.parse_args()
     check_new(arguments.out)
     recorded = {name: str(value) for name, value in vars(arguments).items() if name != "processes"}
-    fixed = (arguments.splits, arguments.seed, arguments.processes)
-    make_archive_corpus(vars(arguments), arguments.out, *fixed, recorded)
+    settings = (arguments.splits, arguments.seed, arguments.processes)
+    make_archive_corpus(vars(arguments), arguments.out, *settings, recorded)
 
 
 if __name__ == "__main__":
