@@ -108,12 +108,16 @@ def compare(before: dict, after: dict, figures: Figures = figures) -> str:
 
 
 def one_answer(result: dict, index: int = 0) -> str:
-    """Return the model's answer to the `index`-th example (modulo their number), with a heading and the reference."""
-    answers = result["answers"]
+    """Return the model's answer to the `index`-th example (modulo their number), with the reference or the true labels.
+
+    If examples have labels, only examples with a true label are chosen, as far as there are any.
+    """
+    answers = [answer for answer in result["answers"] if answer.get("true")] or result["answers"]
     answer = answers[index % len(answers)]
     name = f"{index % len(answers) + 1} of {len(answers)}" if answer["id"] is None else answer["id"]
+    true = f" (true: {', '.join(answer['true']) or 'none'})" if "true" in answer else ""
     reference = f"\nreference:\n{answer['reference']}" if "reference" in answer else ""
-    return f"answer to example {name}:\n{answer['answer']}{reference}"
+    return f"answer to example {name}{true}:\n{answer['answer']}{reference}"
 
 
 def aligned(rows: Sequence[tuple[str, ...]], last: str = "<") -> list[str]:

@@ -17,8 +17,8 @@ from eval import report
 from eval.report import Figure
 from eval.rouge import score_whole_answers
 
-# (examples, their file): raises UserError for the first field that is missing or malformed.
-Check = Callable[[Sequence[dict], str], None]
+# (examples, their file): raises UserError for the first field that is missing or malformed; the result is ignored.
+Check = Callable[[Sequence[dict], str], object]
 # (examples, answers, their file, training examples or None, their file, **options) -> the keys of the result
 Score = Callable[..., dict]
 # (examples, training examples or None, their file, **options) -> name -> its result, which has `answers`
@@ -47,10 +47,9 @@ class Task:
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     set_defaults: Callable[[argparse.Namespace], None] = lambda arguments: None
     read_options: Callable[[argparse.Namespace, Reading], dict[str, Any]] = lambda arguments, reading: {}
-    # Rows of the printed table, lines below it, and one answer as text: (result, index) -> text.
+    # Rows of the printed table, and lines below it.
     figures: Callable[[dict], list[Figure]] = report.figures
     more_lines: Callable[[dict], list[str]] = lambda result: []
-    one_answer: Callable[[dict, int], str] = report.one_answer
     # (answers, examples) -> name -> score: the curves of a run with eval.metric=MODULE.
     metric: Callable[[list[str], list[dict]], dict[str, float]] | None = None
     # For a vocabulary: expressions of strings that may become one token, and further texts to search: (names) -> texts.
@@ -94,5 +93,5 @@ def full_report(task: Task, result: dict, before: dict | None, show: int) -> str
     """Return the table, the comparison with an earlier result if there is one, and the first `show` answers."""
     parts = ["\n".join([report.table(result, task.figures), *task.more_lines(result)])]
     parts += [report.compare(before, result, task.figures)] if before else []
-    parts += [task.one_answer(result, index) for index in range(min(show, len(result.get("answers", ()))))]
+    parts += [report.one_answer(result, index) for index in range(min(show, len(result.get("answers", ()))))]
     return "\n\n".join(parts)

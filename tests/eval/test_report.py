@@ -72,6 +72,8 @@ def test_results_on_different_data_are_not_compared(key):
 def test_one_answer():
     assert one_answer(RESULT) == "answer to example a:\nyes"
     assert one_answer(RESULT, 3) == "answer to example b:\nno"
+    labelled = {"answers": [answer | {"true": ["x"] * (answer["id"] == "b")} for answer in RESULT["answers"]]}
+    assert one_answer(labelled) == "answer to example b (true: x):\nno"
     nameless = {"answers": [{"id": None, "answer": "yes"}, {"id": None, "answer": "no"}]}
     assert one_answer(nameless, 3) == "answer to example 2 of 2:\nno"
 

@@ -43,14 +43,14 @@ def test_answers_are_found_by_their_ids(score, tmp_path):
     assert read_answers(tmp_path / "again.jsonl") == read_answers(tmp_path / "answers.jsonl")
 
 
-def test_a_part_of_the_examples_is_said_to_be_one(score):
+def test_limited_result_shows_both_counts(score):
     chosen = choose_examples(EXAMPLES, 2)
     result, _ = score([(one["id"], CLEAN) for one in chosen if "id" in one], limit=2)
     assert (result["n_examples"], result["n_in_file"]) == (2, 3)
     assert "(2 of 3 examples, 0 s)" in table(result | {"seconds": 0}).splitlines()[0]
 
 
-def test_examples_without_an_id_are_counted_and_keys_can_be_named(score):
+def test_examples_without_id_are_numbered(score):
     answers = [(1, "yes"), (2, "no")]
     assert score(answers, [chat("yes"), chat("yes")])[0]["rouge_l"]["f"] == 0.5
     own = [{"talk": chat("yes")["messages"]}] * 2
@@ -111,7 +111,7 @@ def test_an_earlier_result_of_other_data_is_refused(score, tmp_path):
         score(answers, before=before)
 
 
-def test_a_file_without_answers_has_no_score_of_nothing(score, tmp_path):
+def test_file_without_answers_is_refused(score, tmp_path):
     (tmp_path / "answers.jsonl").touch()
     with pytest.raises(UserError, match="no example of .* is a chat with an answer, so there is nothing to score"):
         score([], [{"text": "no question"}])

@@ -38,7 +38,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_a_task_has_its_own_options_scores_and_tables(folder, monkeypatch):
+def test_task_has_own_options_scores_and_tables(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--bonus", "3", "--task=tickets"])
     parser = argparse.ArgumentParser()
     task = add_task_option(parser)

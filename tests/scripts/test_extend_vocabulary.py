@@ -81,7 +81,7 @@ def test_extended_model_can_be_extended_again(folder, output) -> None:
     assert len(new) > len(old) and (new[: len(old)] == old).all()
 
 
-def test_passages_have_the_bytes_that_are_asked_for_also_of_short_texts() -> None:
+def test_passages_have_the_requested_bytes() -> None:
     for size, expected in ((100, 40_000), (3000, 60_000), (50_000, 60_000)):
         passages = select_passages(["x" * size] * 400, 60_000)
         assert sum(map(len, passages)) == expected and max(map(len, passages)) == min(size, 6000)

@@ -111,11 +111,6 @@ def true_answers(examples: Sequence[dict], where: str) -> list[Answer]:
     return answers
 
 
-def check_examples(examples: Sequence[dict], where: str) -> None:
-    """Raise UserError if an example cannot be scored, as `true_answers` does."""
-    true_answers(examples, where)
-
-
 def _true_answer(example: dict) -> Answer | None:
     message = example["messages"][-1]["content"]
     parsed = parse_answer(message)

@@ -36,16 +36,6 @@ def rule_lines(result: dict) -> list[str]:
     return lines
 
 
-def one_answer(result: dict, index: int = 0) -> str:
-    """Return the answer to the `index`-th report with violations (to the `index`-th report if none has any), and the truth."""
-    answers = [answer for answer in result["answers"] if answer.get("true")] or result["answers"]
-    answer = answers[index % len(answers)]
-    if "true" not in answer:
-        return report.one_answer(result, index)
-    true = ", ".join(answer["true"]) or "none"
-    return f"answer to example {answer['id']} (true violations: {true}):\n{answer['answer']}"
-
-
 def _score(name: str, value: float, n: str = "", metric: str = "") -> Figure:
     return Figure(name, f"{value:.3f}", n, metric)
 

@@ -80,7 +80,7 @@ def test_the_base_is_that_of_the_runs(tmp_path, data):
         find_base(parse_arms(["one", "three"]))
 
 
-def test_results_are_used_if_they_are_of_the_same_data_and_weights(tmp_path, data, runs, monkeypatch):
+def test_results_of_same_data_and_weights_are_used(tmp_path, data, runs, monkeypatch):
     launched = []
 
     def launch(processes, script, *options):

@@ -106,7 +106,7 @@ def declared(*arms, margin=None, paired=False, metric="f1"):
     return primary_sentence(result, result["primary"][0]), result["primary"][0]
 
 
-def test_the_verdict_says_who_is_better_of_what_was_declared():
+def test_verdict_names_the_better_arm_of_declared_contrasts():
     weak, strong = recipe("weak", 3, 4, 4), recipe("strong", 11, 12, 12)
     said, one = declared(weak, strong)
     start = "strong is better than weak in F1: F1 0.986 less 0.468 is +0.518 (95% interval +0."
@@ -121,7 +121,7 @@ def test_the_verdict_says_who_is_better_of_what_was_declared():
     assert [table.title for table in all_tables(result)][1] == first
 
 
-def test_what_is_not_shown_stands_beside_an_interval_with_0_and_equivalence_needs_a_margin():
+def test_no_difference_needs_0_and_equivalence_a_margin():
     one, other = recipe("one", 1, 2, 12), recipe("other", 9, 11, 12)
     said, found = declared(one, other)
     assert said.startswith("No difference between other and one is shown in F1: ")
@@ -137,7 +137,7 @@ def test_what_is_not_shown_stands_beside_an_interval_with_0_and_equivalence_need
     assert said.startswith("strong is better than weak in F1, by less than 0.99: ")
 
 
-def test_holm_is_among_the_declared_and_leaves_open_what_it_takes_back():
+def test_holm_corrects_declared_contrasts_alone():
     arms = recipe("a", 3, 4, 4), recipe("b", 11, 12, 12), recipe("c", 4, 4, 5)
     _, alone = declared(*arms)
     assert 0.0167 < alone["p"] < 0.05
@@ -160,7 +160,7 @@ def test_a_contrast_that_is_not_there_is_named():
         compared(one, two, primary=[Contrast("two", "three", "f1")])
 
 
-def test_the_spread_over_seeds_is_part_of_a_difference_between_recipes():
+def test_difference_between_recipes_includes_spread_over_seeds():
     one, other = recipe("one", 1, 2, 12), recipe("other", 9, 11, 12)
     result = compared(one, other)
     f1 = difference(result, "f1", "other")
@@ -226,7 +226,7 @@ def own_task(right, **more):
     return task(rows, **more)
 
 
-def test_a_task_of_the_users_is_told_in_its_own_words():
+def test_user_metric_is_compared_in_its_own_words():
     """Six examples are no reports and have no banks; the user's scores come first, with intervals where they are means."""
 
     def figures(texts, examples):
@@ -253,19 +253,19 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
     assert with_metric(arms, CHATS, lambda texts, examples: {})[0].seeds[0].task.get("metric") is None
 
 
-def test_results_of_other_fields_of_the_same_file_are_refused():
+def test_results_with_other_references_are_refused():
     other = [{"messages": [*chat["messages"][:1], {"role": "assistant", "content": "other"}]} for chat in CHATS]
     with pytest.raises(UserError, match="a-0.json was measured with another --format or --fields"):
         compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, other)
 
 
-def test_a_chat_may_have_no_message_of_a_user():
+def test_chat_without_user_message_is_compared():
     chats = [{"messages": chat["messages"][1:]} for chat in CHATS]
     result = compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, chats)
     assert [one["question"] for one in result["disagreements"]] == [""] * 3
 
 
-def test_texts_have_no_answers_and_their_loss_is_compared_over_the_seeds():
+def test_loss_of_texts_is_compared_over_seeds():
     """Nor do equal answers make the losses of their models equal."""
     for has_answers in (False, True):
         arms = []
@@ -291,7 +291,7 @@ def test_scores_of_the_users_can_be_declared():
     assert said.startswith("b has more f1 than a: f1 0.222 less 0.944 is -0.722")
 
 
-def test_answers_of_equal_score_are_shown_where_they_differ():
+def test_different_answers_with_equal_score_are_shown():
     same = own_task(6)
     same["answers"][4] = same["answers"][4] | {"answer": "a4 "}
     result = compare([arm("a", own_task(6)), arm("b", same)], {}, CHATS)
@@ -300,7 +300,7 @@ def test_answers_of_equal_score_are_shown_where_they_differ():
     assert "No example is shown: the arms answer alike, or --worst is 0." in page(none, [])
 
 
-def test_a_clean_report_on_which_one_arm_invents_a_violation_is_a_disagreement():
+def test_invented_label_on_clean_example_is_a_disagreement():
     said = [([], ["LCR_MIN"]), ([], []), (["LCR_MIN"], ["LCR_MIN"])]
     first, second = (task([row(true, seen, text="x") for true, seen in some]) for some in (said, [([], []), *said[1:]]))
     result = compare([arm("a", first), arm("b", second)], {}, EXAMPLES[:3])
@@ -308,7 +308,7 @@ def test_a_clean_report_on_which_one_arm_invents_a_violation_is_a_disagreement()
     assert result["disagreements"][0]["answers"]["b"]["judgement"] == "right"
 
 
-def test_a_metric_that_is_not_finite_is_neither_compared_nor_a_finding():
+def test_nonfinite_metric_is_not_compared():
     damaged = task(answers(12), loss=math.nan)
     forgotten = general()
     forgotten["per_text"]["tuned_nats"][2] = math.inf
@@ -323,7 +323,7 @@ def test_a_metric_that_is_not_finite_is_neither_compared_nor_a_finding():
     assert not any("General text is not measured" in warning for warning in warnings(result))
 
 
-def test_an_arm_cannot_have_the_name_of_another_row():
+def test_arm_with_name_of_another_row_is_refused():
     with pytest.raises(UserError, match="an arm cannot be called 'rule engine'"):
         compared(arm("one", task(answers(4))), arm("rule engine", task(answers(12))))
 

@@ -89,7 +89,7 @@ def test_it_can_be_read_without_seeing_it(made):
     assert "prefers-color-scheme: dark" in found.text and "size: A4" in found.text
 
 
-def test_a_figure_is_the_same_every_time_and_a_name_in_it_is_no_formula():
+def test_figure_is_reproducible_and_names_are_no_formulas():
     drawn = []
     for _ in range(2):
         with plt.rc_context(STYLE):
@@ -99,7 +99,7 @@ def test_a_figure_is_the_same_every_time_and_a_name_in_it_is_no_formula():
     assert drawn[0] == drawn[1] and drawn[0].startswith(b"\x89PNG")
 
 
-def test_of_a_score_of_the_users_no_side_is_called_better():
+def test_no_direction_of_user_score_is_called_better():
     answers, own = [row(["LCR_MIN"], ["LCR_MIN"])] * 3, {"each": {"wrong": [2.0] * 3}, "scores": {}}
     for more, better in (({}, "Better is up and to the left."), ({"metric": own}, "Better is to the left.")):
         arms = [arm(name, task(answers, **more), general=general()) for name in "ab"]

@@ -71,7 +71,7 @@ def test_the_engine_and_what_is_composed_with_it():
     assert scores["always clean"]["f1"] == 0 and scores["flag everything"]["recall"] == 1
 
 
-def test_too_few_reports_and_rules_that_no_cut_fits():
+def test_too_few_reports_give_no_prediction():
     reports = [example(f"LCR {value}%", []) for value in (110, 120, 130)]
     assert all(one.rules == [(), ()] for one in baseline_predictions(reports, reports[:2]).values())
     assert baseline_predictions(random_examples(1, 3), random_examples(2, 1))  # too few to hold any out
@@ -100,7 +100,7 @@ def test_trivial_answers_and_tasks_of_a_comparison():
 
 
 @pytest.mark.parametrize("card", [None, "[]", "{", '{"arguments": {}}', json.dumps({"baselines": {}})])
-def test_the_splits_beside_the_data_are_the_default_where_a_corpus_of_this_case_lies(tmp_path, card):
+def test_splits_beside_data_of_a_corpus_are_default(tmp_path, card):
     parser = argparse.ArgumentParser()
     parser.add_argument("--train")
     add_baseline_options(parser)

@@ -6,7 +6,7 @@ from eval.report import compare
 from eval.task import full_report
 from tests.eval.tables import cells
 from xbrl.answers.baselines import COMPOSED
-from xbrl.answers.tables import figures, one_answer
+from xbrl.answers.tables import figures
 from xbrl.task import TASK
 
 RESULT = {
@@ -94,9 +94,3 @@ def test_compare_shows_both_results_and_the_change():
     f1 = ["violations F1 (micro)", "0.600", "0.900", "+0.0000", "+0.0000 to +0.0000", "3 violations in 2 reports"]
     assert cells(text, "violations F1") == f1
     assert cells(text, "validation loss")[1:3] == ["-", "1.234"]
-
-
-def test_one_answer_prefers_reports_with_violations():
-    assert one_answer(RESULT) == "answer to example b (true violations: LCR_MIN):\nbreach"
-    clean = {**RESULT, "answers": RESULT["answers"][:1]}
-    assert one_answer(clean, 3) == "answer to example a (true violations: none):\nclean"
