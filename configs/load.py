@@ -411,7 +411,8 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
     ("made of letters, digits, _, . and -, but not main", re.compile(r"(?!main$)[\w.-]+").fullmatch, "data.mix.name"),
     ("a plain directory name", lambda name: re.fullmatch(r"[^./][^/]{0,199}", name) and name.isprintable(), "run.name"),
     ("a date like 2026-01-31", lambda text: _is_date(text), "data.chat_date"),
-    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "eval.metric data.row data.mix.row"),
+    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "data.row data.mix.row"),
+    ("MODULE:FUNCTION, or the module of a task", re.compile(r"(\w+\.)*\w+(:\w+)?").fullmatch, "eval.metric"),
     ("STEP:COUNT, such as 100:3 for steps 100 to 102", re.compile(r"[1-9]\d*:[1-9]\d*").fullmatch, "run.profile"),
     (
         "each of tensorboard, wandb, mlflow at most once",

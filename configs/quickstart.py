@@ -1,6 +1,6 @@
-"""The quickstart: fine-tune SmolLM2-135M on short bank reports on 2 CPU cores. scripts/quickstart.sh does all of this.
+"""The quickstart: fine-tune SmolLM2-135M on short bank reports on 2 CPU cores. scripts/quickstart.sh runs these commands.
 
-python scripts/make_reports.py --profile quickstart --seed 0 --out artifacts/quickstart
+python xbrl/scripts/make_reports.py --profile quickstart --seed 0 --out artifacts/quickstart
 python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/quickstart.py
 
@@ -24,7 +24,7 @@ config = Config(
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
     # The gathered bf16 parameters are small (270 MB), and grad_op gathers them once per step instead of twice.
     sharding=Sharding(strategy="grad_op"),
-    # What scores the answers of run.eval_generate=N.
-    eval=Eval(metric="xbrl.answers.curves:scores"),
+    # The task that scores the answers of run.eval_generate=N.
+    eval=Eval(metric="xbrl.task"),
     run=Run(name="quickstart", eval_every=25, save_every=25, keep_last=1),
 )

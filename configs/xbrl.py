@@ -1,6 +1,6 @@
 """The banking supervisor's task at full size: fine-tune an 8B model on bank reports, on 8 GPUs with 80 GB each.
 
-python scripts/make_reports.py --out artifacts/xbrl
+python xbrl/scripts/make_reports.py --out artifacts/xbrl
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
 torchrun --nproc_per_node=8 train.py configs/xbrl.py
 
@@ -33,7 +33,7 @@ config = Config(
     # Memory per GPU: fp32 weights, gradients and two moments take 16 bytes x 8.2e9 / 8 GPUs = 16.4 GB. The gathered
     # bf16 parameters take 2 bytes x 8.2e9 = 16.4 GB. Activations and the gradients that are being reduced come on top.
     sharding=Sharding(strategy="grad_op"),
-    # What scores the answers of run.eval_generate=N.
-    eval=Eval(metric="xbrl.answers.curves:scores"),
+    # The task that scores the answers of run.eval_generate=N.
+    eval=Eval(metric="xbrl.task"),
     run=Run(name="xbrl", eval_every=50, eval_general=True, save_every=50, log_every=5),
 )

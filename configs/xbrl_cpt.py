@@ -1,6 +1,6 @@
 """Continual pre-training before configs/xbrl.py: an 8B model reads the EBA's reporting framework on 8 GPUs of 80 GB.
 
-python scripts/regulator.py cpt --out artifacts/cpt
+python xbrl/scripts/regulator.py cpt --out artifacts/cpt
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
 python scripts/data.py build artifacts/cpt/train.jsonl --model artifacts/models/Qwen3-8B --out artifacts/tokens/cpt-Qwen3-8B
 torchrun --nproc_per_node=8 train.py configs/xbrl_cpt.py
@@ -17,8 +17,8 @@ config = Config(
         train=("artifacts/tokens/cpt-Qwen3-8B",),
         validation=("artifacts/cpt/validation.jsonl",),  # tables that are not in the training data
         # General text against forgetting. 5% is 0.2M tokens per epoch, but this file has only 0.08M, so two epochs read
-        # it five times. Text like the model's own pre-training data is better. If the domain is far from that, a share
-        # of up to 25% is useful.
+        # it five times. Text like the model's own pre-training data is better. If the domain is far from the pre-training
+        # data, a share of up to 25% is useful.
         mix=(Source("general", ("artifacts/cpt/general.jsonl",), 0.05, ("artifacts/cpt/general_held_out.jsonl",)),),
         sequence_length=8192,
     ),

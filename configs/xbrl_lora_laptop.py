@@ -1,11 +1,10 @@
 """configs/xbrl_laptop.py with LoRA in place of full fine-tuning: SmolLM2-135M on 2 CPU cores (docs/results.md).
 
-python scripts/make_reports.py --style short --out artifacts/xbrl_short
+python xbrl/scripts/make_reports.py --style short --out artifacts/xbrl_short
 python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/xbrl_lora_laptop.py
 
-The model, the data, their order, the batches and the schedule are those of configs/xbrl_laptop.py, so that the two can be
-compared.
+Model, data, their order, batches and schedule are the same as in configs/xbrl_laptop.py, so that the two can be compared.
 """
 
 from dataclasses import replace
@@ -20,9 +19,9 @@ config = replace(
     # Memory: frozen weights in bf16 take 2 bytes x 135M = 0.27 GB, the adapters 16 bytes x 19.5M = 0.31 GB, over 2 ranks.
     # Full fine-tuning takes 16 bytes x 135M = 2.2 GB.
     lora=LoRA(rank=64),
-    # Three times the 3e-4 of full fine-tuning. The best rates of LoRA were found about ten times as large as those of full
-    # fine-tuning ("LoRA Without Regret", Schulman et al., 2025), but on larger models: compare 5e-4 to 3e-3 by the validation
-    # loss before a comparison of the methods (arXiv:2405.09673).
+    # Three times the 3e-4 of full fine-tuning. The best rates of LoRA were found to be about ten times the best
+    # rates of full fine-tuning ("LoRA Without Regret", Schulman et al., 2025), but on larger models: compare 5e-4 to 3e-3 by the
+    # validation loss before you compare the methods (arXiv:2405.09673).
     optimizer=replace(full.optimizer, learning_rate=1e-3),
     run=replace(full.run, name="xbrl_lora_laptop"),
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PART = 2**24  # draws that are looked at together
+PART = 2**24  # draws that are in memory as floats at a time
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ def bootstrap(
     resamples: int = 10_000,
     clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, Interval]:
-    """Confidence intervals of metrics that are functions of sums over units (documents, questions).
+    """Return the confidence intervals of metrics that are functions of sums over units (documents, questions).
 
     values: `(units, columns)`, the contribution of each unit to each sum. metrics: maps sums `(..., columns)` to named
-    metrics `(...)`, e.g. the ratio of two columns. Units are resampled with replacement. All columns of a unit are kept
+    metrics `(...)`, e.g. the ratio of two columns. Units are resampled with replacement. All columns of a unit stay
     together, so if two models each have their columns, the interval of their difference is a paired one. clusters: one key
-    per unit; units with the same key (the reports of one bank) are drawn together, because they are alike. Resamples in
-    which a metric is not a number (the recall of a rule that was not drawn) are left out of its interval.
+    per unit; units with the same key (documents by one author) are drawn together, because they are alike. Resamples in
+    which a metric is not a number (the recall of a label that was not drawn) are left out of its interval.
     """
     if clusters is not None:
         values = sum_clusters(values, clusters)
@@ -43,7 +43,7 @@ def bootstrap(
 
 
 def sum_clusters(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
-    """The sums over the units of each cluster, `(clusters, columns)`, in the order in which the clusters occur."""
+    """Return the sums over the units of each cluster, `(clusters, columns)`, in the order in which the clusters occur."""
     number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
     summed = np.zeros((len(number), values.shape[1]))
     np.add.at(summed, [number[key] for key in clusters], values)
@@ -51,16 +51,16 @@ def sum_clusters(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    known = values[~np.isnan(values)]
-    low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
+    numbers = values[~np.isnan(values)]
+    low, high = np.percentile(numbers, (2.5, 97.5)) if len(numbers) else (np.nan, np.nan)
     return float(low), float(high)
 
 
 @functools.lru_cache(maxsize=1)  # several metrics of one result are resampled one after the other
 def _draws(units: int, resamples: int) -> np.ndarray:
-    """`(resamples, units)`: how often each unit is drawn in each resample, the same every time, in one byte each.
+    """Return `(resamples, units)`: how often each resample draws each unit, in one byte each. The seed is fixed.
 
-    Of 256 units or more none is drawn 256 times: the probability is below 1e-500.
+    A byte is enough: of 256 units or more, a unit is drawn 256 times with a probability below 1e-500.
     """
     draws = np.empty((resamples, units), np.uint8)
     generator = np.random.default_rng(0)
@@ -70,6 +70,6 @@ def _draws(units: int, resamples: int) -> np.ndarray:
 
 
 def _parts(draws: np.ndarray) -> list[slice]:
-    """The resamples in parts, whose numbers of 8 bytes take little memory however many units there are."""
+    """Split the resamples into parts whose draws, as numbers of 8 bytes, take at most 8 * PART bytes."""
     rows = max(1, PART // draws.shape[1])
     return [slice(first, first + rows) for first in range(0, len(draws), rows)]

@@ -1,13 +1,13 @@
 """Evaluate a model directory on examples: loss of the response tokens, and scores of the generated answers.
 
-What is read is checked before the model is loaded.
+All inputs are read and checked before the model is loaded.
 """
 
 import functools
 import hashlib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
 from eval import report
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, ScoreAnswers, choose_examples, has_answer, read_as
-from eval.constrained import Grammar
 from eval.generate import answer_work, greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
@@ -30,14 +29,13 @@ from eval.results import prepare_output, read_result
 from eval.target_losses import loss_work, target_losses, total
 from model.architectures import check_model_directory
 
-INSTRUCTING = ("system", "developer")  # roles of what stands before a conversation
-GrammarOf = Callable[[list[dict]], tuple[str, str]]
+INSTRUCTING = ("system", "developer")  # roles of the messages that open a conversation
 Sequences = list[tuple[list[int], list[float]]]  # token ids, weights of the targets
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to evaluate: the options of scripts/evaluate.py, which documents them."""
+    """The options of scripts/evaluate.py, which documents them."""
 
     model: str
     data: Path
@@ -48,7 +46,6 @@ class EvaluationOptions:
     batch_size: int = 64
     max_new_tokens: int | None = None
     shots: int = 0
-    constrained: bool = False
     dtype: str = "auto"
     sharding: str = "auto"
     json: Path | None = None
@@ -58,13 +55,13 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """Everything that an evaluation reads, checked.
+    """The inputs of an evaluation, read and checked.
 
     sequences: (token ids, weights of the targets) of all examples. A chat whose template rewrites earlier turns has several;
-    `owners` tells which example each belongs to. asked: the examples with an answer (`has_answer`). prompts: their
-    token ids up to that message. stop_ids: the tokens that training teaches as the end of an answer. header: the part of the
-    result that identifies model and data. control_line: names the examples and shots whose content spells control tokens, and
-    says if no example is asked; "" if there is nothing to say.
+    `owners` gives the index of each sequence's example. asked: the examples with an answer (`has_answer`), which the model is
+    to answer. prompts: the token ids of each asked example up to that answer. stop_ids: the tokens that training teaches as the
+    end of an answer. header: the part of the result that identifies model and data. control_line: a message that names the
+    examples and shots whose content spells control tokens, and says if no example is asked; "" if neither is the case.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -81,9 +78,9 @@ class EvaluationInputs:
 
 
 def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
-    """Read, tokenize and check everything. Raises UserError. Not a collective: call it on one rank (`read_on_first`).
+    """Read, tokenize and check the inputs, and create the folders of the outputs. Raise UserError for any mistake in them.
 
-    Creates the folders of the outputs.
+    Not a collective: call it on one rank (`read_on_first`).
     """
     for output in filter(None, (options.json, options.answers)):
         prepare_output(output)
@@ -108,8 +105,8 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         raise UserError(
             f"nothing of {options.data} can be measured: a chat needs an answer, and a weight above 0 (docs/data.md)"
         )
-    shots = random.Random(0).sample(answered, options.shots)  # always the same ones
-    _encode(encoder, shots)  # a shot that is refused is named by its place
+    shots = random.Random(0).sample(answered, options.shots)  # the same shots in every evaluation
+    _encode(encoder, shots)  # raises an error that names the line of a shot
     max_new_tokens, length_from = _answer_length(options, training, tokenizer)
     max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
     room = max_positions - max_new_tokens
@@ -129,14 +126,13 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         "max_new_tokens": max_new_tokens,
         "max_new_tokens_from": length_from,
         "shots": options.shots,
-        "fewest_shots": min((used for _, used in prompts), default=0),  # where the context holds no more
-        "constrained": options.constrained,
+        "fewest_shots": min((used for _, used in prompts), default=0),  # of the prompt with the least room
     }
     if before is not None:
         report.check_comparable(before, header)
-    said = [encoder.control_report([*placed, *shots])]
+    messages = [encoder.control_report([*placed, *shots])]
     if not asked:
-        said.append(
+        messages.append(
             f"no example of {options.data} is a chat with an answer, so its loss alone is measured (docs/data.md)"
         )
     return EvaluationInputs(
@@ -150,12 +146,15 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         encoder.stop_ids,
         header,
         before,
-        "\n".join(filter(None, said)),
+        "\n".join(filter(None, messages)),
     )
 
 
 def _encode(encoder: ExampleEncoder, placed: Sequence[tuple[str, dict]]) -> tuple[Sequences, list[int]]:
-    """(the sequences of all examples, the example that each belongs to). placed: (where it stands, example)."""
+    """Return (the sequences of all examples, the index of each sequence's example). `placed` has (file and line, example).
+
+    Raise UserError, with file and line, for an example that cannot be encoded.
+    """
     sequences, owners = [], []
     outcomes = encoder.encode([example for _, example in placed])
     for i, ((where, _), outcome) in enumerate(zip(placed, outcomes, strict=True)):
@@ -167,15 +166,15 @@ def _encode(encoder: ExampleEncoder, placed: Sequence[tuple[str, dict]]) -> tupl
 
 
 def _prompt(encoder: ExampleEncoder, example: dict, shots: Sequence[dict], room: float) -> tuple[list[int], int]:
-    """(token ids of the prompt of an example, the number of shots in it).
+    """Return (token ids of the example's prompt, the number of shots in it).
 
-    As many of the `shots` as `room` tokens hold, from the first on, are earlier turns of the conversation, after its system
-    or developer message.
+    The first `shots`, as many as fit into `room` tokens, become earlier turns of the conversation, after its system or
+    developer message.
     """
     messages, number = example["messages"], len(shots)
     start = next((i for i, message in enumerate(messages) if message["role"] not in INSTRUCTING), len(messages))
     while True:
-        turns = [one for shot in shots[:number] for one in shot["messages"] if one["role"] not in INSTRUCTING]
+        turns = [turn for shot in shots[:number] for turn in shot["messages"] if turn["role"] not in INSTRUCTING]
         ids = encoder.prompt([*messages[:start], *turns, *messages[start:]], tools=example.get("tools"))
         if len(ids) <= room or not number:
             return ids, number
@@ -185,7 +184,7 @@ def _prompt(encoder: ExampleEncoder, example: dict, shots: Sequence[dict], room:
 def _answer_length(
     options: EvaluationOptions, training: list[dict] | None, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, str]:
-    """(maximum tokens of an answer, where the number comes from). The references of the evaluated file play no part."""
+    """Return (maximum tokens of an answer, the source of the number). It never depends on the references of the evaluated file."""
     if options.max_new_tokens:
         return options.max_new_tokens, "--max-new-tokens"
     if not training:
@@ -196,19 +195,13 @@ def _answer_length(
 
 
 def evaluate_examples(
-    options: EvaluationOptions,
-    inputs: EvaluationInputs,
-    ranks: Ranks,
-    score_answers: ScoreAnswers,
-    grammar_of: GrammarOf | None = None,
+    options: EvaluationOptions, inputs: EvaluationInputs, ranks: Ranks, score_answers: ScoreAnswers
 ) -> dict:
-    """The result as it is written to JSON, without `seconds`. A collective: every rank gets the whole result.
+    """Return the result in the form of its JSON, without `seconds`. A collective: every rank gets the whole result.
 
-    `score_answers` knows the task; see `xbrl.answers.scores.score_answers` for its arguments. So does `grammar_of`, which
-    gives the (pattern, text after which everything is allowed) of the answers to examples, for `options.constrained`.
+    `score_answers` gets (asked examples, answers, --data, training examples or None, --train), as `eval.task.Score` says.
     """
     limit, tokenizer = inputs.header["max_new_tokens"], inputs.tokenizer
-    pattern = grammar_of(inputs.asked) if options.constrained and grammar_of and inputs.asked else None
     dtype = agreed_dtype(options.dtype, ranks)
     sharded = is_sharded(options.sharding, [options.model], ranks)
     model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
@@ -221,9 +214,8 @@ def evaluate_examples(
         finish,
     )
     stop_ids = stop_tokens(model, inputs.stop_ids)
-    grammar = Grammar(*pattern, tokenizer, frozenset(stop_ids)) if pattern else None
     answers = compute_over_ranks(
-        lambda share, advance: greedy_answers(model, share, stop_ids, limit, options.batch_size, advance, grammar),
+        lambda share, advance: greedy_answers(model, share, stop_ids, limit, options.batch_size, advance),
         inputs.prompts,
         answer_work(model, inputs.prompts, limit),
         ranks,
@@ -231,16 +223,16 @@ def evaluate_examples(
         finish,
     )
     loss = total(losses)
-    of_examples = [[] for _ in inputs.examples]
-    for owner, part in zip(inputs.owners, losses, strict=True):
-        of_examples[owner].append(part)
+    losses_by_example = [[] for _ in inputs.examples]
+    for owner, sequence_loss in zip(inputs.owners, losses, strict=True):
+        losses_by_example[owner].append(sequence_loss)
     result = inputs.header | {
         "dtype": dtype_name(dtype),
         "processes": ranks.world_size,
         "sharding": "full" if sharded else "none",
         "cut_short": sum(len(answer) == limit for answer in answers),
         "loss": {"mean": loss.mean, "targets": loss.targets},
-        "losses": [(one.nats, one.targets) for one in map(total, of_examples)],  # for intervals
+        "losses": [(example.nats, example.targets) for example in map(total, losses_by_example)],  # for intervals
     }
     if inputs.asked:
         texts = [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]

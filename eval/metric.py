@@ -1,4 +1,4 @@
-"""Scores of answers for any task: a function of the user's, or exact match and ROUGE-L."""
+"""Scores of answers for any task: the user's function, or exact match and ROUGE-L."""
 
 import copy
 import importlib.util
@@ -16,21 +16,29 @@ WRITE = "it gets (answers, examples) and must return a number or a dictionary of
 
 
 def reference_of(example: dict) -> str:
-    """The answer in the data: the last message of a chat."""
+    """Return the reference answer: the last message of the chat."""
     return example["messages"][-1]["content"]
 
 
 def load_metric(name: str) -> Metric:
-    """The function MODULE:FUNCTION, whose results are checked at every call. Raises UserError.
+    """Import the function MODULE:FUNCTION, or the `metric` of the task MODULE (eval/task.py). Raise UserError if there is none.
 
-    A number is the score `metric`.
+    Every call checks the result (`checked_scores`) and raises UserError if the function fails. A single number becomes the
+    score `metric`.
     """
-    function = load_function("eval.metric", name)
+    if ":" in name:
+        function = load_function("eval.metric", name)
+    else:
+        from eval.task import load_task  # a run without a task imports no library of the evaluation
+
+        function = load_task(name, "eval.metric").metric
+    if function is None:
+        raise UserError(f"eval.metric={name}: the task has no metric; name a function, MODULE:FUNCTION")
 
     def metric(answers: list[str], examples: list[dict]) -> dict[str, float]:
         try:
-            result = function(list(answers), copy.deepcopy(examples))  # it may change what it gets
-        except (Exception, SystemExit) as error:  # rank 0 must not leave the others alone
+            result = function(list(answers), copy.deepcopy(examples))  # the function may modify its arguments
+        except (Exception, SystemExit) as error:  # rank 0 must not leave the other ranks waiting
             raise UserError(f"eval.metric={name} fails: {explain(error)}") from error
         return checked_scores(name, result)
 
@@ -38,10 +46,11 @@ def load_metric(name: str) -> Metric:
 
 
 def metric_figures(name: str) -> Callable[[list[str], list[dict]], dict]:
-    """What --metric adds to a result: (answers, examples) -> `metric`, with the name and the scores; nothing without a name.
+    """Return a function (answers, examples) -> the user's scores as part of a result; it returns {} if `name` is empty.
 
-    `each` has, of every score that is the mean of those of single examples, these: an interval needs them. Raises UserError
-    if there is no such function.
+    The part is `metric` with the function's name (`by`), its `scores`, and `each`: for every score that is the mean of the
+    scores of single examples, these scores, from which an interval is computed. Raise UserError if the function cannot be
+    imported.
     """
     metric = load_metric(name) if name else None
 
@@ -51,11 +60,11 @@ def metric_figures(name: str) -> Callable[[list[str], list[dict]], dict]:
         scores = metric(answers, examples)
         try:
             single = [metric([answer], [example]) for answer, example in zip(answers, examples, strict=True)]
-        except UserError:  # it cannot score one answer alone
+        except UserError:  # the function cannot score a single answer
             single = []
         each = {}
         for key, score in scores.items():
-            values = [one[key] for one in single if key in one]
+            values = [scores_of_example[key] for scores_of_example in single if key in scores_of_example]
             if len(values) == len(answers) and math.isclose(score, math.fsum(values) / len(values), abs_tol=1e-9):
                 each[key] = values
         return {"metric": {"by": name, "scores": scores, "each": each}}
@@ -64,9 +73,9 @@ def metric_figures(name: str) -> Callable[[list[str], list[dict]], dict]:
 
 
 def checked_scores(name: str, result: object) -> dict[str, float]:
-    """The result of a metric as name -> float. Raises UserError if it is anything else.
+    """Return the result of the metric `name` as name -> float. Raise UserError if it is anything else.
 
-    NaN is a score without a value, such as a mean over the answers that are JSON where none is. The others count.
+    NaN is a score without a value, such as a mean over the answers that are JSON if no answer is JSON. The other scores count.
     """
     scores = result if isinstance(result, Mapping) else {"metric": result}
     if not scores:
@@ -92,9 +101,9 @@ def checked_scores(name: str, result: object) -> dict[str, float]:
 
 
 def plain_scores(answers: list[str], examples: list[dict]) -> dict[str, float]:
-    """`exact_match`, the share of answers that are the reference but for white space, and `rouge_l` where it can be computed.
+    """Return `exact_match`, the fraction of answers that equal the reference except for white space, and the mean `rouge_l`.
 
-    ROUGE-L needs the package rouge-score.
+    ROUGE-L needs the package rouge-score; without it the key is missing.
     """
     references = [reference_of(example) for example in examples]
     exact = [a.split() == b.split() for a, b in zip(answers, references, strict=True)]

@@ -1,6 +1,6 @@
-"""Readable tables of evaluation results: one model, or the same data before and after training.
+"""Print evaluation results as tables: one model, or the same data before and after training.
 
-These functions work for any task. The tables of the regulator's task have further rows: `xbrl/answers/tables.py`.
+The functions know no task. A task adds rows and lines of its own (eval/task.py).
 """
 
 import math
@@ -13,9 +13,9 @@ from eval.intervals import intervals, paired_change
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of a table.
+    """One row of a table: name, printed value, and sample size.
 
-    `metric` is the key of this figure in the result of `eval.intervals`; empty if it has no confidence interval.
+    `metric` is the key of its interval in `eval.intervals.intervals`; empty if the figure has no interval.
     """
 
     name: str
@@ -28,12 +28,12 @@ Figures = Callable[[dict], list[Figure]]
 
 
 def figures(result: dict) -> list[Figure]:
-    """All figures of a result of scripts/evaluate.py that do not depend on the task."""
+    """Return all figures of a result of scripts/evaluate.py that do not depend on the task."""
     return [*text_figures(result), *run_figures(result)]
 
 
 def text_figures(result: dict) -> list[Figure]:
-    """The scores of --metric, exact match and ROUGE-L, as far as the result has them."""
+    """Return the scores of --metric, exact match and ROUGE-L, as far as the result has them."""
     metric, match, rouge = result.get("metric"), result.get("exact_match"), result.get("rouge_l")
     rows = []
     if metric:
@@ -42,21 +42,19 @@ def text_figures(result: dict) -> list[Figure]:
     if match:
         rows.append(Figure("exact match", percent(match["share"]), f"{match['n']} answers", "exact_match"))
     if rouge:
-        n = f"{rouge['n']} {rouge['of']}s, words of a-z and 0-9"  # it is 0 for an answer in another script
+        n = f"{rouge['n']} {rouge['of']}s, words of a-z and 0-9"  # an answer in another script has ROUGE-L 0
         rows.append(Figure(f"{rouge['of']} ROUGE-L (F)", f"{rouge['f']:.3f}", n, "rouge_l"))
     return rows
 
 
 def run_figures(result: dict) -> list[Figure]:
-    """Truncated answers and validation loss, as far as the result has them."""
+    """Return the number of shots, of truncated answers, and the loss of the references, as far as the result has them."""
     rows = []
     loss = result.get("loss")
-    if "shots" in result:  # "before" may be asked in another way than "after"
-        value = f"{result['shots']} shots" + ", constrained" * result["constrained"]
+    if "shots" in result:  # "before" may have other prompts than "after"
         short = result["fewest_shots"] < result["shots"]
-        rows.append(
-            Figure("asked with", value, f"at least {result['fewest_shots']} where the context is short" * short)
-        )
+        n = f"at least {result['fewest_shots']} where the context is short" * short
+        rows.append(Figure("asked with", f"{result['shots']} shots", n))
     if "cut_short" in result and result.get("answers"):
         limit = f"at {result['max_new_tokens']} tokens ({result.get('max_new_tokens_from', 'as given')})"
         rows.append(Figure("answers cut short", str(result["cut_short"]), limit))
@@ -67,16 +65,16 @@ def run_figures(result: dict) -> list[Figure]:
 
 
 def table(result: dict, figures: Figures = figures) -> str:
-    """A result as text: each figure with its 95% interval, if it has one, and its N."""
-    chosen, everything = result["n_examples"], result.get("n_in_file")  # results of earlier versions lack the second
-    part = f"{chosen} of {everything} examples" if chosen != (everything or chosen) else ""
-    how = ", ".join([*filter(None, [part, result.get("dtype")]), f"{result['seconds']:.0f} s"])
-    known = intervals(result)
+    """Return a result as text: each figure with its 95% interval, if it has one, and its sample size N."""
+    chosen, in_file = result["n_examples"], result["n_in_file"]
+    part = f"{chosen} of {in_file} examples" if chosen != in_file else ""
+    remarks = ", ".join([*filter(None, [part, result.get("dtype")]), f"{result['seconds']:.0f} s"])
+    interval_of = intervals(result)
     rows = [("", "", "95% interval", "N")]
     for row in figures(result):
-        bounds = known.get(row.metric)
+        bounds = interval_of.get(row.metric)
         rows.append((row.name, row.value, f"{bounds.low:.3f} to {bounds.high:.3f}" if bounds else "", row.n))
-    return "\n".join([f"{result['model']} on {result['data']} ({how})", "", *aligned(rows)])
+    return "\n".join([f"{result['model']} on {result['data']} ({remarks})", "", *aligned(rows)])
 
 
 def check_comparable(before: dict, after: dict) -> None:
@@ -90,14 +88,14 @@ def check_comparable(before: dict, after: dict) -> None:
 
 
 def compare(before: dict, after: dict, figures: Figures = figures) -> str:
-    """Two results on the same data as a table: before, after, change, 95% confidence interval of the change, N.
+    """Return two results on the same data as a table: before, after, change, 95% confidence interval of the change, N.
 
-    Only figures that are known for each example have a change, and with two banks or examples an interval. Raises
-    `UserError` if the results are not comparable.
+    A figure has a change if its value is known for each example, and an interval if the examples form two clusters or more.
+    Raise UserError if the results are of different examples.
     """
     check_comparable(before, after)
     if (before.get("metric") or {}).get("by") != (after.get("metric") or {}).get("by"):
-        before = before | {"metric": None}  # another function may give a score of the same name
+        before = before | {"metric": None}  # scores of different functions may have the same name
     values_before = {row.name: row.value for row in figures(before)}
     changes = paired_change(before, after)
     rows: list[tuple[str, ...]] = [("", "before", "after", "change", "95% interval", "N")]
@@ -110,18 +108,22 @@ def compare(before: dict, after: dict, figures: Figures = figures) -> str:
 
 
 def one_answer(result: dict, index: int = 0) -> str:
-    """The model's answer to the `index`-th example (modulo their number), with a heading and the reference."""
-    answers = result["answers"]
+    """Return the model's answer to the `index`-th example (modulo their number), with the reference or the true labels.
+
+    If examples have labels, only examples with a true label are chosen, as far as there are any.
+    """
+    answers = [answer for answer in result["answers"] if answer.get("true")] or result["answers"]
     answer = answers[index % len(answers)]
     name = f"{index % len(answers) + 1} of {len(answers)}" if answer["id"] is None else answer["id"]
+    true = f" (true: {', '.join(answer['true']) or 'none'})" if "true" in answer else ""
     reference = f"\nreference:\n{answer['reference']}" if "reference" in answer else ""
-    return f"answer to example {name}:\n{answer['answer']}{reference}"
+    return f"answer to example {name}{true}:\n{answer['answer']}{reference}"
 
 
 def aligned(rows: Sequence[tuple[str, ...]], last: str = "<") -> list[str]:
     """Format rows as lines with aligned columns.
 
-    The first column is left-aligned, the last one as `last` says ("<" or ">"), the others are right-aligned.
+    The first column is left-aligned, the last one left or right (`last` is "<" or ">"), the columns between are right-aligned.
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     sides = ["<", *[">"] * (len(widths) - 2), last]
@@ -132,7 +134,7 @@ def aligned(rows: Sequence[tuple[str, ...]], last: str = "<") -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A fraction as a percentage with one decimal place."""
+    """Format a fraction as a percentage with one decimal place."""
     return f"{100 * share:.1f}%"
 
 

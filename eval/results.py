@@ -1,6 +1,6 @@
-"""Result files (JSON): check the path before the work, and read the result of an earlier evaluation.
+"""Check the path of a result file before the work, and read the result of an earlier evaluation.
 
-They are written with `common.durable_files.write_json`.
+Results are JSON, written with `common.durable_files.write_json`.
 """
 
 import json
@@ -11,10 +11,7 @@ from common.errors import UserError
 
 
 def prepare_output(path: Path) -> None:
-    """Create the parent directory of a result file, so that a bad path fails before the work and not after it.
-
-    Raises UserError if the file could not be written.
-    """
+    """Create the parent directory of a result file. Raise UserError, before the work begins, if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -25,7 +22,7 @@ def prepare_output(path: Path) -> None:
 def read_result(
     path: Path, keys: tuple[str, ...] = ("model", "data_sha256"), mend: str = "make it with scripts/evaluate.py --json"
 ) -> dict:
-    """Read the JSON of an earlier scripts/evaluate.py, or of another with these `keys`. Raises UserError if it is not such a file."""
+    """Read the JSON of an earlier evaluation. Raise UserError, which ends with `mend`, if it is no JSON or lacks one of `keys`."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict) or not {*keys} <= result.keys():

@@ -6,37 +6,37 @@ from rouge_score.tokenize import tokenize
 
 
 def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float]:
-    """The ROUGE-L F-measure of each pair: the values of Google's rouge-score without stemming, and its words.
+    """Return the ROUGE-L F-measure of each pair. An empty prediction scores 0.
 
-    An empty prediction scores 0.
+    Words and values are those of Google's rouge-score without stemming.
     """
     words = [[tokenize(text, None) for text in texts] for texts in (references, predictions)]
     return [f_measure(reference, prediction) for reference, prediction in zip(*words, strict=True)]
 
 
 def f_measure(reference: Sequence[str], prediction: Sequence[str]) -> float:
-    """The ROUGE-L F-measure of two texts that are split into words."""
+    """Return the ROUGE-L F-measure of two texts that are split into words."""
     common = _common_subsequence(reference, prediction)
     return 2 * common / (len(reference) + len(prediction)) if common else 0.0
 
 
-def _common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    """The length of the longest common subsequence: Hyyrö (2004), one bit per word of `one`."""
+def _common_subsequence(reference: Sequence[str], prediction: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence, by Hyyrö (2004): one bit per word of the reference."""
     places: dict[str, int] = {}
-    for i, word in enumerate(one):
+    for i, word in enumerate(reference):
         places[word] = places.get(word, 0) | 1 << i
-    every = (1 << len(one)) - 1
-    row = every  # a 0 bit is a step of the subsequence
-    for word in other:
+    all_bits = (1 << len(reference)) - 1
+    row = all_bits  # a 0 bit is a step of the subsequence
+    for word in prediction:
         matches = row & places.get(word, 0)
-        row = ((row + matches) | (row - matches)) & every
-    return len(one) - row.bit_count()
+        row = ((row + matches) | (row - matches)) & all_bits
+    return len(reference) - row.bit_count()
 
 
 def score_whole_answers(examples: Sequence[dict], texts: Sequence[str]) -> dict:
-    """Exact match, but for white space, and ROUGE-L of `texts` against the last message of each example: for any task.
+    """Score `texts` against the last message of each example: exact match except for white space, and ROUGE-L.
 
-    Returns `exact_match` (`n`, mean `share`), `rouge_l` (`of` "answer", `n`, mean `f`, no `baselines`) and `answers` (`id`,
+    Return `exact_match` (`n`, mean `share`), `rouge_l` (`of` "answer", `n`, mean `f`, no `baselines`) and `answers` (`id`,
     `answer`, `reference`, `exact` and `rouge_l` of each).
     """
     references = [example["messages"][-1]["content"] for example in examples]
@@ -54,5 +54,5 @@ def score_whole_answers(examples: Sequence[dict], texts: Sequence[str]) -> dict:
 
 
 def mean(scores: Sequence[float]) -> float:
-    """The mean; 0 if there are no scores."""
+    """Return the mean; 0 if there are no scores."""
     return sum(scores) / len(scores) if scores else 0.0

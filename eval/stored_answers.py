@@ -1,4 +1,4 @@
-"""Answers in a file: JSON Lines of `id` and `answer`, by any model or service, scored like those of scripts/evaluate.py."""
+"""Read and write answers as JSON Lines of `id` and `answer`, and score answers that any model or service has given."""
 
 import hashlib
 from collections import Counter
@@ -16,7 +16,7 @@ from eval.results import read_result
 
 
 def write_answers(path: Path, examples: list[dict], texts: list[str]) -> None:
-    """Write the answers to these examples. One without an id is named by its place among them."""
+    """Write the answers to the examples. An example without an id gets its place in the list, from 1, as id."""
     pairs = enumerate(zip(examples, texts, strict=True))
     write_json_lines(path, [{"id": _name(example, i), "answer": text} for i, (example, text) in pairs])
 
@@ -30,13 +30,13 @@ def score_stored(
     before: Path | None = None,
     reading: Reading = DEFAULT,
 ) -> tuple[dict, dict | None]:
-    """(result of the stored `answers` to the examples of `data`, the result `before`).
+    """Score the `answers` to the examples of `data`. Return (their result, the earlier result in the file `before`).
 
-    The result has the keys of scripts/evaluate.py that need no model. Raises UserError if an answer is missing, stands twice,
-    or belongs to no example, and as `score_answers` does.
+    The result has the keys of scripts/evaluate.py that need no model. Raise UserError if an answer is missing, stands twice, or
+    belongs to no example, and where `score_answers` does.
     """
-    everything = read_examples(data, reading)
-    examples = choose_examples(everything, limit)
+    all_examples = read_examples(data, reading)
+    examples = choose_examples(all_examples, limit)
     asked = [example for example in examples if has_answer(example)]
     if not asked:
         raise UserError(f"no example of {data} is a chat with an answer, so there is nothing to score (docs/data.md)")
@@ -47,40 +47,40 @@ def score_stored(
         "data": str(data),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
         "n_examples": len(examples),
-        "n_in_file": len(everything),
+        "n_in_file": len(all_examples),
     }
     if earlier:
         report.check_comparable(earlier, header)
-    names, found = [_name(example, i) for i, example in enumerate(asked)], read_answers(answers)
+    names, answer_by_id = [_name(example, i) for i, example in enumerate(asked)], read_answers(answers)
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(
                 f"{data}: the id {name} stands twice, so answers cannot be told apart; give each example its own"
             )
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in answer_by_id]:
         raise UserError(
             f"{answers}: the answer to {_listed(missing)} of {data} is missing; --limit scores a part of them"
         )
-    if unknown := sorted(set(found) - set(names)):
+    if unknown := sorted(set(answer_by_id) - set(names)):
         raise UserError(f"{answers}: {_listed(unknown)} is no example of {data} that is scored; remove the answer")
-    texts = [found[name] for name in names]
+    texts = [answer_by_id[name] for name in names]
     return header | score_answers(asked, texts, str(data), training, str(train)), earlier
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """Id -> answer. Raises UserError with the line of the first that is not of the form, or that stands twice."""
+    """Return id -> answer. Raise UserError, with the line, for the first row that is malformed or repeats an id."""
     check_files([path])
-    found: dict[str, str] = {}
+    answer_by_id: dict[str, str] = {}
     for where, row in read_rows(path):
         if isinstance(row, UserError):
             raise row
         if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("answer"), str):
             raise UserError(f"{where}: it needs the keys id and answer, the answer as a text, in .jsonl, .json or .csv")
         name = check_unicode(str(row["id"]), where)
-        if name in found:
+        if name in answer_by_id:
             raise UserError(f"{where}: the answer to {name} stands twice; keep one of them")
-        found[name] = check_unicode(row["answer"], where)
-    return found
+        answer_by_id[name] = check_unicode(row["answer"], where)
+    return answer_by_id
 
 
 def _listed(names: list[str]) -> str:

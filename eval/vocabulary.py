@@ -1,4 +1,4 @@
-"""The effect of an extended vocabulary before training: tokens per document, and loss per byte for each initialisation."""
+"""Measure the effect of an extended vocabulary before training: tokens per document, loss per byte of each initialisation."""
 
 import dataclasses
 from pathlib import Path
@@ -23,17 +23,17 @@ NUM_SHOWN = 20  # new tokens in a table
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a file; the messages of a chat are joined to one text."""
+    """Return the texts of a file; the messages of a chat are joined to one text."""
     return [example_text(example) for _, example in read_files([path])]
 
 
 def select_passages(texts: list[str], num_bytes: int) -> list[str]:
-    """Beginnings of texts that are evenly spaced in `texts`, about `num_bytes` bytes in total."""
+    """Return the beginnings of evenly spaced texts, about `num_bytes` bytes in total."""
     return sample_evenly([text[:PASSAGE_CHARACTERS] for text in texts], num_bytes)
 
 
 def token_table(texts: dict[str, list[str]], before: Tokenizer, after: Tokenizer) -> str:
-    """Tokens per document with two tokenizers, without special tokens. texts: kind of text -> documents."""
+    """Return a table of tokens per document with two tokenizers, without special tokens. texts: kind of text -> documents."""
     lines = ["", f"{'tokens per document':40} {'before':>9} {'after':>9} {'change':>8} {'documents':>10}"]
     for kind, documents in texts.items():
         old, new = (
@@ -44,10 +44,10 @@ def token_table(texts: dict[str, list[str]], before: Tokenizer, after: Tokenizer
     return "\n".join(lines)
 
 
-def best_table(found: list[NewToken]) -> str:
-    """The tokens that save most in the corpus."""
+def best_table(new_tokens: list[NewToken]) -> str:
+    """Return a table of the tokens that save most in the corpus. new_tokens: the best ones first."""
     lines = ["", f"{'tokens that save most':56} {'count':>8} {'saved':>9}"]
-    lines += [f"{token.text!r:56} {token.count:8,} {token.saved:9,}" for token in found[:NUM_SHOWN]]
+    lines += [f"{token.text!r:56} {token.count:8,} {token.saved:9,}" for token in new_tokens[:NUM_SHOWN]]
     return "\n".join(lines)
 
 
@@ -60,10 +60,10 @@ def loss_table(
     texts: dict[str, list[str]],
     num_bytes: int,
 ) -> str:
-    """Nats per byte before any training: of the old model, and of the new model with each initialisation method.
+    """Return a table of nats per byte before any training: the old model, and the new model with each initialisation method.
 
-    A row for each, a column for each kind of `texts`, of about `num_bytes` each. old, new: model directories; first_id and
-    sub_tokens as in `new_rows`. init: noise and seed for all methods.
+    It has a column for each kind of `texts`, measured on about `num_bytes` each. old, new: model directories. first_id and
+    sub_tokens: as for `new_rows`. init: noise and seed for all methods.
     """
     passages = {kind: select_passages(part, num_bytes) for kind, part in texts.items()}
     lines = ["", f"{'loss per byte at step 0 (nats)':32}" + "".join(f"{Path(kind).name[-24:]:>26}" for kind in texts)]
@@ -87,7 +87,7 @@ def loss_table(
 
 
 def loss_per_byte(model: PackedLanguageModel, directory: Path, texts: list[str]) -> float:
-    """Total loss in nats divided by the bytes of the texts (UTF-8), which is comparable between tokenizers.
+    """Return the total loss in nats divided by the bytes of the texts (UTF-8), which is comparable between tokenizers.
 
     Every text is preceded by BOS if the tokenizer of `directory` adds it, else by EOS.
     """

@@ -2,13 +2,13 @@
 
     python scripts/compare.py tuned=runs/mine base=artifacts/models/NAME --data held_out.jsonl --metric scores:right
     python scripts/compare.py full=runs/full-1,runs/full-2,runs/full-3 lora=runs/lora-1,runs/lora-2,runs/lora-3 \\
-        --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl --general --primary full lora f1 --margin f1=0.05
+        --data held_out.jsonl --metric scores:right --general --primary full lora right --margin right=0.05
 
 An arm is NAME=PATH or PATH; several paths are seeds of one arm. PATH is the directory of a finished run, a model directory, or
-the JSON of scripts/evaluate.py. The first arm is the reference. Results that are missing are measured first and kept in
-RUN/eval (of a model directory: in OUT/eval), so that the same command continues after an interruption. What is known of an
-arm with one seed is described. What was declared before (--primary) is tested, over seeds and examples; all else has
-intervals. The baselines and the rule engine are rows too. docs/results.md says how to read the tables.
+the JSON of scripts/evaluate.py. The first arm is the reference. Missing results are measured first and kept in RUN/eval (of a
+model directory: in OUT/eval), so that the same command continues after an interruption. An arm with one seed is described. A
+contrast that was declared before (--primary) is tested, over seeds and examples; every other difference has an interval.
+--task MODULE names a task (eval/task.py), whose baselines are rows too. docs/results.md says how to read the tables.
 """
 
 import sys
@@ -32,16 +32,16 @@ from eval.comparison.measures import with_metric
 from eval.comparison.page import write_outputs
 from eval.metric import metric_figures
 from eval.results import prepare_output
-from xbrl.answers.baselines import add_baseline_options, baseline_tasks, with_siblings
+from eval.task import Task, add_task_option
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help."""
+def parse_arguments() -> tuple[argparse.Namespace, Task]:
+    """Return the arguments, and the task that they name. Raise UserError for a number out of range or an unknown task."""
     parser = new_parser(__doc__)
     parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
     parser.add_argument("--data", required=True, type=Path, help="the examples that no arm trained on")
+    parser.add_argument("--train", type=Path, help="the training split, as for scripts/evaluate.py")
     add_task_options(parser)
-    add_baseline_options(parser)
     parser.add_argument("--base", help="the model before training (default: that of the runs)")
     general = "also measure what was forgotten: perplexity, KL, general questions"
     parser.add_argument("--general", action="store_true", help=general)
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", action="store_true", help=pairs)
     add_number(parser, "--worst", "examples shown on the page with all answers", 10, least=0, metavar="N")
     add_number(parser, "--show", "examples printed with all answers, those on which the arms differ most", 1, least=0)
-    declared = parser.add_argument_group("what is tested", "at most three contrasts, with Holm's correction among them")
+    declared = parser.add_argument_group("contrasts to test", "at most three, with Holm's correction among them")
     contrast: dict[str, Any] = {"nargs": 3, "action": "append", "default": [], "metavar": ("OF", "AGAINST", "METRIC")}
     help = "a contrast of two rows, such as full lora f1; its arms need two seeds or more"
     declared.add_argument("--primary", help=help, **contrast)
@@ -60,33 +60,45 @@ def parse_arguments() -> argparse.Namespace:
     declared.add_argument("--primary-paired", help=help, **contrast)
     help = "arms that differ by less are equivalent: f1=0.05 (two one-sided tests)"
     declared.add_argument("--margin", action="append", default=[], metavar="METRIC=NUMBER", help=help)
-    return with_siblings(parser.parse_args())
+    task = add_task_option(parser)
+    task.add_options(parser)
+    arguments = parser.parse_args()
+    task.set_defaults(arguments)
+    return arguments, task
 
 
 def main() -> int:
-    """Measure what is missing, compare, write, and print the verdict."""
-    arguments = parse_arguments()
+    """Measure the missing results, compare, write the outputs, and print the verdict."""
+    arguments, task = parse_arguments()
     sources = parse_arms(arguments.arms)
     primary = declare(arguments.primary, arguments.primary_paired, arguments.margin, sources)
-    own = metric_figures(arguments.metric)
+    user_metric = metric_figures(arguments.metric)
     reading = read_as(arguments.format, arguments.fields)
     examples = read_examples(arguments.data, reading)
-    training = read_examples(arguments.train, reading) if arguments.train else None
+    training = [*filter(has_answer, read_examples(arguments.train, reading))] if arguments.train else None
     prepare_output(arguments.out / "comparison.json")
     base = arguments.base or (find_base(sources) if arguments.general else None)
-    read = ("--format", arguments.format, "--fields", arguments.fields)
-    how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes, read)
-    arms = how.arms(sources)
+    measuring = Measuring(
+        arguments.data,
+        arguments.train,
+        base,
+        arguments.general,
+        arguments.out,
+        arguments.processes,
+        arguments.task,
+        ("--format", arguments.format, "--fields", arguments.fields),
+    )
+    arms = measuring.arms(sources)
     asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
-    validation = read_examples(arguments.validation, reading) if arguments.validation else []
-    baselines = baseline_tasks(asked, training, str(arguments.data), validation, arguments.probe)
-    arms = with_metric(arms, asked, own)
-    result = compare(arms, baselines, asked, primary, arguments.pairs, arguments.worst)
+    task_options = task.read_options(arguments, reading)
+    baselines = task.baselines(asked, training, str(arguments.data), **task_options) if asked else {}
+    arms = with_metric(arms, asked, user_metric)
+    result = compare(arms, baselines, asked, primary, arguments.pairs, arguments.worst, task)
     written = write_outputs(result, arms, arguments.out)
     for group, sentences in result["verdict"].items():
         print("\n".join([f"{group}:", *sentences]))
-    for one in result["disagreements"][: arguments.show]:
-        print(beside(one))
+    for disagreement in result["disagreements"][: arguments.show]:
+        print(beside(disagreement))
     for sentence in result["warnings"]:
         print(f"warning: {sentence}")
     print("wrote", *written)

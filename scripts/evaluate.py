@@ -1,14 +1,14 @@
 """Evaluate a model directory on examples: exact match and ROUGE-L of its answers, scores of your own, the loss of the references.
 
     python scripts/evaluate.py runs/mine/export --data held_out.jsonl --metric scores:right --show 3
-    python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data FILE --train FILE --shots 2 --constrained
-    torchrun --nproc_per_node=2 scripts/evaluate.py runs/quickstart/export --data FILE --train FILE --json after.json
+    python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data held_out.jsonl --train mine.jsonl --shots 2
+    torchrun --nproc_per_node=2 scripts/evaluate.py runs/mine/export --data held_out.jsonl --json after.json
 
-Of bank reports it scores rules, facts and letters (docs/xbrl.md). Every process generates (greedily) the answers to its share of
-the examples. Several processes share a large model, as in training: each holds a part of it (--sharding). With --before FILE,
-the JSON of an earlier evaluation of the same data, a table before | after is printed as well, with 95% confidence intervals of
-the change (bootstrap, paired by example). A base model that never saw the form of the answers is asked fairly with --shots and
---constrained: else "before" measures the form.
+--task MODULE names a task with scores, tables and baselines of its own (eval/task.py). Every process generates (greedily) the
+answers to its share of the examples. Several processes share a large model, as in training: each holds a part of it
+(--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, the script also prints a table
+before | after, with 95% confidence intervals of the change (bootstrap, paired by example). Give a base model that never saw the
+form of the answers a few --shots: otherwise "before" measures the form.
 """
 
 import sys
@@ -18,8 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import time
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields
 
 import torch.distributed as dist
 
@@ -27,7 +26,6 @@ from common.command_line import add_number, new_parser
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
-from data.formats import read_examples
 from distributed.process_group import call_on_all, read_on_first, start_process_group
 from eval.asked_examples import add_task_options, read_as
 from eval.evaluate_examples import EvaluationInputs, EvaluationOptions, evaluate_examples, read_inputs
@@ -35,23 +33,20 @@ from eval.load_over_ranks import add_sharding_option
 from eval.metric import metric_figures
 from eval.over_ranks import TIMEOUT_MINUTES
 from eval.stored_answers import write_answers
+from eval.task import Task, add_task_option, full_report
 from model.fingerprint import fingerprint_of_base
-from xbrl.answers import tables as report
-from xbrl.answers.answers import LETTER, answer_grammar
-from xbrl.answers.baselines import add_baseline_options, with_siblings
-from xbrl.answers.scores import check_scored_fields, score_answers
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help."""
+def parse_arguments() -> tuple[argparse.Namespace, Task]:
+    """Return the arguments, and the task that they name. Raise UserError for a number out of range or an unknown task."""
     parser = new_parser(__doc__)
     parser.add_argument("model", help="a Hugging Face directory (config, safetensors, tokenizer)")
     data = "one file of any form in docs/data.md; texts, completions and last calls of tools count for the loss only"
     parser.add_argument("--data", required=True, type=Path, help=data)
-    add_baseline_options(parser)
+    parser.add_argument(
+        "--train", type=Path, help="the training split, for --shots, the length of an answer, and the task"
+    )
     add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, least=0, metavar="K")
-    constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
-    parser.add_argument("--constrained", action="store_true", help=constrained)
     add_task_options(parser)
     add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)", least=1)
     batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
@@ -64,50 +59,53 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--answers", type=Path, help="write the answers to this file, for scripts/score.py")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
     add_number(parser, "--show", "number of answers to print", 1, least=0)
-    return with_siblings(parser.parse_args())
+    task = add_task_option(parser)
+    task.add_options(parser)
+    arguments = parser.parse_args()
+    task.set_defaults(arguments)
+    return arguments, task
 
 
-def read_checked(options: EvaluationOptions) -> EvaluationInputs:
-    """`read_inputs`, and what the scores of this task need: a mistake is reported before the answers are generated."""
+def read_checked(options: EvaluationOptions, task: Task) -> EvaluationInputs:
+    """Read the inputs, and check the fields that the task scores by, so that a mistake is reported before the model answers."""
     inputs = read_inputs(options)
-    check_scored_fields(inputs.examples, str(options.data))
-    check_scored_fields(inputs.training or (), str(options.train))
+    task.check(inputs.asked, str(options.data))
+    task.check(inputs.training or (), str(options.train))
     return inputs
 
 
 def main() -> int:
     """Evaluate; on rank 0 write the JSON and print the tables."""
     start = time.perf_counter()
-    arguments = vars(parse_arguments())
-    show, validation, probe, metric = (arguments.pop(name) for name in ("show", "validation", "probe", "metric"))
-    options = EvaluationOptions(**arguments)
+    arguments, task = parse_arguments()
+    options = EvaluationOptions(**{entry.name: getattr(arguments, entry.name) for entry in fields(EvaluationOptions)})
     ranks = start_process_group(TIMEOUT_MINUTES)
-    inputs = read_on_first(lambda: read_checked(options), ranks)
+    inputs = read_on_first(lambda: read_checked(options, task), ranks)
     if ranks.rank == 0 and inputs.control_line:
         print(inputs.control_line, flush=True)
-    own = call_on_all(lambda: metric_figures(metric), ranks)
+    user_metric = call_on_all(lambda: metric_figures(arguments.metric), ranks)
     reading = read_as(options.format, options.fields)
-    tuned_on = read_on_first(lambda: read_examples(validation, reading) if validation else [], ranks)
+    task_options = read_on_first(lambda: task.read_options(arguments, reading), ranks)
 
-    def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers
-        """The scores on all ranks, or their error: the first rank fits the baselines, and the others need not fit them too."""
-        examples, texts, *_ = arguments
+    def score(examples: list[dict], texts: list[str], *files: list[dict] | str | None) -> dict:
+        """Return the scores on every rank, or raise their error on every rank. Rank 0 alone fits the task's baselines."""
 
         def scores() -> dict:
             if options.answers:  # before a function of the user's may fail
                 write_answers(options.answers, examples, texts)
-            return score_answers(*arguments, validation=tuned_on, probe=probe) | own(texts, examples)
+            return task.score(examples, texts, *files, **task_options) | user_metric(texts, examples)
 
         return read_on_first(scores, ranks)
 
-    result = evaluate_examples(options, inputs, ranks, score, lambda asked: (answer_grammar(asked), LETTER))
+    result = evaluate_examples(options, inputs, ranks, score)
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:
         result["weights"] = fingerprint_of_base(options.model)  # so that a later comparison knows what was evaluated
-        result["figures"] = [asdict(figure) for figure in report.figures(result)]
+        result |= {"task": arguments.task, "cluster": task.cluster}
+        result["figures"] = [asdict(figure) for figure in task.figures(result)]
         if options.json:
             write_json(options.json, result)
-        print(report.full_report(result, inputs.before, show))
+        print(full_report(task, result, inputs.before, arguments.show))
     dist.destroy_process_group()
     return 0
 

@@ -21,12 +21,12 @@ echo "== 2/6 base model"
 python scripts/fetch_base_model.py
 
 echo "== 3/6 bank reports: files as banks file them, and examples made from the files"
-python scripts/make_reports.py --profile quickstart --seed "$seed" --out "$data"
+python xbrl/scripts/make_reports.py --profile quickstart --seed "$seed" --out "$data"
 [ -e artifacts/replay/topics.jsonl ] || python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 
 evaluate() { # MODEL RESULT [options]
-  torchrun --standalone --nproc_per_node="$processes" scripts/evaluate.py "$1" --json "$2" --data "$data/test.jsonl" \
-    --train "$data/train.jsonl" --validation "$data/validation.jsonl" --show 0 "${@:3}" > /dev/null
+  torchrun --standalone --nproc_per_node="$processes" scripts/evaluate.py "$1" --json "$2" --task xbrl.task \
+    --data "$data/test.jsonl" --train "$data/train.jsonl" --validation "$data/validation.jsonl" --show 0 "${@:3}" > /dev/null
 }
 mkdir -p "$run/eval"
 if [ ! -e "$run/eval/before.json" ]; then

@@ -1,12 +1,11 @@
-"""Score stored answers without a model: those of any model, service or person.
+"""Score stored answers, by any model, service or person, without loading a model.
 
     python scripts/score.py --data held_out.jsonl --answers answers.jsonl --metric scores:right
-    python scripts/score.py --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl --answers answers.jsonl
-    python scripts/score.py --data artifacts/xbrl/test.jsonl --audit
+    python scripts/score.py --data held_out.jsonl --answers answers.jsonl --json after.json --before before.json
 
-Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The figures
-are those of scripts/evaluate.py (docs/xbrl.md), without the ones that need a model. --audit prints what the measures say
-of answers that are wrong in a known way, as a Markdown table.
+Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The scores are
+those of scripts/evaluate.py, except for the loss, which needs the model. --task MODULE names a task with scores, tables and
+baselines of its own (eval/task.py).
 """
 
 import sys
@@ -17,64 +16,55 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import argparse
 import time
 from dataclasses import asdict
-from typing import Any
 
 from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
-from data.formats import read_examples
-from eval.asked_examples import add_task_options, choose_examples, has_answer, read_as
+from eval.asked_examples import add_task_options, read_as
 from eval.metric import metric_figures
 from eval.results import prepare_output
 from eval.stored_answers import score_stored
-from xbrl.answers.audit import audit, audit_table
-from xbrl.answers.baselines import add_baseline_options, with_siblings
-from xbrl.answers.scores import check_scored_fields, score_answers
-from xbrl.answers.tables import figures, full_report
+from eval.task import Task, add_task_option, full_report
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help. Raises UserError for a number that is out of range."""
+def parse_arguments() -> tuple[argparse.Namespace, Task]:
+    """Return the arguments, and the task that they name. Raise UserError for a number out of range or an unknown task."""
     parser = new_parser(__doc__)
     parser.add_argument("--data", required=True, type=Path, help="the examples that were answered")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--answers", type=Path, help="JSON Lines with the keys id and answer")
-    what.add_argument("--audit", action="store_true", help="score right and wrong answers made from those of --data")
+    parser.add_argument("--answers", required=True, type=Path, help="JSON Lines with the keys id and answer")
+    parser.add_argument("--train", type=Path, help="the training split, for the baselines of the task")
     add_task_options(parser)
-    add_baseline_options(parser)
     add_number(parser, "--limit", "only the examples that scripts/evaluate.py chooses with this --limit", least=1)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
     add_number(parser, "--show", "number of answers to print", 1, least=0)
-    return with_siblings(parser.parse_args())
+    task = add_task_option(parser)
+    task.add_options(parser)
+    arguments = parser.parse_args()
+    task.set_defaults(arguments)
+    return arguments, task
 
 
 def main() -> int:
     """Score, write the JSON and print the tables."""
     start = time.perf_counter()
-    arguments = parse_arguments()
+    arguments, task = parse_arguments()
     reading = read_as(arguments.format, arguments.fields)
-    if arguments.audit:
-        examples = [*filter(has_answer, choose_examples(read_examples(arguments.data, reading), arguments.limit))]
-        check_scored_fields(examples, str(arguments.data))
-        print(audit_table(audit(examples)))
-        return 0
     if arguments.json:
         prepare_output(arguments.json)
-    tuned_on = read_examples(arguments.validation, reading) if arguments.validation else []
-    own = metric_figures(arguments.metric)
+    task_options = task.read_options(arguments, reading)
+    user_metric = metric_figures(arguments.metric)
 
-    def score(examples: list[dict], texts: list[str], *others: Any) -> dict:  # noqa: ANN401  those of score_answers
-        found = score_answers(examples, texts, *others, validation=tuned_on, probe=arguments.probe)
-        return found | own(texts, examples)
+    def score(examples: list[dict], texts: list[str], *files: list[dict] | str | None) -> dict:
+        return task.score(examples, texts, *files, **task_options) | user_metric(texts, examples)
 
     options = arguments.train, arguments.limit, arguments.before, reading
     result, before = score_stored(arguments.data, arguments.answers, score, *options)
-    result["seconds"] = round(time.perf_counter() - start, 1)
-    result["figures"] = [asdict(figure) for figure in figures(result)]
+    result |= {"seconds": round(time.perf_counter() - start, 1), "task": arguments.task, "cluster": task.cluster}
+    result["figures"] = [asdict(figure) for figure in task.figures(result)]
     if arguments.json:
         write_json(arguments.json, result)
-    print(full_report(result, before, arguments.show))
+    print(full_report(task, result, before, arguments.show))
     return 0
 
 

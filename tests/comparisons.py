@@ -45,11 +45,7 @@ def task(answers, loss=1.0, targets=2, sha="0" * 64, **more):
     }
     losses = [[loss, targets]] * len(answers)
     total = {"mean": loss / targets, "targets": targets * len(answers)}
-    return (
-        known
-        | {"answers": answers, "losses": losses, "loss": total, "shots": 0, "constrained": False, "cut_short": 0}
-        | more
-    )
+    return known | {"answers": answers, "losses": losses, "loss": total, "shots": 0, "cut_short": 0, "task": ""} | more
 
 
 def general(rise=0.1, right=8, weights="w", texts=12):

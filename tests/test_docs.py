@@ -23,7 +23,7 @@ LOG = ROOT / "docs" / "LOG.md"  # the history: it may name what is gone
 USER_PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if path != LOG]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *USER_PAGES]
 # Their docstrings, which --help prints, have commands too.
-HELP = [*sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+HELP = [path for folder in ("configs", "scripts", "xbrl/scripts") for path in sorted((ROOT / folder).glob("*.py"))]
 # Paths of this repository in a text. `runs/` and `artifacts/` are made by a user.
 ROOMS = "bench|common|configs|data|distributed|docs|eval|model|scripts|tests|tools|training|xbrl"
 FILE = re.compile(rf"(?<![\w/.-])(?:(?:{ROOMS})/[\w/.-]+\.(?:py|sh|md|png|jsonl?|csv)|train\.py)(?![\w/])")
@@ -109,7 +109,7 @@ def script_commands(page: Path) -> Iterator[list[str]]:
     for line in commands(page):
         words = shlex.split(SYNOPSIS.sub("", line).partition(" < ")[0], comments=True)
         script = next(
-            (i for i, word in enumerate(words) if word.startswith("scripts/") and (ROOT / word).exists()), None
+            (i for i, word in enumerate(words) if word.startswith(("scripts/", "xbrl/scripts/")) and (ROOT / word).exists()), None
         )
         if script is not None:
             yield words[script:]

@@ -1,4 +1,4 @@
-"""The arms of a comparison: which runs, models or results the user names, and what is known of each.
+"""The arms of a comparison: the runs, models or results that the user names, and their settings and curves.
 
 An arm is a training recipe; its seeds are runs of it.
 """
@@ -12,7 +12,12 @@ from typing import Any
 
 from common.errors import UserError
 
-OF_RUNS = ("record.jsonl", "metrics.jsonl", "checkpoints", "export/export.json")
+RUN_FILES = (
+    "record.jsonl",
+    "metrics.jsonl",
+    "checkpoints",
+    "export/export.json",
+)  # a directory with one of them is a run
 
 
 @dataclass(frozen=True)
@@ -32,23 +37,23 @@ class Source:
 
     @property
     def run(self) -> Path | None:
-        """The directory of the run that it is of, as RUN/eval/test-0123abcd.json is; None if it does not say."""
+        """The directory of its run: of a result RUN/eval/test-0123abcd.json it is RUN. None for a model or any other result."""
         if self.kind == "result":
             return self.path.parents[1] if self.path.parent.name == "eval" else None
         return self.path if self.kind == "run" else None
 
     @property
     def rows(self) -> list[dict]:
-        """The curves of its run."""
+        """The curves of its run; empty without a run."""
         return metric_rows(self.run) if self.run else []
 
     @property
     def tokens(self) -> int | None:
-        """The tokens that its run has trained on, targets or not; None if it does not say."""
+        """The number of tokens that its run has trained on, targets or not; None if unknown."""
         return next((row["train/tokens"] for row in reversed(self.rows) if "train/tokens" in row), None)
 
     def setting(self, section: str, key: str) -> Any:  # noqa: ANN401  of any type
-        """A setting of its run; None if it does not say."""
+        """Return a setting of its run; None if unknown."""
         try:
             config = json.loads((self.run / "config.json").read_text(encoding="utf-8")) if self.run else {}
             return config["config"][section][key]
@@ -58,7 +63,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Seed:
-    """The results of one seed: on the task, on general text (or None), and the tokens trained on (None if unknown)."""
+    """One seed of an arm: its result on the task, on general text (or None), and its tokens of training (None if unknown)."""
 
     source: Source
     task: dict
@@ -75,8 +80,8 @@ class Arm:
 
 
 def parse_arms(texts: Sequence[str]) -> dict[str, list[Source]]:
-    """Arm name -> its seeds, from `NAME=PATH[,PATH...]` or `PATH`. Raises UserError for what cannot be compared."""
-    found: dict[str, list[Source]] = {}
+    """Parse `NAME=PATH[,PATH...]` or `PATH` to arm name -> its seeds. Raise UserError for a path that cannot be compared."""
+    arms: dict[str, list[Source]] = {}
     for text in texts:
         name, equals, paths = text.partition("=")
         if not equals or "/" in name:
@@ -85,21 +90,21 @@ def parse_arms(texts: Sequence[str]) -> dict[str, list[Source]]:
         if not sources:
             raise UserError(f"{text!r} names no run; write NAME=PATH or NAME=PATH,PATH for several seeds")
         name = name.strip() or _name(sources[0])
-        if name in found:
+        if name in arms:
             raise UserError(f"two arms have the name {name}; write NAME=PATH, with another name for each")
-        found[name] = sources
-    if len(found) < 2:
+        arms[name] = sources
+    if len(arms) < 2:
         raise UserError("a comparison needs two arms or more; name a second run, model or result")
-    return found
+    return arms
 
 
 def _source(path: Path) -> Source:
-    """What lies at `path`. Raises UserError for a run whose training is not finished, and for what is nothing of these."""
+    """Return the run, model or result at `path`. Raise UserError if there is none, or if the run's training is not finished."""
     if path.name == "export" and (path / "export.json").is_file():
-        path = path.parent  # the export of a run
+        path = path.parent
     if path.is_file():
         return Source(path, "result")
-    if not any((path / name).exists() for name in OF_RUNS):
+    if not any((path / name).exists() for name in RUN_FILES):
         if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
             from model.architectures import check_model_directory  # slow to import
 
@@ -127,7 +132,10 @@ def _name(source: Source) -> str:
 
 
 def metric_rows(run: Path) -> list[dict]:
-    """The rows of metrics.jsonl; none without the file. A last line that was cut off is left out."""
+    """Return the rows of metrics.jsonl; [] without the file. A last line that was cut off is ignored.
+
+    Raise UserError, with the line, for any other line that is no row.
+    """
     path, rows = run / "metrics.jsonl", []
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
@@ -143,7 +151,7 @@ def metric_rows(run: Path) -> list[dict]:
 
 
 def curve(rows: Sequence[dict], *names: str) -> tuple[list[int], list[float]]:
-    """The steps and values of the first of these curves that has a finite value; two empty lists if none has."""
+    """Return the steps and values of the first of these curves that has a finite value; two empty lists if none has."""
     for name in names:
         points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
         if points:
@@ -152,11 +160,11 @@ def curve(rows: Sequence[dict], *names: str) -> tuple[list[int], list[float]]:
 
 
 def find_base(arms: dict[str, list[Source]]) -> str:
-    """The base model of all runs, from their config.json. Raises UserError if it is not one and the same."""
+    """Return the base model of all runs, from their config.json. Raise UserError if they have several, or none."""
     runs = [source for sources in arms.values() for source in sources if source.kind == "run"]
-    found = {path: run.path for run in runs if (path := run.setting("model", "path"))}
-    if len(found) != 1:
-        named = " and ".join(f"{path} ({run})" for path, run in found.items())
-        what = f"the arms have {named}" if named else "no run among the arms names one"
-        raise UserError(f"--general needs one base model, and {what}; name it with --base")
-    return next(iter(found))
+    run_by_base = {path: run.path for run in runs if (path := run.setting("model", "path"))}
+    if len(run_by_base) != 1:
+        bases = " and ".join(f"{path} ({run})" for path, run in run_by_base.items())
+        problem = f"the arms have {bases}" if bases else "no run among the arms names one"
+        raise UserError(f"--general needs one base model, and {problem}; name it with --base")
+    return next(iter(run_by_base))

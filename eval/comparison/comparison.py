@@ -13,22 +13,22 @@ from eval.comparison.contrasts import Contrast, holm, knows_seeds, over_seeds
 from eval.comparison.disagreements import worst_disagreements
 from eval.comparison.measures import (
     BASE,
-    ENGINE,
     OF_MODELS,
     OWN,
     arm_terms,
     averaged,
     general_terms,
+    label_f1,
     label_terms,
-    named_rules,
+    named_labels,
     ordered,
-    rule_f1,
 )
 from eval.comparison.words import limits, verdict, warnings
 from eval.intervals import Terms, change, clusters_of, interval, labels, terms_of
+from eval.task import ANY_CHAT, Task
 
-Rows = dict[str, dict[str, Terms]]  # row of the tables -> metric
-# (a row, the row that it is compared with, a metric) -> whether both have the very same answers
+Rows = dict[str, dict[str, Terms]]  # row of the tables -> metric -> its terms
+# (a row, the row that it is compared with, a metric) -> whether the two cannot differ, because their answers are equal
 Same = Callable[[str, str, str], bool]
 
 
@@ -39,31 +39,38 @@ def compare(
     primary: Sequence[Contrast] = (),
     all_pairs: bool = False,
     number: int = 10,
+    task: Task = ANY_CHAT,
 ) -> dict:
-    """Everything that is known of the arms on the same `examples` (the asked ones), and the sentences that say it.
+    """Return all figures of the arms on the same `examples` (the asked ones), and the sentences about them.
 
-    The first arm is the reference. baselines: name -> result (`baseline_tasks`). primary: the contrasts that are tested, with
-    Holm's correction among them. All other differences are described, each with its interval: of every pair of `arms`,
-    `forgetting` (every arm less the base) and `baselines` (each less the reference). Raises UserError if an arm has the name of
-    another row, or if a primary contrast cannot be tested.
+    The first arm is the reference. baselines: name -> result, from the `task`. primary: the contrasts to test, with Holm's
+    correction among them. All other differences are described, each with its interval: between pairs of `arms`, `forgetting`
+    (every arm less the base) and `baselines` (each less the reference). number: of disagreements.
+
+    Raise UserError if an arm has the name of another row, or if a primary contrast cannot be tested.
     """
-    names, task = [arm.name for arm in arms], arms[0].seeds[0].task
+    names, first = [arm.name for arm in arms], arms[0].seeds[0].task
     for name in {BASE, *baselines} & {*names}:
         raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
     _check_seeds(arms, examples)
-    named = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
-    known, per_answer = arm_terms(arms, named)
-    # What is NaN or infinite is that of a model whose weights are damaged.
-    of_arms = {arm: {key: one for key, one in terms.items() if np.isfinite(one.value)} for arm, terms in known.items()}
-    general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
+    named = named_labels([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
+    all_terms, per_answer = arm_terms(arms, named)
+    # A metric that is NaN or infinite belongs to a model whose weights are damaged.
+    finite = {
+        arm: {metric: value for metric, value in terms.items() if np.isfinite(value.value)}
+        for arm, terms in all_terms.items()
+    }
+    general = next((seed.general for arm in arms for seed in arm.seeds if seed.general), None)
     base = {BASE: general_terms(general, "base")} if general else {}
-    of_baselines = {name: terms_of(one) | label_terms(one, named) for name, one in baselines.items()}
-    terms = of_arms | base | of_baselines
-    said = {arm.name: [one.task.get("answers") for one in arm.seeds] for arm in arms}
+    of_baselines = {name: terms_of(result) | label_terms(result, named) for name, result in baselines.items()}
+    terms = finite | base | of_baselines
+    answers_by_arm = {arm.name: [seed.task.get("answers") for seed in arm.seeds] for arm in arms}
 
     def same(of: str, against: str, metric: str) -> bool:
-        # The very same answers differ by exactly 0. Other models with the same scores may differ on other examples.
-        return metric not in OF_MODELS and of in said and said[of] == said.get(against)
+        # Equal answers differ by exactly 0. Equal scores of different models may come from different examples.
+        if metric in OF_MODELS or of not in answers_by_arm:
+            return False
+        return answers_by_arm[of] == answers_by_arm.get(against)
 
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
     families = {
@@ -71,32 +78,35 @@ def compare(
         "forgetting": [(name, BASE) for name in names if base],
         "baselines": [(name, names[0]) for name in baselines],
     }
-    rules = sorted({rule for answer in task.get("answers", ()) for rule in answer.get("true", ())})
-    rows = [_arm_row(arm, of_arms[arm.name], known[arm.name], rules) for arm in arms]
+    answers = first.get("answers") or ()
+    true_labels = sorted({label for answer in answers for label in answer.get("true", ())})
+    rows = [_arm_row(arm, finite[arm.name], all_terms[arm.name], true_labels) for arm in arms]
     rows += [_row(name, "base", base[name]) for name in base]
-    for name, one in baselines.items():
-        kind = "engine" if name == ENGINE else "baseline"
-        rows.append(_row(name, kind, of_baselines[name]) | _rules_of([one], rules))
-    answers, unit = task.get("answers") or (), "reports" if rules else "examples"
-    banks = {answer.get("cluster") for answer in answers}
-    of_banks = f" of {len(banks)} banks" if banks and None not in banks else ""
-    main = (key for key in ordered(of_arms[names[0]]) if key.startswith(OWN) or key in ("f1", "rouge_l", "loss"))
-    result = {
-        "data": task["data"],
-        "data_sha256": task["data_sha256"],
+    for name, result in baselines.items():
+        shown_labels = true_labels if name == task.engine else ()
+        rows.append(_row(name, "baseline", of_baselines[name]) | _f1_by_label([result], shown_labels))
+    clusters = {answer.get("cluster") for answer in answers}
+    in_clusters = f" of {len(clusters)} {task.cluster}s" if clusters and None not in clusters else ""
+    main = (key for key in ordered(finite[names[0]]) if key.startswith(OWN) or key in ("f1", "rouge_l", "loss"))
+    comparison = {
+        "data": first["data"],
+        "data_sha256": first["data_sha256"],
         "examples": len(answers),
-        "examples_in_file": task.get("n_in_file"),
+        "examples_in_file": first["n_in_file"],
         "clusters": len(set(clusters_of(answers))),
-        "unit": unit,
-        "sample": f"{len(answers) or task['n_examples']} {unit}{of_banks}",
+        "unit": f"{task.example}s",
+        "cluster": task.cluster,
+        "label": task.label,
+        "engine": task.engine,
+        "sample": f"{len(answers) or first['n_examples']} {task.example}s{in_clusters}",
         "general": None if general is None else {key: general[key] for key in ("text", "texts", "bytes", "base")},
         "reference": names[0],
         "main": next(main, None),
         "loss_per": "answer" if per_answer else "token",
         "without_interval": _without_interval(arms),
-        "rules": rules,
+        "labels": true_labels,
         "rows": rows,
-        "primary": _tested(primary, terms, same),
+        "primary": _tested(primary, terms, same, task.cluster),
         "differences": [
             {"family": family, "of": of, "against": against, "metric": metric}
             | _described(terms[against][metric], terms[of][metric], same(of, against, metric))
@@ -106,25 +116,29 @@ def compare(
         ],
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) > 0 else [],
     }
-    return result | {"verdict": verdict(result), "warnings": warnings(result), "limits": limits(result)}
+    return comparison | {
+        "verdict": verdict(comparison),
+        "warnings": warnings(comparison),
+        "limits": limits(comparison),
+    }
 
 
 def _without_interval(arms: Sequence[Arm]) -> dict[str, dict[str, list[float]]]:
-    """The user's scores that are no means over single examples: name -> arm -> the value of each seed."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """Return the user's scores that are no means over single examples: name -> arm -> the value of each seed."""
+    values: dict[str, dict[str, list[float]]] = {}
     for arm in arms:
         for own in (seed.task.get("metric") or {"scores": {}} for seed in arm.seeds):
             for name in own["scores"].keys() - own.get("each", {}).keys():
-                found.setdefault(name, {}).setdefault(arm.name, []).append(own["scores"][name])
-    return dict(sorted(found.items()))
+                values.setdefault(name, {}).setdefault(arm.name, []).append(own["scores"][name])
+    return dict(sorted(values.items()))
 
 
 def _check_seeds(arms: Sequence[Arm], examples: Sequence[dict]) -> None:
-    """Raise UserError for results of other references, and if an arm has one training run twice: its seeds would seem to agree."""
+    """Raise UserError if a result has other references, or if an arm names one training run twice: its seeds would seem to agree."""
     references = [example["messages"][-1]["content"] for example in examples]
     for arm in arms:
         seen: dict[str, object] = {}
-        for path, task in ((one.source.path, one.task) for one in arm.seeds):
+        for path, task in ((seed.source.path, seed.task) for seed in arm.seeds):
             answers = zip(task.get("answers", ()), references, strict=False)
             if any(answer.get("reference", reference) != reference for answer, reference in answers):
                 raise UserError(
@@ -139,42 +153,46 @@ def _check_seeds(arms: Sequence[Arm], examples: Sequence[dict]) -> None:
 
 
 def _row(name: str, kind: str, terms: dict[str, Terms]) -> dict:
-    known = {metric: _json(interval(terms[metric])) for metric in ordered(terms)}
-    return {"name": name, "kind": kind, "metrics": known}
-
-
-def _arm_row(arm: Arm, terms: dict[str, Terms], known: Collection[str], rules: Sequence[str]) -> dict:
-    row = _row(arm.name, "arm", terms)
-    for metric, found in row["metrics"].items():
-        found["seeds"] = list(terms[metric].seeds)
-    return row | {
-        "seeds": [
-            {
-                "path": str(one.source.path),
-                "model": one.task["model"],
-                "weights": one.task.get("weights"),
-                "tokens": one.tokens,
-                **{key: one.task.get(key) for key in ("shots", "constrained", "max_new_tokens", "cut_short", "dtype")},
-            }
-            for one in arm.seeds
-        ],
-        **_rules_of([one.task for one in arm.seeds], rules),
-        "not_finite": sorted({*known} - {*terms}),
+    return {
+        "name": name,
+        "kind": kind,
+        "metrics": {metric: _json(interval(terms[metric])) for metric in ordered(terms)},
     }
 
 
-def _rules_of(tasks: Sequence[dict], rules: Sequence[str]) -> dict:
-    """`per_rule` of the answers of all seeds: F1, and how many reports have the rule; nothing for another task."""
-    if not rules:
+def _arm_row(arm: Arm, terms: dict[str, Terms], metrics: Collection[str], true_labels: Sequence[str]) -> dict:
+    """Return the row of an arm. terms: its finite metrics; metrics: the names of all its metrics."""
+    row = _row(arm.name, "arm", terms)
+    for metric, value in row["metrics"].items():
+        value["seeds"] = list(terms[metric].seeds)
+    return row | {
+        "seeds": [
+            {
+                "path": str(seed.source.path),
+                "model": seed.task["model"],
+                "weights": seed.task.get("weights"),
+                "tokens": seed.tokens,
+                **{key: seed.task.get(key) for key in ("shots", "max_new_tokens", "cut_short", "dtype")},
+            }
+            for seed in arm.seeds
+        ],
+        **_f1_by_label([seed.task for seed in arm.seeds], true_labels),
+        "not_finite": sorted({*metrics} - {*terms}),
+    }
+
+
+def _f1_by_label(tasks: Sequence[dict], true_labels: Sequence[str]) -> dict:
+    """Return `per_label` of the answers of all seeds: F1, and the number of examples with the label. {} without labels."""
+    if not true_labels:
         return {}
     pairs = [labels(answer) for task in tasks for answer in task["answers"]]
-    invented = {name for _, said in pairs for name in said} - {*rules}
-    per_rule = {}
-    for rule in [*rules, *sorted(invented)]:
-        count = sum(rule in true for true, _ in pairs) / len(tasks)
-        f1 = interval(averaged([rule_f1(task, rule) for task in tasks]))
-        per_rule[rule] = {"f1": _json(f1), "n_true": count}
-    return {"per_rule": per_rule}
+    invented = {label for _, predicted in pairs for label in predicted} - {*true_labels}
+    per_label = {}
+    for label in [*true_labels, *sorted(invented)]:
+        count = sum(label in true for true, _ in pairs) / len(tasks)
+        f1 = interval(averaged([label_f1(task, label) for task in tasks]))
+        per_label[label] = {"f1": _json(f1), "n_true": count}
+    return {"per_label": per_label}
 
 
 def _shared(terms: Rows, of: str, against: str) -> list[str]:
@@ -182,44 +200,49 @@ def _shared(terms: Rows, of: str, against: str) -> list[str]:
 
 
 def _described(before: Terms, after: Terms, same: bool) -> dict:
-    """value, low and high of a change, and `over_seeds`: whether the interval is that of the recipes or of these runs alone."""
+    """Return value, low and high of a change, and `over_seeds`: whether the interval also covers the spread over seeds."""
     moved = change(before, after, same)
     over = not same and knows_seeds(before, after) and bool(np.isfinite([moved.low, moved.high]).all())
     return _json(over_seeds(moved, before, after).interval() if over else moved) | {"over_seeds": over}
 
 
-def _tested(primary: Sequence[Contrast], terms: Rows, same: Same) -> list[dict]:
-    """The primary contrasts: intervals of 95% and 90%, p-values of no difference and of one as large as the margin, corrected."""
-    found = []
-    for one in primary:
-        of, against = (_known(one, name, terms) for name in (one.of, one.against))
-        metric = _known(one, one.metric, _shared(terms, of, against))
+def _tested(primary: Sequence[Contrast], terms: Rows, same: Same, cluster: str) -> list[dict]:
+    """Test the primary contrasts. Return for each its intervals of 95% and 90%, and its p-values after Holm's correction.
+
+    `p` is of no difference, `p_margin` of a difference as large as the margin.
+    """
+    tested = []
+    for contrast in primary:
+        of, against = (_find(contrast, name, terms) for name in (contrast.of, contrast.against))
+        metric = _find(contrast, contrast.metric, _shared(terms, of, against))
         before, after = terms[against][metric], terms[of][metric]
         runs = change(before, after, same(of, against, metric))
         if before.n < 2 or not np.isfinite([runs.value, runs.low, runs.high]).all():
             raise UserError(
-                f"--primary {of} {against} {one.metric}: one bank, or no finite number, shows nothing of others"
+                f"--primary {of} {against} {contrast.metric}: one {cluster}, or no finite number, shows nothing of others"
             )
-        estimate = over_seeds(runs, before, after, one.paired)
+        estimate = over_seeds(runs, before, after, contrast.paired)
         narrow = estimate.interval(0.90)
-        entry = asdict(one) | {"metric": metric} | asdict(estimate.interval()) | {"p": estimate.p}
+        entry = asdict(contrast) | {"metric": metric} | asdict(estimate.interval()) | {"p": estimate.p}
         entry |= {"low_90": narrow.low, "high_90": narrow.high, "seeds": [len(after.seeds), len(before.seeds)]}
-        found.append(entry | ({} if one.margin is None else {"p_margin": estimate.p_equivalence(one.margin)}))
+        margin = contrast.margin
+        tested.append(entry | ({} if margin is None else {"p_margin": estimate.p_equivalence(margin)}))
     for key in ("p", "p_margin"):
-        for i, p in holm({i: entry[key] for i, entry in enumerate(found) if key in entry}).items():
-            found[i][f"{key}_holm"] = p
-    return found
+        for i, p in holm({i: entry[key] for i, entry in enumerate(tested) if key in entry}).items():
+            tested[i][f"{key}_holm"] = p
+    return tested
 
 
-def _known(one: Contrast, name: str, known: Collection[str]) -> str:
-    """The key of a row or a metric that a primary contrast names. Raises UserError if there is none."""
-    found = next((key for key in (OWN + name, name) if key in known), None)
-    if found is None:
-        shown = ", ".join(key.removeprefix(OWN) for key in known)
-        raise UserError(f"--primary {one.of} {one.against} {one.metric}: there is no {name}; there are {shown}")
-    return found
+def _find(contrast: Contrast, name: str, keys: Collection[str]) -> str:
+    """Return the key of the row or metric that a contrast names. Raise UserError if there is none."""
+    for key in (OWN + name, name):
+        if key in keys:
+            return key
+    shown = ", ".join(key.removeprefix(OWN) for key in keys)
+    names = f"{contrast.of} {contrast.against} {contrast.metric}"
+    raise UserError(f"--primary {names}: there is no {name}; there are {shown}")
 
 
-def _json(found: Interval) -> dict:
-    """An interval with None where there is no number, since JSON has none."""
-    return {key: value if np.isfinite(value) else None for key, value in asdict(found).items()}
+def _json(bounds: Interval) -> dict:
+    """Return an interval with None in place of NaN and infinity, which JSON does not have."""
+    return {key: value if np.isfinite(value) else None for key, value in asdict(bounds).items()}

@@ -1,7 +1,7 @@
 """The figures of a comparison: learning against forgetting, and loss curves.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with colour blindness can tell apart; arms
-also differ in their marker.
+The colours, by Okabe and Ito (https://jfly.uni-koeln.de/color/), can be told apart by people with colour blindness. Arms also
+differ in their marker.
 """
 
 import io
@@ -30,13 +30,13 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_BESIDE: dict[str, Any] = {"loc": "outside right upper", "fontsize": 8, "frameon": False}  # where the names stand
+_BESIDE: dict[str, Any] = {"loc": "outside right upper", "fontsize": 8, "frameon": False}  # options of the legend
 Style = dict[str, tuple[str, str]]  # arm -> its colour and its marker
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: file name without ending, caption, what is to be seen in words (for readers who see none), and the PNG."""
+    """A figure as PNG, with its file name without ending, its caption, and a description for readers who cannot see it."""
 
     name: str
     caption: str
@@ -45,21 +45,21 @@ class Picture:
 
 
 def pictures(result: dict, arms: Sequence[Arm]) -> list[Picture]:
-    """The figures that the comparison has data for."""
+    """Draw the figures for which the comparison has data."""
     rows = [row for row in result["rows"] if row["kind"] == "arm"]
     style = {row["name"]: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, row in enumerate(rows)}
-    found = []
+    drawn = []
     with plt.rc_context(STYLE):
         if result["main"] and any("perplexity" in row["metrics"] for row in rows):
-            found.append(_forgetting(result, rows, style))
+            drawn.append(_forgetting(result, rows, style))
         curves = {arm.name: [_curves(seed.source.rows) for seed in arm.seeds] for arm in arms}
         if any(map(any, curves.values())):
-            found.append(_losses(curves, style))
-    return found
+            drawn.append(_losses(curves, style))
+    return drawn
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG."""
+    """Save a figure as PNG, close it, and return the bytes."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
     plt.close(figure)
@@ -75,8 +75,8 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 def _forgetting(result: dict, rows: Sequence[dict], style: Style) -> Picture:
     main = result["main"]
     metrics = [name for name in ("perplexity", "kl") if any(name in row["metrics"] for row in rows)]
-    others = [row for row in result["rows"] if row["kind"] in ("baseline", "engine") and main in row["metrics"]]
-    best = max(others, key=lambda row: row["metrics"][main]["value"], default=None)
+    baselines = [row for row in result["rows"] if row["kind"] == "baseline" and main in row["metrics"]]
+    best = max(baselines, key=lambda row: row["metrics"][main]["value"], default=None)
     base = next((row["metrics"] for row in result["rows"] if row["kind"] == "base"), {})
     grey = {"color": "grey", "linewidth": 0.9}
     figure, panels = _panels(len(metrics), 3.6)
@@ -97,23 +97,23 @@ def _forgetting(result: dict, rows: Sequence[dict], style: Style) -> Picture:
     figure.legend(*panels[0].get_legend_handles_labels(), **_BESIDE)
     if measure_of(main).better < 0:
         panels[0].invert_yaxis()
-    words = f"{heading(result, main)} against forgetting; the values stand in the tables below."
+    words = f"{heading(result, main)} against forgetting; the tables below have the values."
     up = "up and " * bool(measure_of(main).better)
     caption = f"Learning against forgetting, with 95% intervals. Better is {up}to the left."
     return Picture("forgetting", caption, words, png(figure))
 
 
-def _error(found: dict) -> list[list[float]]:
-    """The lengths of the two error bars; 0 where the interval is unknown."""
-    if found["low"] is None:
+def _error(interval: dict) -> list[list[float]]:
+    """Return the lengths of the lower and the upper error bar; 0 if the interval is unknown."""
+    if interval["low"] is None:
         return [[0.0], [0.0]]
-    return [[max(0.0, found["value"] - found["low"])], [max(0.0, found["high"] - found["value"])]]
+    return [[max(0.0, interval["value"] - interval["low"])], [max(0.0, interval["high"] - interval["value"])]]
 
 
 def _curves(rows: Sequence[dict]) -> dict[str, tuple[list[int], list[float]]]:
-    """Training and validation loss of a run, as far as it has them: (steps, values)."""
-    found = {"training": curve(rows, "train/loss/main", "train/loss"), "validation": curve(rows, "validation/loss")}
-    return {kind: points for kind, points in found.items() if points[0]}
+    """Return the training and validation loss of a run, as far as it has them: kind -> (steps, values)."""
+    curves = {"training": curve(rows, "train/loss/main", "train/loss"), "validation": curve(rows, "validation/loss")}
+    return {kind: points for kind, points in curves.items() if points[0]}
 
 
 def _losses(curves: dict[str, list[dict]], style: Style) -> Picture:
@@ -128,7 +128,7 @@ def _losses(curves: dict[str, list[dict]], style: Style) -> Picture:
                 label = _shortened(name) if number == 0 else None
                 axes.plot(*points, linewidth=1, markersize=3, label=label, **line)
         axes.set(title=f"{kind} loss", xlabel="step", yscale="log")
-        axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas, which are off
+        axes.yaxis.set_major_formatter("{x:g}")  # the default writes powers of ten as formulas, which STYLE turns off
         axes.yaxis.set_minor_formatter(NullFormatter())
     panels[0].set(ylabel="nats per target token")
     figure.legend(*panels[-1].get_legend_handles_labels(), **_BESIDE)
@@ -136,11 +136,11 @@ def _losses(curves: dict[str, list[dict]], style: Style) -> Picture:
         name: [f"{run['validation'][1][-1]:.4f}" for run in runs if "validation" in run]
         for name, runs in curves.items()
     }
-    each = "; ".join(f"{name} {', '.join(values)}" for name, values in last.items() if values)
-    words = f"Loss over steps. Last validation loss: {each}"
+    listed = "; ".join(f"{name} {', '.join(values)}" for name, values in last.items() if values)
+    words = f"Loss over steps. Last validation loss: {listed}"
     return Picture("losses", "Loss of target tokens while training; one line for each seed.", words, png(figure))
 
 
 def _shortened(name: str) -> str:
-    """A name that fits beside a figure."""
+    """Cut a name so that it fits beside a figure."""
     return name if len(name) <= MOST else f"{name[: MOST - 1]}\u2026"

@@ -1,4 +1,4 @@
-"""What is compared: each metric of an arm as sums over reports, texts or questions, averaged over the seeds of the arm."""
+"""The metrics of a comparison: each as sums over examples, texts or questions, averaged over the seeds of an arm."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,22 +9,21 @@ from eval.asked_examples import UNREADABLE
 from eval.comparison.arms import Arm, Seed
 from eval.intervals import Terms, clusters_of, labels, ratio, terms_of
 
-ENGINE = "rule engine"  # the name of the baseline that evaluates rules on the reported figures, without the notes
-BASE = "base model"  # the row of what was measured before training
-OWN = "own/"  # begins the names of the scores of --metric
+BASE = "base model"  # the row with the base model's perplexity and questions
+OWN = "own/"  # the prefix of the scores of --metric
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How a metric is shown and judged. better: +1 if more is better, -1 if less is, 0 if nobody says.
+    """How a metric is shown and judged. better: +1 if more is better, -1 if less is, 0 if that is unknown.
 
-    of: what its intervals are over; "" stands for the examples.
+    units: the things over which its intervals are computed; "" stands for the examples.
     """
 
     heading: str
     better: int = 1
     digits: int = 3
-    of: str = ""
+    units: str = ""
 
 
 MEASURES = {
@@ -32,26 +31,27 @@ MEASURES = {
     "macro_f1": Measure("macro-F1"),
     "precision": Measure("precision"),
     "recall": Measure("recall"),
-    "exact": Measure("reports all right"),
+    "exact": Measure("all labels right"),
     "exact_match": Measure("exact match"),
     "rouge_l": Measure("ROUGE-L"),
     "loss": Measure("loss, nats/token", better=-1, digits=4),
-    "perplexity": Measure("general perplexity/byte", better=-1, of="texts"),
-    "kl": Measure("KL from base, nats/token", better=-1, of="texts"),
-    "questions": Measure("general questions", of="questions"),
+    "perplexity": Measure("general perplexity/byte", better=-1, units="texts"),
+    "kl": Measure("KL from base, nats/token", better=-1, units="texts"),
+    "questions": Measure("general questions", units="questions"),
 }
-GENERAL = ("perplexity", "kl", "questions")  # of general language
-OF_MODELS = ("loss", *GENERAL)  # what models that give the same answers do not share
+GENERAL = ("perplexity", "kl", "questions")  # measured on general language
+OF_MODELS = ("loss", *GENERAL)  # metrics in which two models differ although their answers are equal
 
 
 def measure_of(metric: str) -> Measure:
-    """How a metric is shown; of the user's own scores nobody says which value is the better one."""
-    own = Measure(metric.removeprefix(OWN), better=0) if metric.startswith(OWN) else None
-    return own or MEASURES.get(metric) or Measure(metric.replace("_f1", "-F1"))
+    """Return how a metric is shown. Which value of a user's own score is better is unknown."""
+    if metric.startswith(OWN):
+        return Measure(metric.removeprefix(OWN), better=0)
+    return MEASURES.get(metric) or Measure(metric.replace("_f1", "-F1"))
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
-    """The metrics as tables show them: the user's own first, and those of other counts (`terms_of`) after macro-F1."""
+    """Sort metrics as tables show them: the user's own first, the F1 of a task's other counts (`terms_of`) after macro-F1."""
     places = {name: place for place, name in enumerate(MEASURES)}
     return sorted(dict.fromkeys(metrics), key=lambda name: -1 if name.startswith(OWN) else places.get(name, 1.5))
 
@@ -59,9 +59,9 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 def with_metric(
     arms: Sequence[Arm], examples: list[dict], figures: Callable[[list[str], list[dict]], dict]
 ) -> list[Arm]:
-    """The arms with the user's scores of their answers (`eval.metric.metric_figures`), and no others. examples: the asked ones.
+    """Return the arms with the user's scores of their answers (`eval.metric.metric_figures`). examples: the asked ones.
 
-    What a stored result has may be by another function, or by what the function was then.
+    Scores in a stored result are dropped: another function, or an earlier version of this one, may have computed them.
     """
 
     def scored(seed: Seed) -> Seed:
@@ -72,10 +72,10 @@ def with_metric(
     return [replace(arm, seeds=tuple(map(scored, arm.seeds))) for arm in arms]
 
 
-def arm_terms(arms: Sequence[Arm], rules: Sequence[str]) -> tuple[dict[str, dict[str, Terms]], bool]:
-    """(arm -> metric -> its terms averaged over the seeds, whether the loss is per answer instead of per token).
+def arm_terms(arms: Sequence[Arm], named: Sequence[str]) -> tuple[dict[str, dict[str, Terms]], bool]:
+    """Return (arm -> metric -> its terms averaged over the seeds, whether the loss is per answer instead of per token).
 
-    rules: those of `named_rules`. A metric that a seed lacks is left out. Models with different tokenizers split the same
+    named: from `named_labels`. A metric that a seed lacks is left out. Models with different tokenizers split the same
     answers into different numbers of tokens. Nats per token cannot be compared then, nats per answer can.
     """
     targets = {seed.task["loss"]["targets"] for arm in arms for seed in arm.seeds if seed.task.get("loss")}
@@ -86,79 +86,81 @@ def arm_terms(arms: Sequence[Arm], rules: Sequence[str]) -> tuple[dict[str, dict
         if per_answer and "loss" in terms:
             nats = terms["loss"].rows[:, :1]
             terms["loss"] = replace(terms["loss"], rows=np.concatenate([nats, np.ones_like(nats)], axis=1))
-        terms |= label_terms(seed.task, rules)
+        terms |= label_terms(seed.task, named)
         return terms | (general_terms(seed.general, "tuned") if seed.general else {})
 
-    found = {}
+    terms_by_arm = {}
     for arm in arms:
-        first, *others = map(of_seed, arm.seeds)
-        known = [name for name in first if all(name in terms for terms in others)]
-        found[arm.name] = {name: averaged([terms[name] for terms in (first, *others)]) for name in known}
-    return found, per_answer
+        seeds = [*map(of_seed, arm.seeds)]
+        shared = [name for name in seeds[0] if all(name in terms for terms in seeds)]
+        terms_by_arm[arm.name] = {name: averaged([terms[name] for terms in seeds]) for name in shared}
+    return terms_by_arm, per_answer
 
 
 def averaged(terms: Sequence[Terms]) -> Terms:
-    """The mean of the terms of an arm's seeds: a report counts once, however many seeds answered it."""
-    rows, bounded = np.mean([one.rows for one in terms], axis=0), all(one.bounded for one in terms)
-    return replace(terms[0], rows=rows, bounded=bounded, seeds=tuple(one.value for one in terms))
+    """Return the mean of the terms of an arm's seeds. An example counts once, however many seeds answered it."""
+    rows, bounded = np.mean([seed.rows for seed in terms], axis=0), all(seed.bounded for seed in terms)
+    return replace(terms[0], rows=rows, bounded=bounded, seeds=tuple(seed.value for seed in terms))
 
 
-def named_rules(tasks: Sequence[dict]) -> list[str]:
-    """The rules that occur in the truth or are predicted, sorted; all that macro-F1 is a mean over."""
+def named_labels(tasks: Sequence[dict]) -> list[str]:
+    """Return the labels that are true or predicted in any of the results, sorted. Macro-F1 is the mean over these."""
     answers = [answer for task in tasks for answer in task.get("answers", ()) if "true" in answer]
-    return sorted({rule for answer in answers for rule in (*answer["true"], *(answer["predicted"] or ()))})
+    return sorted({label for answer in answers for label in (*answer["true"], *(answer["predicted"] or ()))})
 
 
-def label_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:
-    """Micro precision and recall, and F1 as the mean over the `rules` that occur in the truth or are predicted (macro).
-
-    rules: those of `named_rules`. Empty for another task.
-    """
+def label_terms(task: dict, named: Sequence[str]) -> dict[str, Terms]:
+    """Return the terms of micro precision, micro recall and macro-F1 over `named` (`named_labels`); {} without labels."""
     answers = task.get("answers") or ()
     if not answers or not all("true" in answer for answer in answers):
         return {}
-    clusters, counts = clusters_of(answers), rule_counts(answers, [*dict.fromkeys([*rules, UNREADABLE])])
-    right, said, true = counts.sum(axis=1).T
+    clusters, counts = clusters_of(answers), label_counts(answers, [*dict.fromkeys([*named, UNREADABLE])])
+    right, predicted, true = counts.sum(axis=1).T
     return {
-        "precision": Terms(np.stack([right, said], axis=1), clusters, ratio),
+        "precision": Terms(np.stack([right, predicted], axis=1), clusters, ratio),
         "recall": Terms(np.stack([right, true], axis=1), clusters, ratio),
-        "macro_f1": Terms(counts[:, : len(rules)].reshape(len(answers), -1), clusters, _macro_f1),
+        "macro_f1": Terms(counts[:, : len(named)].reshape(len(answers), -1), clusters, _macro_f1),
     }
 
 
-def rule_f1(task: dict, rule: str) -> Terms:
-    """F1 of one rule. Not a number where no report has it and no answer names it."""
-    right, said, true = rule_counts(task["answers"], [rule])[:, 0].T
-    return Terms(np.stack([2 * right, said + true], axis=1), clusters_of(task["answers"]), _defined_ratio)
+def label_f1(task: dict, label: str) -> Terms:
+    """Return the terms of one label's F1, which is NaN if no example has the label and no answer names it."""
+    right, predicted, true = label_counts(task["answers"], [label])[:, 0].T
+    return Terms(np.stack([2 * right, predicted + true], axis=1), clusters_of(task["answers"]), _defined_ratio)
 
 
-def rule_counts(answers: Sequence[dict], rules: Sequence[str]) -> np.ndarray:
-    """`(reports, rules, 3)`: whether a rule was found, predicted, true."""
-    pairs = map(labels, answers)
-    rows = [[[rule in true & said, rule in said, rule in true] for rule in rules] for true, said in pairs]
-    return np.array(rows, dtype=float).reshape(len(answers), len(rules), 3)
+def label_counts(answers: Sequence[dict], named: Sequence[str]) -> np.ndarray:
+    """Return `(examples, labels, 3)`: whether each label was rightly predicted, predicted, true."""
+    rows = []
+    for true, predicted in map(labels, answers):
+        rows.append([[label in true & predicted, label in predicted, label in true] for label in named])
+    return np.array(rows, dtype=float).reshape(len(answers), len(named), 3)
 
 
 def general_terms(general: dict, side: str) -> dict[str, Terms]:
-    """perplexity (per byte), questions and, for the `tuned` model, KL from the `base`. Units are texts and questions."""
+    """Return the terms of perplexity (per byte), of the questions and, for the side "tuned", of the KL from the base.
+
+    Units are texts and questions. side: "tuned" or "base".
+    """
     texts, questions = general["per_text"], general["per_question"][side]
-    each = range(len(texts["bytes"]))
+    clusters = range(len(texts["bytes"]))
     perplexity = np.array([texts[f"{side}_nats"], texts["bytes"]], dtype=float).T
-    right = np.array([[float(one), 1.0] for one in questions])
+    right = np.array([[float(is_right), 1.0] for is_right in questions])
     terms = {
-        "perplexity": Terms(perplexity, each, lambda sums: np.exp(ratio(sums)), bounded=False),
+        "perplexity": Terms(perplexity, clusters, lambda sums: np.exp(ratio(sums)), bounded=False),
         "questions": Terms(right, range(len(questions)), ratio),
     }
     if side == "tuned" and any(texts["compared"]):
-        terms["kl"] = Terms(np.array([texts["kl"], texts["compared"]], dtype=float).T, each, ratio, bounded=False)
+        kl = np.array([texts["kl"], texts["compared"]], dtype=float).T
+        terms["kl"] = Terms(kl, clusters, ratio, bounded=False)
     return terms
 
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:
-    """sums `(..., 3 x rules)`: the mean F1 of the rules that occur in these reports, or are predicted for them."""
-    right, said, true = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    occurs = true + said > 0
-    f1 = 2 * right / np.maximum(said + true, 1e-9)
+    """Return the mean F1 of the labels that are true or predicted in these examples. sums: `(..., 3 x labels)`."""
+    right, predicted, true = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    occurs = true + predicted > 0
+    f1 = 2 * right / np.maximum(predicted + true, 1e-9)
     return (f1 * occurs).sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
 
 

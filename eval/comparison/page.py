@@ -1,6 +1,6 @@
-"""The comparison as one HTML page that needs nothing else: no network, no script, figures inside the file.
+"""Write the comparison as one HTML page that stands alone: no network, no script, figures inside the file.
 
-Everything that a model, a report or a user wrote is escaped: Jinja's autoescape is on for the whole template.
+Every text by a model, a user or the data is escaped: Jinja's autoescape is on for the whole template.
 """
 
 import base64
@@ -17,11 +17,11 @@ from eval.comparison.words import listed
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PAGE = "comparison.html"
-MOST_TEXT = 20_000  # characters of one report or answer on the page; comparison.json has all of it
+MOST_TEXT = 20_000  # characters of a question or an answer on the page; comparison.json has all of it
 
 
 def write_outputs(result: dict, arms: Sequence[Arm], out: Path) -> list[Path]:
-    """Write comparison.json, .md and .html, and one PNG per figure. Returns the paths, the page first."""
+    """Write comparison.json, .md and .html, and one PNG per figure. Return the paths, the page first."""
     out.mkdir(parents=True, exist_ok=True)
     drawn = pictures(result, arms)
     write_json(out / "comparison.json", result)
@@ -35,7 +35,7 @@ def write_outputs(result: dict, arms: Sequence[Arm], out: Path) -> list[Path]:
 
 
 def page(result: dict, drawn: Sequence[Picture]) -> str:
-    """The page, in UTF-8 text."""
+    """Return the page as text, to be written in UTF-8."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     arms = [row for row in result["rows"] if row["kind"] == "arm"]
     tables = [(f"table-{number}", table) for number, table in enumerate(all_tables(result), 1)]
@@ -46,24 +46,25 @@ def page(result: dict, drawn: Sequence[Picture]) -> str:
         contents=[("limits", "What this does not say"), ("figures", "Figures")]
         + [(anchor, table.title) for anchor, table in tables]
         + [("disagreements", "Where the arms differ most")],
-        pictures=[(one, base64.b64encode(one.png).decode("ascii")) for one in drawn],
+        pictures=[(picture, base64.b64encode(picture.png).decode("ascii")) for picture in drawn],
         tables=tables,
-        text_columns=("metric", "rule", "each seed", "over"),
+        text_columns=("metric", result["label"], "each seed", "over"),
         unit=result["unit"].removesuffix("s"),
-        disagreements=[_beside(one) for one in result["disagreements"]],
+        disagreements=[_grouped(disagreement) for disagreement in result["disagreements"]],
         arms=arms,
         print_points=8 if widest <= 8 else 6.5,  # so that the widest table fits on A4
     )
 
 
-def _beside(one: dict) -> dict:
-    """A disagreement for the page: arms with the very same answer share a column."""
+def _grouped(disagreement: dict) -> dict:
+    """Return a disagreement for the page: arms with equal answers share a column."""
     groups: dict[str, dict] = {}
-    for name, answer in one["answers"].items():
+    for name, answer in disagreement["answers"].items():
         group = groups.setdefault(answer["text"], {"names": [], "judgement": answer["judgement"]})
         group["names"].append(name)
     answers = [group | {"text": _shortened(text)} for text, group in groups.items()]
-    return one | {key: _shortened(one[key]) for key in ("report", "reference")} | {"answers": answers}
+    texts = {key: _shortened(disagreement[key]) for key in ("question", "reference")}
+    return disagreement | texts | {"answers": answers}
 
 
 def _shortened(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a comparison as rows of cells: Markdown is made of them here, the HTML page in page.py."""
+"""The tables of a comparison as rows of cells. `markdown` formats them; page.py puts them on the HTML page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a sentence on how to read it, the headings, and rows of text. `rows` start with the name of the row."""
+    """A table of text: its title, a note on how to read it, the headings, and the rows, each of which begins with its name."""
 
     title: str
     note: str
@@ -26,50 +26,50 @@ class Table:
 
 
 def all_tables(result: dict) -> list[Table]:
-    """The tables that the comparison has figures for."""
-    known = ordered(name for row in result["rows"] for name in row["metrics"])
+    """Return the tables for which the comparison has figures."""
+    metrics = ordered(name for row in result["rows"] for name in row["metrics"])
     note = "Value, and its 95% interval below. More is better, except for the loss."
-    if any(name.startswith(OWN) for name in known):
-        note += " Of the scores of --metric nobody says what is better."
-    if any(row["kind"] in ("baseline", "engine") for row in result["rows"]):
+    if any(name.startswith(OWN) for name in metrics):
+        note += " Which value of a score of --metric is better is not known."
+    if any(row["kind"] == "baseline" for row in result["rows"]):
         note += " A baseline needs no language model."
     of_general = "Value, and its 95% interval below. For perplexity and KL, less is better."
     tables = [
-        _values(result, "The task", note, [name for name in known if name not in GENERAL]),
-        _values(result, "General language", of_general, [name for name in GENERAL if name in known]),
+        _values(result, "The task", note, [name for name in metrics if name not in GENERAL]),
+        _values(result, "General language", of_general, [name for name in GENERAL if name in metrics]),
         _primary(result),
         *(_differences(result, family) for family in FAMILIES),
         _seeds(result),
-        _rules(result),
+        _labels(result),
     ]
     return [table for table in tables if table.rows]
 
 
 def _values(result: dict, title: str, note: str, metrics: Sequence[str]) -> Table:
-    """A row for everything that has one of the metrics, a column for each of them."""
+    """Return a table with a column for each metric, and a row for everything that has one of them."""
     rows = []
     for row in result["rows"]:
-        found = [row["metrics"].get(name) for name in metrics]
-        if any(found):
-            cells = zip(found, metrics, strict=True)
-            rows.append([_name(row), *(_cell(one, measure_of(name).digits, "") for one, name in cells)])
+        values = [row["metrics"].get(name) for name in metrics]
+        if any(values):
+            cells = zip(values, metrics, strict=True)
+            rows.append([_name(row), *(_cell(value, measure_of(name).digits, "") for value, name in cells)])
     return Table(title, note, ["row", *(heading(result, name) for name in metrics)], rows)
 
 
 def _primary(result: dict) -> Table:
-    """The contrasts that were declared before."""
+    """Return the table of the primary contrasts."""
     rows = []
-    for one in result["primary"]:
-        metric, margin = one["metric"], one["margin"]
+    for contrast in result["primary"]:
+        metric, margin = contrast["metric"], contrast["margin"]
         rows.append(
             [
-                f"{one['of']} \u2212 {one['against']}" + (", paired by seed" if one["paired"] else ""),
+                f"{contrast['of']} \u2212 {contrast['against']}" + (", paired by seed" if contrast["paired"] else ""),
                 heading(result, metric),
-                signed(metric, one["value"]),
-                bounds(one),
-                p_value(one["p_holm"]),
+                signed(metric, contrast["value"]),
+                bounds(contrast),
+                p_value(contrast["p_holm"]),
                 NONE if margin is None else f"{margin:g}",
-                NONE if margin is None else p_value(one["p_margin_holm"]),
+                NONE if margin is None else p_value(contrast["p_margin_holm"]),
             ]
         )
     note = (
@@ -83,60 +83,63 @@ def _primary(result: dict) -> Table:
 
 def _differences(result: dict, family: str) -> Table:
     rows = []
-    for one in result["differences"]:
-        if one["family"] == family:
-            metric = one["metric"]
+    for entry in result["differences"]:
+        if entry["family"] == family:
+            metric = entry["metric"]
             value, low, high = (
-                NONE if one[key] is None else signed(metric, one[key]) for key in ("value", "low", "high")
+                NONE if entry[key] is None else signed(metric, entry[key]) for key in ("value", "low", "high")
             )
-            names = f"{one['of']} \u2212 {one['against']}", heading(result, metric)
-            rows.append([*names, value, f"{low} to {high}", interval_over(result, one)])
+            names = f"{entry['of']} \u2212 {entry['against']}", heading(result, metric)
+            rows.append([*names, value, f"{low} to {high}", interval_over(result, entry)])
     note = "Described and not tested. An interval that is not over seeds is of these runs alone."
     title = FAMILIES[family].format(reference=result["reference"])
     return Table(title, note, ["difference", "metric", "value", "95% interval", "over"], rows)
 
 
 def _seeds(result: dict) -> Table:
-    """The values of single seeds, where an arm has several."""
+    """Return the table with the values of single seeds, for arms that have several."""
     rows = [
-        [row["name"], heading(result, metric), ", ".join(number(metric, value) for value in found["seeds"])]
-        + [number(metric, stdev(found["seeds"]))]
+        [row["name"], heading(result, metric), ", ".join(number(metric, seed) for seed in value["seeds"])]
+        + [number(metric, stdev(value["seeds"]))]
         for row in result["rows"]
-        for metric, found in row["metrics"].items()
-        if len(found.get("seeds", ())) > 1
+        for metric, value in row["metrics"].items()
+        if len(value.get("seeds", ())) > 1
     ]
     note = "A seed is another training run of the same recipe. Differences contain this spread, the intervals of values do not."
     return Table("Spread over seeds", note, ["arm", "metric", "each seed", "standard deviation"], rows)
 
 
-def _rules(result: dict) -> Table:
-    """F1 of every rule for each arm and the engine."""
-    shown = [row for row in result["rows"] if row["kind"] in ("arm", "engine") and "per_rule" in row]
+def _labels(result: dict) -> Table:
+    """Return the table with the F1 of every label, for each arm and for the baseline that is always shown."""
+    shown = [row for row in result["rows"] if "per_label" in row]
     rows = []
-    for rule in dict.fromkeys(rule for row in shown for rule in row["per_rule"]):
-        found = [row["per_rule"].get(rule, {}) for row in shown]
-        count = max(one.get("n_true", 0) for one in found)
-        rows.append([rule, f"{count:.0f}", *(_cell(one.get("f1"), 2, NONE) for one in found)])
-    note = "Value, and its 95% interval below. A dash: no answer and no report has the rule."
-    return Table("F1 of each rule", note, ["rule", "in the test", *map(_name, shown)], rows)
+    for label in dict.fromkeys(label for row in shown for label in row["per_label"]):
+        values = [row["per_label"].get(label, {}) for row in shown]
+        count = max(value.get("n_true", 0) for value in values)
+        rows.append([label, f"{count:.0f}", *(_cell(value.get("f1"), 2, NONE) for value in values)])
+    name, example = result["label"], result["unit"].removesuffix("s")
+    note = f"Value, and its 95% interval below. A dash: no answer and no {example} has the {name}."
+    return Table(f"F1 of each {name}", note, [name, "in the test", *map(_name, shown)], rows)
 
 
 def _name(row: dict) -> str:
     seeds = len(row.get("seeds", ()))
-    kind = " (baseline)" if row["kind"] in ("baseline", "engine") else ""
+    kind = " (baseline)" if row["kind"] == "baseline" else ""
     return row["name"] + kind + (f" ({seeds} seeds)" if seeds > 1 else "")
 
 
-def _cell(found: dict | None, digits: int, none: str) -> str:
-    """A value, and its interval on a second line; `none` if there is no value."""
-    if not found or found["value"] is None:
+def _cell(interval: dict | None, digits: int, none: str) -> str:
+    """Format a value, and its interval on a second line; `none` if there is no value."""
+    if not interval or interval["value"] is None:
         return none
-    value = f"{found['value']:.{digits}f}"
-    return value if found["low"] is None else f"{value}\n{found['low']:.{digits}f}\u2013{found['high']:.{digits}f}"
+    value, low, high = (
+        "" if interval[key] is None else f"{interval[key]:.{digits}f}" for key in ("value", "low", "high")
+    )
+    return f"{value}\n{low}\u2013{high}" if low else value
 
 
 def markdown(result: dict) -> str:
-    """The whole comparison as Markdown, without the figures and the answers."""
+    """Format the whole comparison as Markdown, without the figures and the answers."""
     names = [row["name"] for row in result["rows"] if row["kind"] == "arm"]
     parts = [_plain(f"# {names[0]} compared with {listed(names[1:])}")]
     lists = {**result["verdict"], "Read with care": result["warnings"], "What this does not say": result["limits"]}
@@ -151,7 +154,7 @@ def markdown(result: dict) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: no tags."""
+    """Escape tags, so that Markdown shows the text as it is."""
     return text.replace("<", "&lt;")
 
 

@@ -121,7 +121,7 @@ REFUSED = {
     "run.best_by=forgetting/kl": "run.best_by=forgetting/kl needs run.eval_general=True",
     "run.best_by=validation/loss/x": "needs a source of data.mix with that name and validation files",
     "run.best_by=fi": "run.best_by=fi must be the name of a curve, and NAME:max or NAME:min where",
-    "eval.metric=scores": "eval.metric must be MODULE:FUNCTION, not 'scores'",
+    "eval.metric=a:b:c": "eval.metric must be MODULE:FUNCTION, or the module of a task, not 'a:b:c'",
     "forgetting.max_kl=0.2 data.validation=v": "forgetting.max_kl=0.2 needs run.eval_general=True, which shows",
     "forgetting.max_kl=0.2 data.validation=v run.eval_general=True run.best_by=forgetting/kl": "needs a run.best_by that scores the task",
 }  # fmt: skip

@@ -54,7 +54,7 @@ def scores(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "scores_of_mine", raising=False)
 
 
-def test_a_number_is_called_metric_and_a_dictionary_has_its_own_names(scores):
+def test_single_number_is_named_metric(scores):
     assert load_metric("scores_of_mine:number")(["a b", "d"], EXAMPLES) == {"metric": 0.5}
     result = load_metric("scores_of_mine:several")(["", ""], EXAMPLES)
     assert result == {"right": 1.0, "length.mean": 2.5} and type(result["right"]) is float
@@ -80,20 +80,20 @@ def test_a_mistake_is_one_sentence(scores, name, sentence):
         assert str(error.value).endswith("scores_of_mine.py, line 9)")
 
 
-def test_a_metric_cannot_change_the_examples_of_the_next_evaluation(scores):
+def test_metric_cannot_modify_examples(scores):
     """Rank 0 alone calls it, and all ranks go on with the same examples."""
     answers, examples, metric = ["a b", "d"], copy.deepcopy(EXAMPLES), load_metric("scores_of_mine:spoils")
     assert metric(answers, examples) == metric(answers, examples) == {"metric": 3.0}
     assert (answers, examples) == (["a b", "d"], EXAMPLES)
 
 
-def test_without_a_metric_answers_are_compared_with_the_reference(monkeypatch):
+def test_default_scores_compare_with_reference(monkeypatch):
     assert plain_scores(["a\n b ", "d"], EXAMPLES) == {"exact_match": 0.5, "rouge_l": 0.5}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert plain_scores(["a b", "d"], EXAMPLES) == {"exact_match": 0.5}
 
 
-def test_the_scores_of_an_option_stand_in_a_result_with_their_name(scores):
+def test_metric_option_adds_named_scores(scores):
     name = "scores_of_mine:spoils"
     found = {"by": name, "scores": {"metric": 3.0}, "each": {}}  # no mean: it counts more in two answers than in each
     assert metric_figures(name)(["a b", "d"], EXAMPLES) == {"metric": found}
@@ -104,7 +104,7 @@ def test_the_scores_of_an_option_stand_in_a_result_with_their_name(scores):
         metric_figures("no_such_module:f")
 
 
-def test_a_score_without_a_value_takes_none_of_the_others_away(scores):
+def test_nan_score_leaves_other_scores(scores):
     """The mean of the answers that are numbers, where none of them is one, alone or in a resample."""
     name, answers = "scores_of_mine:of_numbers", ["7", "x"]
     found = load_metric(name)(["y", "x"], EXAMPLES)

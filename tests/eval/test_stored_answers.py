@@ -7,7 +7,7 @@ from common.errors import UserError
 from eval.asked_examples import choose_examples, read_as
 from eval.report import table
 from eval.stored_answers import read_answers, score_stored, write_answers
-from xbrl.answers.scores import score_answers
+from eval.task import ANY_CHAT
 
 BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
@@ -28,7 +28,7 @@ def score(tmp_path):
         write_json_lines(tmp_path / "test.jsonl", examples)
         rows = [dict(zip(("id", "answer"), one, strict=True)) if isinstance(one, tuple) else one for one in answers]
         write_json_lines(tmp_path / "answers.jsonl", rows)
-        return score_stored(tmp_path / "test.jsonl", tmp_path / "answers.jsonl", score_answers, **options)
+        return score_stored(tmp_path / "test.jsonl", tmp_path / "answers.jsonl", ANY_CHAT.score, **options)
 
     return call
 
@@ -37,21 +37,20 @@ def test_answers_are_found_by_their_ids(score, tmp_path):
     write_json_lines(tmp_path / "train.jsonl", EXAMPLES)
     result, before = score([("b", "garbage"), ("a", BREACH)], train=tmp_path / "train.jsonl")
     assert before is None and result["n_examples"] == 3 and result["model"] == str(tmp_path / "answers.jsonl")
-    assert [(one["id"], one["predicted"]) for one in result["answers"]] == [("a", ["LCR_MIN"]), ("b", None)]
-    violations = result["violations"]
-    assert violations["micro"]["precision"] == 0.5 and "character n-grams" in violations["baselines"]
+    assert [(answer["id"], answer["exact"]) for answer in result["answers"]] == [("a", True), ("b", False)]
+    assert result["exact_match"] == {"n": 2, "share": 0.5}
     write_answers(tmp_path / "again.jsonl", EXAMPLES[::2], [BREACH, "garbage"])
     assert read_answers(tmp_path / "again.jsonl") == read_answers(tmp_path / "answers.jsonl")
 
 
-def test_a_part_of_the_examples_is_said_to_be_one(score):
+def test_limited_result_shows_both_counts(score):
     chosen = choose_examples(EXAMPLES, 2)
     result, _ = score([(one["id"], CLEAN) for one in chosen if "id" in one], limit=2)
     assert (result["n_examples"], result["n_in_file"]) == (2, 3)
     assert "(2 of 3 examples, 0 s)" in table(result | {"seconds": 0}).splitlines()[0]
 
 
-def test_examples_without_an_id_are_counted_and_keys_can_be_named(score):
+def test_examples_without_id_are_numbered(score):
     answers = [(1, "yes"), (2, "no")]
     assert score(answers, [chat("yes"), chat("yes")])[0]["rouge_l"]["f"] == 0.5
     own = [{"talk": chat("yes")["messages"]}] * 2
@@ -112,7 +111,7 @@ def test_an_earlier_result_of_other_data_is_refused(score, tmp_path):
         score(answers, before=before)
 
 
-def test_a_file_without_answers_has_no_score_of_nothing(score, tmp_path):
+def test_file_without_answers_is_refused(score, tmp_path):
     (tmp_path / "answers.jsonl").touch()
     with pytest.raises(UserError, match="no example of .* is a chat with an answer, so there is nothing to score"):
         score([], [{"text": "no question"}])

@@ -26,11 +26,11 @@ def test_stored_results_are_compared(tmp_path):
     rights = {"a-1": 8, "a-2": 9, "a-3": 9, "b-1": 24, "b-2": 22, "b-3": 24}
     for name, right in rights.items():
         rise, tokens = (0.05, 1000) if name[0] == "a" else (0.3, 2000)
-        runs[name] = write_run(tmp_path / name, task(answers(right)), general(rise), data, tokens)
+        runs[name] = write_run(tmp_path / name, task(answers(right), task="xbrl.task"), general(rise), data, tokens)
     seeds = {arm: ",".join(str(path) for name, path in runs.items() if name[0] == arm) for arm in "ab"}
     arms = [f"lora={seeds['a']}", f"full={seeds['b']}"]
-    files = ["--data", data, "--train", train, "--out", tmp_path / "out"]
-    tested = ["--primary", "full", "lora", "f1", "--margin", "f1=0.05", "--metric", "xbrl.answers.curves:scores"]
+    files = ["--data", data, "--train", train, "--task", "xbrl.task", "--out", tmp_path / "out"]
+    tested = ["--primary", "full", "lora", "f1", "--margin", "f1=0.05", "--metric", "xbrl.task"]
     done = run_python("scripts/compare.py", *arms, *files, *tested, "--worst", 3)
     assert done.returncode == 0, done.stderr
     assert "full is better than lora in F1: F1 0.986 less 0.531 is +0.455 (95% interval +" in done.stdout
@@ -42,8 +42,9 @@ def test_stored_results_are_compared(tmp_path):
     result = json.loads((out / "comparison.json").read_text())
     assert (result["examples"], result["clusters"], result["reference"]) == (24, 12, "lora")
     kinds = [row["kind"] for row in result["rows"]]
-    assert kinds[:3] == ["arm", "arm", "base"] and kinds.count("engine") == 1 and kinds.count("baseline") == 5
-    assert len(result["disagreements"]) == 3 and result["disagreements"][0]["report"].startswith("LCR ")
+    assert kinds[:3] == ["arm", "arm", "base"] and kinds.count("baseline") == 6
+    assert [row["name"] for row in result["rows"] if "per_label" in row] == ["lora", "full", "rule engine"]
+    assert len(result["disagreements"]) == 3 and result["disagreements"][0]["question"].startswith("LCR ")
     for name in ("forgetting", "losses"):
         assert (out / f"{name}.png").stat().st_size > 5_000
     assert (out / "comparison.html").read_text().count("<img") == 2

@@ -13,7 +13,8 @@ from tests.processes import run_python, run_ranks
 from tests.tiny import encode_one, write_tiny_model
 
 EVALUATE, SCORE = "scripts/evaluate.py", "scripts/score.py"
-NAMED = ("--fields", "messages=talk")
+TASK = ("--task", "xbrl.task")
+FIELDS = ("--fields", "messages=talk")
 BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nThe bank shall restore its LCR."
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
 
@@ -38,7 +39,7 @@ def files(tmp_path_factory):
     write_tiny_model(folder / "model")
     write_json_lines(folder / "test.jsonl", EXAMPLES)
     write_json_lines(folder / "train.jsonl", EXAMPLES[:2])
-    own = [{"talk" if key == "messages" else key: value for key, value in one.items()} for one in EXAMPLES]
+    own = [{"talk" if key == "messages" else key: value for key, value in row.items()} for row in EXAMPLES]
     write_json_lines(folder / "own.jsonl", own)
     return folder
 
@@ -58,12 +59,12 @@ def expected_loss(directory):
 
 
 def test_one_and_two_processes_give_the_same_metrics(files):
-    model_and_data = [files / "model", "--data", files / "test.jsonl"]
+    model_and_data = [files / "model", "--data", files / "test.jsonl", *TASK]
     options = ["--train", files / "train.jsonl", "--max-new-tokens", 12, "--dtype", "fp32", "--shots", 1]
     done = run_python(EVALUATE, *model_and_data, *options, "--json", files / "out" / "one.json")
     assert done.returncode == 0, done.stderr
     assert "violations F1 (micro)" in done.stdout
-    assert "answer to example a (true violations: LCR_MIN)" in done.stdout
+    assert "answer to example a (true: LCR_MIN)" in done.stdout
     one = json.loads((files / "out" / "one.json").read_text())
 
     compared = ["--json", files / "two.json", "--before", files / "out" / "one.json", "--batch-size", 2]
@@ -97,7 +98,7 @@ def test_one_and_two_processes_give_the_same_metrics(files):
 def same_answers_scored_without_the_model(files, result):
     """scripts/score.py agrees with scripts/evaluate.py in everything that needs no model."""
     arguments = ["--data", files / "test.jsonl", "--train", files / "train.jsonl", "--answers", files / "answers.jsonl"]
-    arguments += ["--json", files / "scored.json", "--before", files / "out" / "one.json"]
+    arguments += [*TASK, "--json", files / "scored.json", "--before", files / "out" / "one.json"]
     done = run_python(SCORE, *arguments)
     assert done.returncode == 0, done.stderr
     scored = json.loads((files / "scored.json").read_text())
@@ -105,39 +106,38 @@ def same_answers_scored_without_the_model(files, result):
     assert {part: scored[part] for part in parts} == {part: result[part] for part in parts}
     assert "answer to example a" in done.stdout and "before" in done.stdout
     (files / "answers.jsonl").write_text("")
-    done = run_python(SCORE, "--data", files / "own.jsonl", "--answers", files / "answers.jsonl", *NAMED)
+    done = run_python(SCORE, "--data", files / "own.jsonl", "--answers", files / "answers.jsonl", *FIELDS)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith(
         f"error: {files / 'answers.jsonl'}: the answer to a (and 3 more) of {files / 'own.jsonl'}"
     )
 
 
-def test_the_answers_are_kept_where_a_metric_of_the_users_fails(files):
+def test_answers_are_kept_if_the_metric_fails(files):
     options = ["--data", files / "test.jsonl", "--limit", 2, "--max-new-tokens", 4, "--answers", files / "kept.jsonl"]
     done = run_python(EVALUATE, files / "model", *options, "--metric", "json:loads")
     assert done.returncode == 2 and "error: eval.metric=json:loads fails" in done.stderr
     assert len((files / "kept.jsonl").read_text().splitlines()) == 2
 
 
-def test_constrained_answers_have_the_form_on_each_process_and_a_large_model_is_sharded(files):
-    """The keys of the messages are named, for --validation too."""
-    arguments = [EVALUATE, files / "model", "--data", files / "own.jsonl", "--max-new-tokens", 8, "--constrained"]
-    arguments += [*NAMED, "--validation", files / "own.jsonl"]
+def test_large_model_is_sharded_and_chats_scored(files):
+    """The keys of the messages are named with --fields."""
     with (files / "model" / "large.safetensors").open("wb") as file:  # only its size matters; it takes no disk
         file.truncate(2**31)
-    done = run_ranks(2, *arguments, "--limit", 3, "--json", files / "constrained.json")
+    arguments = [EVALUATE, files / "model", "--data", files / "own.jsonl", "--max-new-tokens", 8, *FIELDS]
+    done = run_ranks(2, *arguments, "--limit", 3, "--json", files / "own.json")
     (files / "model" / "large.safetensors").unlink()
     assert done.returncode == 0, done.stderr
-    answers = json.loads((files / "constrained.json").read_text())["answers"]
-    assert answers and all("Violations:".startswith(one["answer"][:11]) for one in answers)
-    assert "0 shots, constrained" in done.stdout
-    said = "--sharding full: each of 2 processes holds a part of the 2.0 GiB; --sharding none is"
-    assert done.stdout.count(said) == 1
+    result = json.loads((files / "own.json").read_text())
+    assert result["exact_match"]["n"] == len(result["answers"]) > 0 and result["task"] == ""
+    assert "\nexact match " in done.stdout and "violations" not in done.stdout
+    message = "--sharding full: each of 2 processes holds a part of the 2.0 GiB; --sharding none is"
+    assert done.stdout.count(message) == 1
 
 
-def test_a_mistake_that_rank_0_finds_is_one_line_for_all_ranks(files):
+def test_mistake_on_rank_0_is_one_line(files):
     write_json_lines(files / "odd.jsonl", [EXAMPLES[0] | {"violations": "LCR_MIN"}])
-    done = run_ranks(2, EVALUATE, files / "model", "--data", files / "odd.jsonl")
+    done = run_ranks(2, EVALUATE, files / "model", "--data", files / "odd.jsonl", *TASK)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     message = "odd.jsonl, example a: `violations` must be a list of ids of rules, not 'LCR_MIN'"
     assert done.stderr.count("error: ") == done.stderr.count(message) == 1

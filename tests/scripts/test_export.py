@@ -61,7 +61,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     run, out = folder / "runs" / "trial", folder / "out" / "last"
-    card = folder / "dataset.json"  # of scripts/make_reports.py
+    card = folder / "dataset.json"  # of xbrl/scripts/make_reports.py
     card.write_text(json.dumps({"arguments": {"profile": "laptop"}}))
     said = export(run, "--out", out)
     card.unlink()  # which makes it no other export

@@ -43,7 +43,7 @@ def run_successfully(folder: Path, *arguments: str, model: str = "model") -> str
 @pytest.fixture(scope="module")
 def output(folder) -> str:
     """The output of an extension with the default initialisation."""
-    options = ("--held-out", "held_out.jsonl", "--loss-bytes", "1500", "--new-tokens", "40")
+    options = ("--task", "xbrl.task", "--held-out", "held_out.jsonl", "--loss-bytes", "1500", "--new-tokens", "40")
     return run_successfully(folder, "--out", "new", *options)
 
 
@@ -81,7 +81,7 @@ def test_extended_model_can_be_extended_again(folder, output) -> None:
     assert len(new) > len(old) and (new[: len(old)] == old).all()
 
 
-def test_passages_have_the_bytes_that_are_asked_for_also_of_short_texts() -> None:
+def test_passages_have_the_requested_bytes() -> None:
     for size, expected in ((100, 40_000), (3000, 60_000), (50_000, 60_000)):
         passages = select_passages(["x" * size] * 400, 60_000)
         assert sum(map(len, passages)) == expected and max(map(len, passages)) == min(size, 6000)
@@ -107,6 +107,7 @@ def test_printed_loss_is_that_of_the_written_model(folder) -> None:
     [
         (("--min-count", "1000"), "lower --min-count"),
         (("--noise", "-1"), "--noise must be 0 or more, not -1.0"),
+        (("--forms",), "--forms are texts of a task; name one that has some with --task MODULE"),
     ],
 )
 def test_errors_are_one_sentence_and_leave_nothing(folder, arguments, message) -> None:

@@ -6,16 +6,17 @@ import pytest
 
 from tests.processes import ROOT, run_python
 
-SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("[!_]*.py"))
+SCRIPTS = sorted(path for folder in ("scripts", "xbrl/scripts") for path in (ROOT / folder).glob("*.py"))
 COMMANDS = re.compile(r"main_of\(__doc__, (.*)\)\)")
+MOVED = "import moved"  # in the file of a command that has another path now
 # All of them in one process, because each process would import the same libraries. Each is started like by Python.
 DRIVER = """
 import os, runpy, sys
 root, *words = sys.argv[1:]
 for word in words:
     script, *command = word.split()
-    sys.path[0] = os.path.join(root, "scripts")
-    sys.argv = [os.path.join(sys.path[0], script), *command, "--help"]
+    sys.argv = [os.path.join(root, script), *command, "--help"]
+    sys.path[0] = os.path.dirname(sys.argv[0])
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as left:
@@ -25,13 +26,25 @@ for word in words:
 
 @pytest.mark.slow
 def test_help(tmp_path) -> None:
-    started = list(SCRIPTS)
-    for name in SCRIPTS:
-        found = COMMANDS.search((ROOT / "scripts" / name).read_text())
-        started += [f"{name} {command}" for command in found[1].split(", ")] if found else []
-    assert {"data.py clean", "measure.py forgetting", "regulator.py cpt"} <= set(started)
+    started = []
+    for path in SCRIPTS:
+        text, name = path.read_text(), str(path.relative_to(ROOT))
+        if MOVED not in text:
+            match = COMMANDS.search(text)
+            started += [name] + [f"{name} {command}" for command in match[1].split(", ")] if match else [name]
+    assert {"scripts/data.py clean", "scripts/measure.py forgetting", "xbrl/scripts/regulator.py cpt"} <= set(started)
     (tmp_path / "driver.py").write_text(DRIVER)
     done = run_python(tmp_path / "driver.py", ROOT, *started, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in started:
-        assert f"usage: {word} " in done.stdout and f"\n{word}: 0\n" in done.stdout, done.stderr
+        usage = word.rpartition("/")[2]
+        assert f"usage: {usage} " in done.stdout and f"\n{word}: 0\n" in done.stdout, done.stderr
+
+
+def test_moved_commands_name_their_new_path() -> None:
+    moved = [path for path in SCRIPTS if MOVED in path.read_text()]
+    assert moved
+    for path in moved:
+        done = run_python(path, "--out", "x")
+        new = re.search(r"is now (\S+);", done.stderr)
+        assert done.returncode == 2 and new and (ROOT / new[1]).exists()

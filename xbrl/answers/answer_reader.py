@@ -1,8 +1,8 @@
 """Read an answer: lenient in its form, strict in its content.
 
-Both forms of `answers.py` are read, with the facts of a note above the violations. The form may vary: a preamble, bold or
-numbered lines, a Markdown table, headings in other letters. The content may not: a line that does not say everything that it
-must is void, and counted.
+The reader takes both forms of `answers.py`, with the facts of a note above the violations. The form may vary: a preamble, bold
+or numbered lines, a Markdown table, headings in other letters. The content may not: a line that lacks one of its parts is void,
+and void lines are counted.
 """
 
 import re
@@ -26,23 +26,23 @@ _RELATIONS = {
     **{"max": "max", "maximum": "max", "at most": "max", "<=": "max", "≤": "max", "expected": "expected"},
 }
 _COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥|!=|≠|(?:min|max)(?=\s[-\u2212\d]))\s")
-_MORE = re.compile(r"(?:<=?|>=|≤|≥|min|max)\s")  # a line on the figure of the line above begins so
-_AS_REPORTED = re.compile(r"(.* = \S+)( = )(\S+)")  # a quotient, and the ratio that it must be
+_MORE = re.compile(r"(?:<=?|>=|≤|≥|min|max)\s")  # the start of a line that compares the figure of the line above
+_AS_REPORTED = re.compile(r"(.* = \S+)( = )(\S+)")  # a quotient, and the ratio that it must equal
 _NOT_EURO = re.compile(r"\b(?!EUR\b)[A-Z]{3}\b|[$£¥%]")
 _KIND_OF = {name: (kind, not number) for kind, names in SUBJECTS.items() for number, name in enumerate(names)}
 _IN_CHECK = re.compile(rf"(\S.*), so ({'|'.join(_KIND_OF)})\b.*")
 _CODE = re.compile(r"\b[A-Z]\d\d\b")  # of a client
 _VALUE = rf"(?:\d{{4}}-\d\d-\d\d|{BARE_QUANTITY}(?: days?)?)"
 _STEP = rf"{BARE_QUANTITY}(?: ?[-+/=\u2212]|,) ?"
-_CHECKED = re.compile(rf"(?P<what>\S.*?)(?:\s+(?P<working>(?:{_STEP})*{BARE_QUANTITY} = )?(?P<value>{_VALUE}))?")
+_CHECKED = re.compile(rf"(?P<subject>\S.*?)(?:\s+(?P<working>(?:{_STEP})*{BARE_QUANTITY} = )?(?P<value>{_VALUE}))?")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What one line of an answer says, normalised so that claims can be compared.
+    """The content of one line of an answer, normalised so that claims can be compared.
 
-    `state` is "violated", "met" (rule "") or "lifts". `where` is a cell, with the counterparty in an open table, or what a
-    check is about. `value` and `limit` are numbers, so `4.310%` and `4.31%` are the same; None where the line states none.
+    `state` is "violated", "met" (rule "") or "lifts". `where` is a cell, with the counterparty in an open table, or the subject
+    of a check. `value` and `limit` are numbers, so `4.310%` and `4.31%` are equal; None if the line states none.
     """
 
     state: str
@@ -55,7 +55,7 @@ class Claim:
 
     @property
     def contradicts_itself(self) -> bool:
-        """Whether the verdict is not what the line's own two numbers say: `CET1 ratio 9.48% min 9.5%: met`."""
+        """Whether the verdict contradicts the line's own two numbers: `CET1 ratio 9.48% min 9.5%: met`."""
         if not isinstance(self.value, Decimal) or not isinstance(self.limit, Decimal) or self.state == "lifts":
             return False
         return bool(self.relation) and keeps_to(self.value, self.relation, self.limit) != (self.state == "met")
@@ -63,11 +63,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that was read.
+    """A parsed answer, without the facts of the bank's note (`read_facts`).
 
     `rule_ids` are the rules reported as violated and not lifted, without duplicates, in the order of the answer. `directive`
     is the letter; it is empty if the answer ended before the letter. `void` counts the lines on violations that could not be
-    read. The facts of the bank's note are not among them: see `read_facts`.
+    read.
     """
 
     rule_ids: tuple[str, ...]
@@ -77,10 +77,10 @@ class Answer:
 
 
 def parse_answer(text: str) -> Answer | None:
-    """Read an answer. Returns None if it is none: no heading `Violations:` or `Checks:`, or no valid line below it.
+    """Read an answer. Return None if it has no heading `Violations:` or `Checks:`, or no valid line below it.
 
-    Valid lines are those of `answers.py` and, for a report without violations, `none`. An id that matches no rule is kept and
-    counts as a false positive. If `Directive:` is missing because generation was cut short, the directive is empty.
+    Valid lines have the form that `answers.py` writes, or are `none` for a report without violations. An id that matches no rule
+    is kept and counts as a false positive. If generation was cut short before `Directive:`, the directive is empty.
     """
     body = _sections(text).get("violations", [])
     claims = [read_line(line) for line in body if not _is_none(line)]
@@ -95,17 +95,17 @@ def parse_answer(text: str) -> Answer | None:
 
 
 def read_lines(text: str) -> list[tuple[str, Claim | None]]:
-    """The lines of an answer above its letter, each with its claim, or None if it cannot be read; `none` is left out."""
+    """Return the lines of an answer above its letter, each with its claim, or None if it cannot be read, without `none`."""
     return [(line, read_line(line)) for line in _sections(text).get("violations", ()) if not _is_none(line)]
 
 
 def letter_in(text: str) -> str:
-    """The letter of an answer, whatever its lines are; empty if the text has none."""
+    """Return the letter of an answer, even if its lines cannot be read; "" if the text has no letter."""
     return "\n".join(_sections(text).get("directive", ())).strip()
 
 
 def read_facts(text: str) -> tuple[list[NoteFact], int] | None:
-    """(the facts below the heading `Note:` of an answer, the number of lines that are none); None without the heading."""
+    """Return (the facts below the heading `Note:` of an answer, the number of unreadable lines); None without the heading."""
     lines = _sections(text).get("note")
     if lines is None:
         return None
@@ -114,17 +114,17 @@ def read_facts(text: str) -> tuple[list[NoteFact], int] | None:
 
 
 def facts_of_checks(text: str) -> list[NoteFact]:
-    """The facts that an answer of the quickstart says in its checks, in place of a section `Note:`."""
+    """Return the facts that an answer of the quickstart states in its checks, in place of a section `Note:`."""
     facts = []
-    for said in filter(None, map(_IN_CHECK.fullmatch, _sections(text).get("violations", ()))):
-        quote, (kind, applies) = said[1], _KIND_OF[said[2]]
+    for match in filter(None, map(_IN_CHECK.fullmatch, _sections(text).get("violations", ()))):
+        quote, (kind, applies) = match[1], _KIND_OF[match[2]]
         clients = tuple(_CODE.findall(quote)) if kind == "connected" else ()
         facts.append(NoteFact(kind, applies, None, clients, "", quote))
     return facts
 
 
 def read_fact(line: str) -> NoteFact | None:
-    """The fact of one line, or None if it is not of the form that `write_fact` writes."""
+    """Read the fact of one line. Return None if the line has another form than `answers.write_fact` writes."""
     parts = [part.strip() for part in line.split("|", 5)]
     if len(parts) != 6 or parts[0] not in KINDS or parts[1] not in APPLIES:
         return None
@@ -140,28 +140,28 @@ def read_fact(line: str) -> NoteFact | None:
 
 
 def read_line(line: str) -> Claim | None:
-    """Read one line of either form: `RULE | cell | value | limit | article` or `what value < limit: verdict, article`."""
+    """Read one line of either form: `RULE | cell | value | limit | article` or `subject value < limit: verdict, article`."""
     return _read_violation(line.strip("| ")) if "|" in line else _read_check(line)
 
 
 def _sections(text: str) -> dict[str, list[str]]:
-    """Section -> its lines: `note`, `violations` (those of `Checks:` too) and `directive`, as far as the text has them.
+    """Return section -> lines: `note`, `violations` (also for the heading `Checks:`) and `directive`, as far as present.
 
-    A section begins with its heading. Lines before the first one are a preamble; the letter is all that follows its heading.
+    A section begins with its heading. Lines before the first heading are a preamble; the letter is everything after its heading.
     """
-    found: dict[str, list[str]] = {}
+    sections: dict[str, list[str]] = {}
     section: list[str] = []
-    figure = ""  # of the check above, if that compares one
+    figure = ""  # the compared figure of the check above; "" if that check compares nothing
     lines = text.splitlines()
     for number, line in enumerate(lines):
         plain = _plain(line)
         heading = _HEADING.fullmatch(plain)
         name = heading[1].casefold().replace("checks", "violations") if heading else ""
         rest = heading[2] or "" if heading else ""
-        if name == "directive" and "violations" in found:
-            return found | {"directive": [rest, *lines[number + 1 :]]}
-        if name == "violations" or (name == "note" and "violations" not in found):
-            section = found.setdefault(name, [])
+        if name == "directive" and "violations" in sections:
+            return sections | {"directive": [rest, *lines[number + 1 :]]}
+        if name == "violations" or (name == "note" and "violations" not in sections):
+            section = sections.setdefault(name, [])
             plain = rest
         elif name == "directive":
             section = []
@@ -172,11 +172,11 @@ def _sections(text: str) -> dict[str, list[str]]:
             figure = plain[: compared.start()] if compared else ""
         if re.search(r"\w", plain) and not re.match(r"rule \|", plain.strip("| "), re.IGNORECASE):
             section.append(plain)
-    return found
+    return sections
 
 
 def _plain(line: str) -> str:
-    """A line without the marks of Markdown."""
+    """Remove the markup of Markdown from a line."""
     return " ".join(_MARKS.sub("", line.strip()).replace("**", "").replace("`", "").split())
 
 
@@ -197,18 +197,18 @@ def _read_violation(line: str) -> Claim | None:
 
 
 def _read_limit(text: str) -> tuple[str, Decimal | str | None]:
-    """(relation, limit) of `min 4.5%`; a limit alone has the relation ""."""
+    """Return (relation, limit) of a text such as `min 4.5%`; a limit alone has the relation ""."""
     match = re.match(rf"({'|'.join(_RELATIONS)}) ?", text, re.IGNORECASE)
     return (_RELATIONS[match[1].casefold()], _value(text[match.end() :])) if match else ("", _value(text))
 
 
 def _value(text: str) -> Decimal | str | None:
-    """The number or the date (as written, YYYY-MM-DD) of a text; None if it is neither."""
+    """Return the number or the date (as written, YYYY-MM-DD) of a text; None if it is neither."""
     return text if re.fullmatch(r"\d{4}-\d\d-\d\d", text) else parse_quantity(re.sub(r" days?$", "", text))
 
 
 def _law(text: str) -> frozenset[tuple[str, str]]:
-    """The articles of a legal reference; one that cites none stands for itself."""
+    """Return the articles of a legal reference. A reference that cites no article is represented by its text."""
     return articles(text) or frozenset({("", text.casefold())} if text else ())
 
 
@@ -216,32 +216,32 @@ def _read_check(line: str) -> Claim | None:
     if len(line) > MAX_CHECK:
         return None
     head, colon, verdict = line.rpartition(":")
-    said = re.fullmatch(rf"(?:(met)|(lifts )?({RULE_ID.pattern}))(?:, (.+))?\.?", verdict.strip(), re.IGNORECASE)
+    ruling = re.fullmatch(rf"(?:(met)|(lifts )?({RULE_ID.pattern}))(?:, (.+))?\.?", verdict.strip(), re.IGNORECASE)
     left, sign, limit = head.strip(), "", None
     compared = list(_COMPARISON.finditer(left))
     if compared:
         sign, limit = compared[-1][1], _value(left[compared[-1].end() :])
         left = left[: compared[-1].start()]
-    elif same := _AS_REPORTED.fullmatch(left):
-        left, sign, limit = same[1], "=", _value(same[3])
+    elif quotient := _AS_REPORTED.fullmatch(left):
+        left, sign, limit = quotient[1], "=", _value(quotient[3])
     figures = _CHECKED.fullmatch(left)
-    if not said or not figures or re.search("[<>=]|^(?:min|max)$", figures["what"]):
+    if not ruling or not figures or re.search("[<>=]|^(?:min|max)$", figures["subject"]):
         return None
     if not figures["value"] and re.search(r"\s(?:min|max)$", left):  # its limit is missing
         return None
-    met, lifts, rule, legal = said.groups()
+    met, lifts, rule, legal = ruling.groups()
     if (sign and (limit is None or not figures["value"])) or not (met or RULE_ID.fullmatch(rule)):
         return None
     state = "met" if met else "lifts" if lifts else "violated"
     # A figure below its limit misses a minimum, or meets a maximum.
     relation = sign if sign in ("", "min", "max") else "min" if (sign[0] in "<≤") == (state == "violated") else "max"
     value = _value(figures["value"]) if figures["value"] else None
-    if sign in ("=", "!=", "≠"):  # the computed ratio is what is expected of the reported one
+    if sign in ("=", "!=", "≠"):  # the reported ratio is expected to equal the computed one
         relation, value, limit = "expected", limit, value
     elif figures["working"] and not sign and (rule or "").endswith("_COUNTED"):
-        # What is reported, less the amount, is what may be counted.
+        # The reported figure exceeds the amount that may be counted, which is the result of the subtraction.
         relation, value, limit = "max", _value(figures["working"].split(" - ")[0]), value
-    return Claim(state, rule or "", _place(figures["what"]), value, relation, limit, _law(legal or ""))
+    return Claim(state, rule or "", _place(figures["subject"]), value, relation, limit, _law(legal or ""))
 
 
 def _place(text: str) -> str:

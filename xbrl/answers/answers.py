@@ -1,4 +1,4 @@
-"""The text format of an answer. Written here and nowhere else; `answer_reader.py` reads it.
+"""Write the text of an answer. No other module writes one; `answer_reader.py` reads it.
 
 The long form lists the violations:
 
@@ -10,10 +10,10 @@ The long form lists the violations:
     To the Management Board of ...
 
 Each fact of the bank's note is one line: kind, `applies` or `does not apply`, amount, the other party (two clients are joined
-by ` and `), since when, and the words that prove it; what the note does not say is `-`. Each violation is one line: rule,
-cell, value, limit, legal reference. Without facts, or without violations, the single line is `none`.
+by ` and `), the date since when, and the words that prove it; a part that the note does not mention is `-`. Each violation is
+one line: rule, cell, value, limit, legal reference. Without facts, or without violations, the single line is `none`.
 
-The short form compares figure after figure with its limits, for a small model finds only what it has compared:
+The short form compares figure after figure with its limits, because a small model finds only the breaches that it has compared:
 
     Note:
     pledged | applies | EUR 41000000 | Landesbank Mittelrhein | 2025-08-14 | "the words of the note"
@@ -26,38 +26,28 @@ The short form compares figure after figure with its limits, for a small model f
     Directive:
     To the Management Board of ...
 
-A verdict is `met`, the violated rule with its article, or `lifts RULE`. It stands behind both numbers that it compares, because a
-model writes from left to right: a sign between them would have to be right before the limit is there. A line that begins with `min`
-or `max` is on the figure of the line above. A figure that is computed stands behind its working: a ratio is compared with its limit,
-or with the ratio that is reported (`=`, `!=`); an amount that was wrongly counted is taken off.
-The quickstart has no section `Note:`. It says the fact of a note in a check (`SUBJECTS`): `We gave A38 no voice in B95, so separate
-clients: met`. Its lines have signs: `CET1 ratio 7.31% >= 4.5%: met`.
+A verdict is `met`, the violated rule with its article, or `lifts RULE`. It comes after the two numbers that it compares, because a
+model writes from left to right: a sign between them would have to be right before the limit is written. A line that begins with
+`min` or `max` compares the figure of the line above. A computed figure comes after its working: a ratio is compared with its limit,
+or with the reported ratio (`=`, `!=`); an amount that was wrongly counted is subtracted.
+The quickstart has no section `Note:`. It states the fact of a note in a check (`SUBJECTS`): `We gave A38 no voice in B95, so
+separate clients: met`. Its lines have signs: `CET1 ratio 7.31% >= 4.5%: met`.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from common.errors import UserError
 from xbrl.read.render import cell_name, format_figure
-from xbrl.rules.findings import note_rules
-from xbrl.rules.note_facts import KINDS, NoteFact
-from xbrl.rules.rules import RuleResult, built_in_rules
+from xbrl.rules.note_facts import NoteFact
+from xbrl.rules.rules import RuleResult
 
-LETTER = "\nDirective:\n"  # what follows it is free
-# Kind of note -> what a check of the quickstart calls it if it applies, and if it does not.
+# Kind of note -> its name in a check of the quickstart if it applies, and if it does not.
 SUBJECTS = {
     "pledged": ("pledged assets", "free assets"),
     "connected": ("connected clients", "separate clients"),
     "waiver": ("exempt", "bound"),
 }
-MAX_LINES = 12
-MAX_CHECKS = 30
-MAX_FACTS = 3
 _LIMITS = {">=": "min", "<": "min", "<=": "max", ">": "max"}
-_NAME = r"[\w ,()/&'’*+-]"  # a character of a cell, a client or a ratio
-_LEGAL = r"[A-Z0-9][A-Za-z0-9 ,;()/.-]{2,100}"
-_FIGURE = r"-?\d{1,15}(?:\.\d{1,6})?(?:%| thousand| million| bn| mn| k)?"
 
 
 def write_answer(violated: Iterable[RuleResult], directive: str, facts: Iterable[NoteFact] = ()) -> str:
@@ -68,7 +58,7 @@ def write_answer(violated: Iterable[RuleResult], directive: str, facts: Iterable
 
 
 def write_fact(fact: NoteFact) -> str:
-    """`pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14 | "the words of the note"`."""
+    """Format a fact: `pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14 | "the words of the note"`."""
     amount = "-" if fact.amount is None else f"EUR {fact.amount:f}"
     state = "applies" if fact.applies else "does not apply"
     return " | ".join((fact.kind, state, amount, " and ".join(fact.who) or "-", fact.since or "-", f'"{fact.quote}"'))
@@ -76,9 +66,9 @@ def write_fact(fact: NoteFact) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of an answer that checks requirement after requirement: `LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)`."""
+    """One line of the short form: `LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)`."""
 
-    what: str  # the ratio, or what a note is about
+    subject: str  # the ratio, or the subject of a note
     figure: str = ""  # "93%", with its working "104% - 9% = 95%"
     sign: str = ""  # between figure and limit: "<", or "min"; empty if nothing is compared
     limit: str = ""
@@ -86,19 +76,19 @@ class Check:
     legal: str = ""  # article, if the verdict is not "met"
 
     def __str__(self) -> str:
-        head = " ".join(filter(None, (self.what, self.figure, self.sign, self.limit)))
+        head = " ".join(filter(None, (self.subject, self.figure, self.sign, self.limit)))
         return f"{head}: {self.verdict}" + (f", {self.legal}" if self.legal else "")
 
 
 def write_checks(checks: Iterable[Check], directive: str, facts: Iterable[NoteFact] | None = None) -> str:
-    """Format an answer of the short form: the facts of the note, every check, then the letter. Facts None: the quickstart's."""
+    """Format an answer of the short form: the facts of the note, every check, the letter. The quickstart has `facts` None."""
     stated = [] if facts is None else ["Note:", *(list(map(write_fact, facts)) or ["none"])]
     lines, last = [], ""
     for check in checks:
         if facts is not None:
             check = replace(check, sign=_LIMITS.get(check.sign, check.sign))
-        figure = f"{check.what} {check.figure} "
-        is_more = figure == last and " " not in check.figure  # one with its working has it on every line
+        figure = f"{check.subject} {check.figure} "
+        is_more = figure == last and " " not in check.figure  # a figure with its working is repeated on every line
         lines.append(str(check).removeprefix(figure) if is_more else str(check))
         last = figure
     return "\n".join([*stated, "Checks:", *(lines or ["none"]), "Directive:", directive])
@@ -109,39 +99,3 @@ def write_violation(result: RuleResult) -> str:
     value = "not reported" if result.missing else format_figure(result.known_value, result.unit, result.decimals)
     limit = f"{result.relation} {result.printed_limit}"
     return " | ".join((result.rule_id, cell_name(result.cell, result.row), value, limit, result.legal))
-
-
-def answer_grammar(examples: Sequence[dict]) -> str:
-    """A regular expression for answers of the forms that those of `examples` have: headings, rule ids and the shape of a line
-    are fixed, the rest is free. With it a model that never saw this form can be asked what it knows of the content.
-
-    It is made for partial matching: every prefix of a match can be continued. Raises `UserError` if no answer has one of
-    them.
-    """
-    answers = [example["messages"][-1]["content"].lstrip() for example in examples]
-    rules = [rule.id for rule in built_in_rules() if rule.kind != "trigger"] + list(note_rules())
-    ids = "|".join(map(re.escape, rules))
-    cell = rf"(?:{_NAME.replace(' ', '')}|\.)(?:{_NAME}|\.){{0,59}}"  # a cell of blanks would be none
-    violation = rf"(?:{ids}) \| {cell} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
-    value = rf"(?:{_FIGURE}|{_FIGURE}(?:(?: [-+/=] |, ){_FIGURE}){{1,5}} = {_FIGURE})"
-    verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
-    what = rf"[A-Z](?:{_NAME}|\.){{1,160}}?(?<! min)(?<! max)"  # `CET1 ratio min 4.5%` has no figure
-    more = rf"(?:>=|<|min|max) {_FIGURE}: {verdict}"  # on the figure of the line above
-    check = rf"{what}(?:(?: {value}(?: !?= {_FIGURE})?)?: {verdict}| {value} (?:[<>]=?|min|max) {_FIGURE}: {verdict}(?:\n{more}){{0,2}})"
-    who = r"(?:-|[^\s|-][^|\n]{1,119}?)"
-    fact = (
-        rf"(?:{'|'.join(KINDS)}) \| (?:applies|does not apply) \| (?:-|EUR [1-9]\d{{5,11}}) \| {who} \| "
-        r"(?:-|20\d\d-[01]\d-[0-3]\d) \| \"[^\n|]{10,300}?\""
-    )
-    violations = rf"Violations:\n(?:none|{violation}(?:\n{violation}){{0,{MAX_LINES - 1}}})"
-    checks = rf"Checks:\n(?:none|{check}(?:\n{check}){{0,{MAX_CHECKS - 1}}})"
-    notes = rf"Note:\n(?:none|{fact}(?:\n{fact}){{0,{MAX_FACTS - 1}}})\n"
-    forms = {"Violations:": violations, "Checks:": checks}
-    forms |= {rf"Note:\n(?:.+\n)+?{heading}": notes + form for heading, form in forms.items()}
-    used = [form for start, form in forms.items() if any(re.match(start, answer) for answer in answers)]
-    if not used:
-        raise UserError(
-            "--constrained knows the answers of this project only, and none of the examples starts with `Note:`, "
-            "`Violations:` or `Checks:`; leave the option out"
-        )
-    return rf"(?:{'|'.join(used)}){LETTER}.+"

@@ -1,8 +1,8 @@
 """The strongest programs without a language model: figures by regular expressions, limits by the engine, notes by a regression.
 
-A logistic regression on the words of a note, or on a frozen model's mean hidden state of it, says which kinds of facts the
-note states and whether they apply; amounts are parsed from the note. The rules that follow are arithmetic
-(`rules.note_facts.consequences`) on the figures that the report prints.
+A logistic regression on the words of a note, or on a frozen model's mean hidden state of the note, predicts which kinds of facts
+the note states and whether they apply; amounts are parsed from the note. The rules that follow are computed
+(`rules.note_facts.consequences`) from the printed figures.
 """
 
 import itertools
@@ -24,7 +24,9 @@ from xbrl.rules.note_facts import BUFFER, KINDS, NAME, SHARE, NoteFact, conseque
 
 Matrix = Any  # a scipy.sparse.csr_matrix or an array, (texts, features)
 States = Mapping[str, np.ndarray]  # text -> `hidden_states`
-Features = Callable[[Sequence[str], Sequence[str]], tuple[Matrix, Matrix]]  # (learned from, others) -> their features
+Features = Callable[
+    [Sequence[str], Sequence[str]], tuple[Matrix, Matrix]
+]  # (training texts, new texts) -> their features
 FOLDS = 4
 _WORD = {"token_pattern": r"(?u)\b\w+\b"}
 TEXT_OPTIONS = (  # words; words, pairs of words, and pieces of words of 2 to 5 characters
@@ -34,7 +36,7 @@ TEXT_OPTIONS = (  # words; words, pairs of words, and pieces of words of 2 to 5 
 WORD_STRENGTHS = (1.0, 10.0, 100.0)  # candidates for C, the inverse of the regularization
 STATE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 PERCENTAGE = "xbrli:pure"  # the unit of a ratio
-DATE = "2000-01-01"  # of a report whose text does not matter beyond its figures
+DATE = "2000-01-01"  # the date of a report of which only the figures matter
 _TABLE = re.compile(r"([A-Z]) (\d\d\.\d\d(?:\.[a-z])?)(?= |$)")
 _CELL = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _LABELS = {label: cell for cell, label in SHORT_LABELS.items()}
@@ -57,19 +59,19 @@ _AMOUNT = re.compile(
 def note_predictions(
     training: Sequence[dict], test: Sequence[dict], validation: Sequence[dict] = (), states: States | None = None
 ) -> tuple[list[tuple[str, ...]], list[tuple[NoteFact, ...]]]:
-    """(the rules, the facts of the note) that the composed program finds in each of `test`.
+    """Return (the rules, the facts of the note) that the composed program predicts for each example of `test`.
 
-    The regressions are fitted on the notes of `training` with their field `note_facts`, on words or, if given, on the
-    `states` of the notes. Features and strength are those with the best F1 of kind and applies on parts of the training
-    that are held out by note, and on `validation`. Rules that the training never names are left out.
+    The regressions are fitted on the notes of `training` and their field `note_facts`, on words or, if given, on the
+    `states` of the notes. Features and strength are the ones with the best F1 of kind and applies on parts of the training
+    that are held out by note, and on `validation`. Rules that no training example violates are left out.
     """
     known, tuned = (_facts_by_note(examples) for examples in (training, validation))
     notes = [note_of(report_of(example)) for example in test]
-    asked = list(dict.fromkeys(filter(None, notes)))
+    new = list(dict.fromkeys(filter(None, notes)))
     if states is None:
-        decided = _decide(known, tuned, asked, [tf_idf(options) for options in TEXT_OPTIONS], WORD_STRENGTHS)
+        decided = _decide(known, tuned, new, [tf_idf(options) for options in TEXT_OPTIONS], WORD_STRENGTHS)
     else:
-        decided = _decide(known, tuned, asked, (state_features(states),), STATE_STRENGTHS)
+        decided = _decide(known, tuned, new, (state_features(states),), STATE_STRENGTHS)
     choose = _amount_chooser(known)
     names = {rule for example in training for rule in example["violations"]}
     rules, facts = [], []
@@ -80,14 +82,15 @@ def note_predictions(
             for kind, applies in decided.get(note, {}).items()
         )
         facts.append(of_note)
-        rules.append(tuple(one for one in rules_that_follow(report, note, of_note, engine) if one in {*names, *engine}))
+        following = rules_that_follow(report, note, of_note, engine)
+        rules.append(tuple(rule for rule in following if rule in {*names, *engine}))
     return rules, facts
 
 
 def rules_that_follow(report: Report, note: str, facts: Sequence[NoteFact], engine: Sequence[str]) -> list[str]:
-    """The rules of the engine, with what follows from the facts of the note.
+    """Return the rules of the engine, corrected by the consequences of the note's facts.
 
-    Where the report prints no liquidity buffer, the note itself states the LCR without the assets (in the quickstart).
+    A report of the quickstart prints no liquidity buffer. Its note itself states the LCR without the pledged assets.
     """
     waived = any(fact.kind == "waiver" and fact.applies for fact in facts)
     rules = [rule for rule in engine if not (waived and rule == "LCR_MIN")]
@@ -99,7 +102,7 @@ def rules_that_follow(report: Report, note: str, facts: Sequence[NoteFact], engi
 
 
 def printed_report(text: str) -> Report:
-    """The figures that a printed report shows, in both styles of `render.render_report`, as a report."""
+    """Read the figures of a printed report, in both styles of `render.render_report`, as a report."""
     currency = re.search(r"amounts in ([A-Z]{3})\b", text)
     facts = []
     for cell, key, printed in _printed_cells(text):
@@ -112,7 +115,7 @@ def printed_report(text: str) -> Report:
 
 
 def _printed_cells(text: str) -> Iterator[tuple[CellKey, dict[str, str], str]]:
-    """(cell, key of its open row, printed value) of each figure."""
+    """Yield (cell, key of its open row, printed value) of each figure."""
     table, key = "", {}
     for line in text.splitlines():
         heading, cell, short = _TABLE.match(line), _CELL.fullmatch(line), _SHORT.fullmatch(line)
@@ -127,7 +130,7 @@ def _printed_cells(text: str) -> Iterator[tuple[CellKey, dict[str, str], str]]:
 
 
 def clients_in(note: str, report: Report) -> tuple[str, ...]:
-    """The clients of the report that the note names, in the order of the note: by their names, or by their codes."""
+    """Return the clients of the report that the note mentions, by name or code, in the order of the note."""
     names = [str(fact.value) for fact in report.facts if fact.cell == NAME]
     codes = [member for fact in report.facts if fact.cell == SHARE for member in fact.keys.values()]
     places = {name: note.casefold().find(name.casefold()) for name in dict.fromkeys([*names, *codes])}
@@ -135,25 +138,25 @@ def clients_in(note: str, report: Report) -> tuple[str, ...]:
 
 
 def tf_idf(options: Sequence[dict]) -> Features:
-    """Features of TF-IDF with each of the options of scikit-learn's vectorizer, side by side."""
+    """Return a function to TF-IDF features. options: of scikit-learn's vectorizers, whose features are joined."""
 
-    def features(known: Sequence[str], others: Sequence[str]) -> tuple[Matrix, Matrix]:
+    def features(known: Sequence[str], new: Sequence[str]) -> tuple[Matrix, Matrix]:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.pipeline import FeatureUnion
 
-        union = FeatureUnion([(str(one), TfidfVectorizer(sublinear_tf=True, **one)) for one in options])
-        return union.fit_transform(known).tocsr(), union.transform(others).tocsr()
+        union = FeatureUnion([(str(entry), TfidfVectorizer(sublinear_tf=True, **entry)) for entry in options])
+        return union.fit_transform(known).tocsr(), union.transform(new).tocsr()
 
     return features
 
 
 def state_features(states: States) -> Features:
-    """Features of `hidden_states`, standardized by those of the training."""
+    """Return a function to features from `hidden_states`, standardized with mean and deviation of the training texts."""
 
-    def features(known: Sequence[str], others: Sequence[str]) -> tuple[Matrix, Matrix]:
-        one, other = (np.stack([states[text] for text in texts]) for texts in (known, others))
-        mean, deviation = one.mean(axis=0), one.std(axis=0) + 1e-6
-        return (one - mean) / deviation, (other - mean) / deviation
+    def features(known: Sequence[str], new: Sequence[str]) -> tuple[Matrix, Matrix]:
+        training, others = (np.stack([states[text] for text in texts]) for texts in (known, new))
+        mean, deviation = training.mean(axis=0), training.std(axis=0) + 1e-6
+        return (training - mean) / deviation, (others - mean) / deviation
 
     return features
 
@@ -170,26 +173,27 @@ def _decide(
     options: Sequence[Features],
     strengths: Sequence[float],
 ) -> dict[str, dict[str, bool]]:
-    """Note -> kind of each fact that it states -> whether it applies. With the best of the options and strengths."""
+    """Return note -> kind of each fact that it states -> whether the fact applies, by the best options and strength."""
     if not known:
         return {}
     texts, true = list(known), [_decisions(facts) for facts in known.values()]
     fold_of = [zlib.crc32(text.encode()) % FOLDS for text in texts]
     right = dict.fromkeys(itertools.product(options, strengths), 0.0)
     for fold in set(fold_of) if len(set(fold_of)) > 1 else ():
-        kept, held = ([i for i, other in enumerate(fold_of) if (other == fold) == is_held] for is_held in (False, True))
+        kept = [i for i, fold_of_text in enumerate(fold_of) if fold_of_text != fold]
+        held = [i for i, fold_of_text in enumerate(fold_of) if fold_of_text == fold]
         truth = [true[i] for i in held] + [_decisions(facts) for facts in tuned.values()]
         for features in options:
-            one, other = features([texts[i] for i in kept], [*(texts[i] for i in held), *tuned])
+            fitted, tested = features([texts[i] for i in kept], [*(texts[i] for i in held), *tuned])
             for strength in strengths:
-                found = _fit_and_decide(one, [true[i] for i in kept], other, strength)
+                predicted = _fit_and_decide(fitted, [true[i] for i in kept], tested, strength)
                 right[features, strength] += sum(
-                    2 * len(said.items() & facts.items()) / max(1, len(said) + len(facts))
-                    for said, facts in zip(found, truth, strict=True)
+                    2 * len(decided.items() & facts.items()) / max(1, len(decided) + len(facts))
+                    for decided, facts in zip(predicted, truth, strict=True)
                 )
-    features, strength = max(right, key=lambda one: right[one])
-    one, other = features(texts, notes)
-    return dict(zip(notes, _fit_and_decide(one, true, other, strength), strict=True))
+    features, strength = max(right, key=lambda setting: right[setting])
+    fitted, new = features(texts, notes)
+    return dict(zip(notes, _fit_and_decide(fitted, true, new, strength), strict=True))
 
 
 def _decisions(facts: Sequence[NoteFact]) -> dict[str, bool]:
@@ -199,21 +203,21 @@ def _decisions(facts: Sequence[NoteFact]) -> dict[str, bool]:
 def _fit_and_decide(
     known: Matrix, true: Sequence[dict[str, bool]], new: Matrix, strength: float
 ) -> list[dict[str, bool]]:
-    """Two regressions per kind: does a note speak of it, and, of the notes that do, does the fact apply."""
-    found: list[dict[str, bool]] = [{} for _ in range(new.shape[0])]
+    """Fit two regressions per kind: whether a note mentions the kind, and for notes that do, whether the fact applies."""
+    decisions: list[dict[str, bool]] = [{} for _ in range(new.shape[0])]
     for kind in KINDS:
-        speaks = np.array([kind in one for one in true])
-        members = np.flatnonzero(speaks).tolist()
-        says = probability(known, speaks, new, strength)
+        mentions = np.array([kind in facts for facts in true])
+        members = np.flatnonzero(mentions).tolist()
+        is_mentioned = probability(known, mentions, new, strength)
         applies = probability(known[members], np.array([true[i][kind] for i in members]), new, strength)
-        for one, is_said, does_apply in zip(found, says, applies, strict=True):
-            if is_said >= 0.5:
-                one[kind] = bool(does_apply >= 0.5)
-    return found
+        for facts, of_kind, of_applying in zip(decisions, is_mentioned, applies, strict=True):
+            if of_kind >= 0.5:
+                facts[kind] = bool(of_applying >= 0.5)
+    return decisions
 
 
 def probability(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
-    """The probability of `true` for each of `new`: of a balanced logistic regression, or constant if all are alike."""
+    """Return the probability of `true` for each of `new`, by a balanced logistic regression; constant if all are equal."""
     from sklearn.linear_model import LogisticRegression
 
     if len(set(true.tolist())) < 2:
@@ -223,25 +227,25 @@ def probability(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -
 
 
 def amounts_in(note: str) -> list[tuple[Decimal, str]]:
-    """(amount in EUR, the words around it) of each amount in a note, in English or German notation."""
+    """Return (amount in EUR, the words around it) of each amount in a note, in English or German notation."""
     decimal = "," if language_of(note) == "de" else "."
-    found = []
+    amounts = []
     for match in _AMOUNT.finditer(note):
         scale = _SCALES.get((match["scale"] or "").casefold())
         if scale is None and not (match["currency"] or match["after"]):
             continue
         kept = (sign for sign in match["number"] if sign.isdigit() or sign == decimal)
         number = "".join(kept).replace(decimal, ".")
-        if number.count(".") > 1:  # the other notation
+        if number.count(".") > 1:  # the note has this amount in the notation of the other language
             number = number.replace(".", "")
         before, after = note[: match.start()].split()[-6:], note[match.end() :].split()[:6]
         context = [f"before_{word}" for word in before] + [f"after_{word}" for word in after]
-        found.append((Decimal(number).scaleb(scale or 0).normalize() + 0, " ".join(context).casefold()))
-    return found
+        amounts.append((Decimal(number).scaleb(scale or 0).normalize() + 0, " ".join(context).casefold()))
+    return amounts
 
 
 def _amount_chooser(known: dict[str, list[NoteFact]]) -> Callable[[str, str], Decimal | None]:
-    """A function (note, kind) -> the amount: of those in the note the one whose neighbouring words fit best, as learned."""
+    """Return a function (note, kind) -> the amount of the note whose neighbouring words are the most probable, as learned."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -269,7 +273,7 @@ def _amount_chooser(known: dict[str, list[NoteFact]]) -> Callable[[str, str], De
 
 
 def hidden_states(directory: str, texts: Sequence[str], batch_size: int = 16) -> dict[str, np.ndarray]:
-    """Text -> the mean over its tokens of the last hidden state of a causal language model. `(hidden,)` each."""
+    """Return text -> the mean over its tokens of a causal language model's last hidden state, `(hidden,)` in fp32."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
     from transformers import AutoModel

@@ -1,4 +1,4 @@
-"""What a supervisor's letter states (figures, dates, articles) and demands (subjects with deadlines), and whether it is right."""
+"""Score a supervisor's letter: its statements (figures, dates, articles) and its demands (subjects with deadlines)."""
 
 import functools
 import pathlib
@@ -13,7 +13,7 @@ from xbrl.answers.answer_reader import Answer
 from xbrl.answers.statements import statements
 
 KINDS = ("figures", "dates", "articles")
-# subject of a measure -> words by which a demand is recognised, in English and German
+# Subject of a measure -> a pattern of words that name it in a demand, in English and German.
 _SUBJECTS = {
     "capital": r"\bcapital\b(?! requirement| ratio)|recapitalis|own funds(?! templates| items)|tier 1|kapitalplan|eigenmittel\b",
     "distributions": r"distribut|capital conservation plan|dividends|kapitalerhaltungsplan|ausschütt",
@@ -46,12 +46,12 @@ _UNITS = {
 }
 _RIGHTS = re.compile(
     r"\bobject|\bappeal|\bbe heard\b|\bcomment|\bremedy|widersp|anhör|stellung nehmen|klage"
-    r"|resolution of (?:your|the) owners|beschluss ihrer eigentümer",  # not the bank's own term
+    r"|resolution of (?:your|the) owners|beschluss ihrer eigentümer",  # a deadline that is not the bank's
     re.IGNORECASE,
 )
-TAKE_BACK = ("negation", "weakening", "deferral")  # classes of `flagged_words` that take a demand back
+TAKE_BACK = ("negation", "weakening", "deferral")  # classes of `flagged_words` that withdraw a demand
 _BLOCKS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
-_ALL = re.compile(  # words for what a letter demands as a whole
+_ALL = re.compile(  # words for all demands of a letter together
     r"\b(?:measures|orders|demands|directive|obligations|they)\b|\bthis (?:letter|decision|order|notice)\b"
     r"|\bthe (?:above|foregoing|following)\b(?! \w)|\bthe following (?:applies|is)\b|\bthe above (?:is|are|does|do|need|may)\b"
     r"|\b(?:of|do|ignore|disregard) (?:this|these|that|it|the above)\b|\bthese\b(?= (?:are|do|have|need|may|apply)\b)"
@@ -61,33 +61,33 @@ _ALL = re.compile(  # words for what a letter demands as a whole
     r"|\bdem nicht nachzukommen\b|\bdas nicht zu tun\b",
     re.IGNORECASE,
 )
-# "If the measures are not taken in time, ..." takes nothing back.
+# "If the measures are not taken in time, ..." withdraws nothing.
 _IF = re.compile(r"^(?:[-*•] |\d+\. )?(?:\w+: )?(?:If|Unless|Should|Wenn|Falls|Sollten?|Werden)\b[^,]*,")
-_ORDERING = (  # what a plain heading of measures is
+_ORDERING = (  # a plain heading of measures
     r"(?:the )?(?:measures|orders|directive)|we (?:hereby |therefore )?(?:order|direct|require)(?: you)?(?: as follows| to)?"
     r"|maßnahmen|anordnungen|wir ordnen(?: daher| hiermit)?(?: folgendes)? an"
 )
 
 
 def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Sequence[str]) -> dict:
-    """The share of the statements of the `letters` that are supported: in all and by kind, with their numbers `n`.
+    """Return the fraction of the letters' statements that are supported, in all and by kind, with their numbers `n`.
 
-    Supported are the statements of the report and of the reference letter, and the values, limits, shortfalls and articles of
-    the true findings. None where the letters state nothing.
+    Statements of the report and of the reference letter are supported, and so are the values, limits, shortfalls and articles
+    of the true findings. The fraction is None if the letters state nothing.
     """
-    stated, found = Counter(), Counter()
+    stated, supported = Counter(), Counter()
     for example, truth, letter in zip(examples, true, letters, strict=True):
-        support = supported(example, truth)
-        for kind, said in statements(letter).items():
-            stated[kind] += len(said)
-            found[kind] += len(said & support[kind])
+        support = supporting(example, truth)
+        for kind, of_letter in statements(letter).items():
+            stated[kind] += len(of_letter)
+            supported[kind] += len(of_letter & support[kind])
     total = sum(stated.values())
-    by_kind = {k: {"supported": found[k] / stated[k] if stated[k] else None, "n": stated[k]} for k in KINDS}
-    return {"supported": sum(found.values()) / total if total else None, "n": total, "by_kind": by_kind}
+    by_kind = {k: {"supported": supported[k] / stated[k] if stated[k] else None, "n": stated[k]} for k in KINDS}
+    return {"supported": sum(supported.values()) / total if total else None, "n": total, "by_kind": by_kind}
 
 
-def supported(example: dict, truth: Answer) -> dict[str, set]:
-    """All statements that a letter on this example may make, as `statements`."""
+def supporting(example: dict, truth: Answer) -> dict[str, set]:
+    """Return all statements that a letter on this example may make, in the form of `statements`."""
     texts = [message["content"] or "" for message in example["messages"][:-1]]
     known = statements("\n".join([*texts, truth.directive]))
     for claim in truth.claims:
@@ -98,23 +98,23 @@ def supported(example: dict, truth: Answer) -> dict[str, set]:
 
 
 def deadlines(text: str) -> list[frozenset[int]]:
-    """The terms that a text sets, each as the numbers of days that it may stand for.
+    """Return the deadlines of a text, each as the set of numbers of days that it may mean.
 
     `within ten working days` is 10, `within 30 days` is 30. Two weeks are 14 days or 10 working days, a month is 30 days or 20
     working days.
     """
-    found = []
+    terms = []
     for match in _TERM.finditer(text):
         number = match["number"].casefold()
         count = int(number) if number.isdigit() else _NUMBERS[number]
-        found.append(frozenset(count * one for one in _UNITS[match["unit"].casefold()]))
-    return found
+        terms.append(frozenset(count * days for days in _UNITS[match["unit"].casefold()]))
+    return terms
 
 
 def taken_back(sentence: str) -> str:
-    """The first word of a sentence that negates, weakens or defers what it demands; "" if there is none.
+    """Return the first word of a sentence that negates, weakens or defers its demand; "" if there is none.
 
-    Of a sentence from the approved blocks only what is filled in counts: the blocks use such words rightly.
+    In a sentence from the approved blocks only the filled-in texts are searched, because the blocks use such words rightly.
     """
     match = _take_back().search(sentence)
     if not match:
@@ -122,42 +122,43 @@ def taken_back(sentence: str) -> str:
     plain = re.sub(rf"^(?:[-*•] |\d+\. )?(?:(?:{'|'.join(_headings())}): )?", "", sentence.strip()).rstrip(".")
     for block in _approved():
         if filled := block.fullmatch(plain):
-            return next((found[0] for text in filled.groups() if (found := _take_back().search(text))), "")
+            return next((word[0] for text in filled.groups() if (word := _take_back().search(text))), "")
     return match[0]
 
 
 @functools.cache
 def _headings() -> tuple[str, ...]:
-    """The headings of the approved letters, as patterns: `Measures`, `Legal basis`."""
+    """Return the headings of the approved letters, as patterns: `Measures`, `Legal basis`."""
     layouts = "\n".join(path.read_text(encoding="utf-8") for path in sorted(_BLOCKS.glob("*/letter.jinja")))
     return tuple(map(re.escape, re.findall(r"^(\w[\w ]*):(?=$| )", layouts, re.MULTILINE)))
 
 
 @functools.cache
 def _approved() -> tuple[re.Pattern, ...]:
-    """The sentences of the approved blocks of all languages; a group stands for each text that is filled in.
+    """Return the sentences of the approved blocks of all languages, as patterns with a group for each filled-in text.
 
-    That no measure is required stands in no letter that has measures, so there it takes them back.
+    The sentence `no_measure` is left out: a letter that demands measures and says that none is required withdraws them.
     """
     blocks: list[str] = []
     for path in sorted(_BLOCKS.glob("*/[!f]*.toml")) + sorted(_BLOCKS.glob("*/findings.toml")):
         for section in tomllib.loads(path.read_text(encoding="utf-8")).values():
             blocks += [text for name, text in section.items() if isinstance(text, str) and name != "no_measure"]
     parts = (re.split(r"\{%.*?%\}|(?<=[a-zäöüß)}])\. (?=[A-ZÄÖÜ])", block) for block in blocks)
-    sentences = {part.strip().rstrip(".") for found in parts for part in found}
-    fixed = [re.split(r"\{\{.*?\}\}", one) for one in sorted(sentences)]
-    texts = ("(.+?)".join(map(re.escape, one)) for one in fixed if len(" ".join(one).split()) > 3)  # not of a date
+    sentences = {part.strip().rstrip(".") for parts_of_block in parts for part in parts_of_block}
+    fixed = [re.split(r"\{\{.*?\}\}", sentence) for sentence in sorted(sentences)]
+    # A sentence of three words or fewer, such as a date, would match anything.
+    texts = ("(.+?)".join(map(re.escape, pieces)) for pieces in fixed if len(" ".join(pieces).split()) > 3)
     return tuple(re.compile(text, re.IGNORECASE) for text in texts)
 
 
 @functools.cache
 def flagged_words() -> dict[str, list[str]]:
-    """Class -> words that may turn a finding or a demand round, of all languages: `blocks/LANGUAGE/flags.toml`."""
-    found: dict[str, list[str]] = {}
+    """Return class -> words that may reverse a finding or a demand, of all languages, from `blocks/LANGUAGE/flags.toml`."""
+    words_by_class: dict[str, list[str]] = {}
     for path in sorted(_BLOCKS.glob("*/flags.toml")):
         for name, words in tomllib.loads(path.read_text(encoding="utf-8"))["flags"].items():
-            found.setdefault(name.replace("_", " "), []).extend(words)
-    return found
+            words_by_class.setdefault(name.replace("_", " "), []).extend(words)
+    return words_by_class
 
 
 @functools.cache
@@ -168,12 +169,12 @@ def _take_back() -> re.Pattern:
 
 
 def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
-    """Yield (subjects, days) of each sentence of a letter that sets one term, names a subject, and is not taken back.
+    """Yield (subjects, days) of each sentence of a letter that sets a deadline, names a subject, and is not withdrawn.
 
-    A sentence is taken back by its own words (`taken_back`), by a heading above it that is neither one of the approved letters
-    nor plain ("We order:"), or with all others by a sentence on all of them ("None of this is required.").
+    A sentence is withdrawn by its own words (`taken_back`), by a heading above it that is neither an approved heading nor plain
+    ("We order:"), or by a sentence about all demands ("None of this is required."), which withdraws the whole letter.
     """
-    found, void = [], False
+    demanded, void = [], False
     for line in letter.split("\n"):
         plain = line.strip().strip("*#_ ")
         if plain.endswith(":"):
@@ -187,33 +188,37 @@ def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
             if not terms and _ALL.search(rest := _IF.sub("", sentence)) and taken_back(rest) and taken_back(sentence):
                 return
             if terms and subjects and not void and not taken_back(sentence):
-                found.append((subjects, frozenset().union(*terms)))
-    yield from found
+                demanded.append((subjects, frozenset().union(*terms)))
+    yield from demanded
 
 
 def score_measures(examples: Sequence[dict], letters: Sequence[str]) -> dict | None:
-    """The share of the required measures that a letter demands in time; None if no example has the field `measures`.
+    """Return the fraction of the required measures that the letters demand in time; None if no example has the field `measures`.
 
-    A measure `{"subject", "deadline_days"}` is right if a sentence that is not taken back (`demands`) names its subject and
-    sets its deadline, and no sentence on this subject alone sets another one. `reports` is the share of the letters that are
-    right as a whole: every measure, and on a report that requires none, no demand with a deadline. An empty letter (that of an
-    unparsable answer) is wrong. `n` counts measures, `n_reports` letters.
+    A measure `{"subject", "deadline_days"}` is right if a sentence that is not withdrawn (`demands`) names its subject and
+    sets its deadline, and no sentence on this subject alone sets another deadline. `reports` is the fraction of letters in which
+    every measure is right, and which demand nothing with a deadline if none is required. The empty letter of an unparsable
+    answer is wrong. `n` counts measures, `n_reports` letters.
     """
-    pairs = [(one["measures"], letter) for one, letter in zip(examples, letters, strict=True) if "measures" in one]
+    pairs = [
+        (example["measures"], letter)
+        for example, letter in zip(examples, letters, strict=True)
+        if "measures" in example
+    ]
     if not pairs:
         return None
     right, whole = [], []
     for required, letter in pairs:
-        said = list(demands(letter))
-        of_letter = [_is_demanded(measure, said) for measure in required]
+        demanded = list(demands(letter))
+        of_letter = [_is_demanded(measure, demanded) for measure in required]
         right += of_letter
-        whole.append(all(of_letter) if required else letter.strip() != "" and not said)
+        whole.append(all(of_letter) if required else letter.strip() != "" and not demanded)
     n = len(right)
     return {"right": sum(right) / n if n else None, "n": n, "reports": mean(whole), "n_reports": len(pairs)}
 
 
-def _is_demanded(measure: dict, said: Sequence[tuple[frozenset[str], frozenset[int]]]) -> bool:
+def _is_demanded(measure: dict, demanded: Sequence[tuple[frozenset[str], frozenset[int]]]) -> bool:
     subject, days = measure["subject"], measure["deadline_days"]
-    about = [(subjects, terms) for subjects, terms in said if subject in subjects]
+    about = [(subjects, terms) for subjects, terms in demanded if subject in subjects]
     contradicted = any(subjects == {subject} and days not in terms for subjects, terms in about)
     return any(days in terms for _, terms in about) and not contradicted

@@ -1,4 +1,4 @@
-"""The facts of a bank's note: read from an example, and scored against the truth."""
+"""Score the facts that an answer reads in a bank's note against the true facts of the example."""
 
 import itertools
 import re
@@ -13,24 +13,24 @@ from eval.rouge import mean
 from xbrl.rules.note_facts import KINDS, NoteFact
 
 FIELDS = ("kind", "applies", "amount", "who", "since", "quote")
-OVERLAP = 0.5  # of the words of a quotation and of the reference's, as their F-measure
+OVERLAP = 0.5  # least F-measure of a quotation's words against the words of the reference's quotation
 _NOTE_LINE = re.compile(r"^note(?:: | on .*? \| )(.*)", re.IGNORECASE | re.MULTILINE)
 _GERMAN = re.compile(r"\b(?:der|die|das|und|nicht|wir|ist|bei|dem|den|im|sind|wurde|von)\b", re.IGNORECASE)
 _ENGLISH = re.compile(r"\b(?:the|and|of|not|we|is|at|to|in|are|was|our|that|with)\b", re.IGNORECASE)
 
 
 def note_of(report: str) -> str:
-    """The note in a printed report; "" without one."""
+    """Return the note in a printed report; "" without one."""
     return "\n".join(_NOTE_LINE.findall(report))
 
 
 def language_of(note: str) -> str:
-    """`de` or `en`, by the function words of a note."""
+    """Return `de` or `en`, by the function words of a note."""
     return "de" if len(_GERMAN.findall(note)) > len(_ENGLISH.findall(note)) else "en"
 
 
 def true_facts(example: dict, where: str = "") -> list[NoteFact] | None:
-    """The field `note_facts` of an example; None without it. Raises UserError for an entry that is not of its form."""
+    """Read the field `note_facts` of an example; None without it. Raise UserError, which names `where`, if it is malformed."""
     entries = example.get("note_facts")
     if entries is None:
         return None
@@ -53,80 +53,84 @@ def _of_entry(entry: dict) -> NoteFact:
 
 
 class _Match(NamedTuple):
-    """A true fact with the said one that belongs to it, or one of the two alone."""
+    """A true fact matched with a stated fact, or an unmatched fact of either side."""
 
     kind: str
     language: str
     is_true: bool
-    is_said: bool
-    right: dict[str, bool]  # field -> whether both agree; empty if one is alone
+    is_stated: bool
+    right: dict[str, bool]  # field -> whether both facts agree; {} if unmatched
 
 
-def score_notes(examples: Sequence[dict], said: Sequence[Iterable[NoteFact]]) -> dict | None:
-    """Scores of the facts `said` of the notes of `examples`; None if no example has the field `note_facts`.
+def score_notes(examples: Sequence[dict], stated: Sequence[Iterable[NoteFact]]) -> dict | None:
+    """Score the `stated` facts of the notes of `examples`; None if no example has the field `note_facts`.
 
-    A true fact and a said one of the same kind are matched, those that agree most first. A match counts for `decided_f1` if
-    kind and applies are right, for `amount_f1` if the amount is right too, for `f1` if everything is. `right` is the share
-    of the matches in which one field is right. Names are compared without case and punctuation. A quotation is right if it
-    stands in the note and shares its words with the reference's (F-measure of `OVERLAP` at least). `kinds` and `languages`
-    have the same of parts of the facts, `pairs` the minimal pairs in which both notes are decided right.
+    A true and a stated fact of the same kind are matched, starting with the pair that agrees most. A match counts for
+    `decided_f1` if kind and applies are right, for `amount_f1` if the amount is right too, for `f1` if everything is. `right` is
+    the fraction of matches in which one field is right. Names are compared without case and punctuation. A quotation is right if
+    it stands in the note and shares its words with the reference's (F-measure of at least `OVERLAP`). `kinds` and `languages`
+    have the same scores for parts of the facts, `pairs` the minimal pairs in which both notes are decided right.
     """
     matches: list[_Match] = []
     pairs: dict[str, list[bool]] = {}
-    known = [(one, true_facts(one), list(own)) for one, own in zip(examples, said, strict=True) if "note_facts" in one]
-    for example, true, own in known:
-        of_note = list(_matches(true or [], own, note_of(report_of(example))))
+    known = [
+        (example, true_facts(example), list(facts))
+        for example, facts in zip(examples, stated, strict=True)
+        if "note_facts" in example
+    ]
+    for example, true, facts in known:
+        of_note = list(_matches(true or [], facts, note_of(report_of(example))))
         matches += of_note
         if example.get("pair"):
-            pairs.setdefault(str(example["pair"]), []).append(all(one.right.get("applies") for one in of_note))
+            pairs.setdefault(str(example["pair"]), []).append(all(match.right.get("applies") for match in of_note))
     if not known:
         return None
-    both = [all(members) for members in pairs.values() if len(members) == 2]
-    together = [one.right for one in matches if one.right]
-    languages = sorted({one.language for one in matches})
+    complete = [all(members) for members in pairs.values() if len(members) == 2]
+    matched = [match.right for match in matches if match.right]
+    languages = sorted({match.language for match in matches})
     return _f1(matches) | {
-        "n_matched": len(together),
-        "right": {name: mean([one[name] for one in together]) for name in FIELDS[1:]},
-        "kinds": {kind: _f1(part) for kind in KINDS if (part := [one for one in matches if one.kind == kind])},
-        "languages": {name: _f1([one for one in matches if one.language == name]) for name in languages},
-        "pairs": {"n": len(both), "right": mean(both)},
+        "n_matched": len(matched),
+        "right": {name: mean([right[name] for right in matched]) for name in FIELDS[1:]},
+        "kinds": {kind: _f1(part) for kind in KINDS if (part := [match for match in matches if match.kind == kind])},
+        "languages": {name: _f1([match for match in matches if match.language == name]) for name in languages},
+        "pairs": {"n": len(complete), "right": mean(complete)},
     }
 
 
-def _matches(true: list[NoteFact], said: list[NoteFact], note: str) -> Iterable[_Match]:
-    """Every true fact and every said one in one match; of equal kinds those that agree most are matched first."""
+def _matches(true: list[NoteFact], stated: list[NoteFact], note: str) -> Iterable[_Match]:
+    """Yield every true and every stated fact in one match. Of equal kinds, the pairs that agree most are matched first."""
     language = language_of(note)
-    places = itertools.product(range(len(true)), range(len(said)))
-    candidates = [(_right(true[i], said[j], note), i, j) for i, j in places if true[i].kind == said[j].kind]
+    places = itertools.product(range(len(true)), range(len(stated)))
+    candidates = [(_right(true[i], stated[j], note), i, j) for i, j in places if true[i].kind == stated[j].kind]
     taken, used = set(), set()
-    for right, i, j in sorted(candidates, key=lambda one: (-one[0]["applies"], -sum(one[0].values()))):
+    for right, i, j in sorted(candidates, key=lambda pair: (-pair[0]["applies"], -sum(pair[0].values()))):
         if i not in taken and j not in used:
             taken.add(i)
             used.add(j)
             yield _Match(true[i].kind, language, True, True, right)
     yield from (_Match(fact.kind, language, True, False, {}) for i, fact in enumerate(true) if i not in taken)
-    yield from (_Match(fact.kind, language, False, True, {}) for j, fact in enumerate(said) if j not in used)
+    yield from (_Match(fact.kind, language, False, True, {}) for j, fact in enumerate(stated) if j not in used)
 
 
-def _right(true: NoteFact, said: NoteFact, note: str) -> dict[str, bool]:
+def _right(true: NoteFact, stated: NoteFact, note: str) -> dict[str, bool]:
     return {
-        "applies": true.applies == said.applies,
-        "amount": true.amount == said.amount,
-        "who": set(_words(" ".join(true.who))) - {"and"} == set(_words(" ".join(said.who))) - {"and"},
-        "since": true.since == said.since,
-        "quote": is_quotation(said.quote, note) and _overlap(true.quote, said.quote) >= OVERLAP,
+        "applies": true.applies == stated.applies,
+        "amount": true.amount == stated.amount,
+        "who": set(_words(" ".join(true.who))) - {"and"} == set(_words(" ".join(stated.who))) - {"and"},
+        "since": true.since == stated.since,
+        "quote": is_quotation(stated.quote, note) and _overlap(true.quote, stated.quote) >= OVERLAP,
     }
 
 
 def is_quotation(quote: str, note: str) -> bool:
-    """Whether the words stand in the note in one piece; case, spaces and punctuation do not matter."""
+    """Return whether the words stand in the note in one piece, whatever their case, spaces and punctuation."""
     return bool(_words(quote)) and f" {' '.join(_words(quote))} " in f" {' '.join(_words(note))} "
 
 
-def _overlap(one: str, other: str) -> float:
-    """The F-measure of the words that both texts have."""
-    words, others = Counter(_words(one)), Counter(_words(other))
-    return 2 * (words & others).total() / max(1, words.total() + others.total())
+def _overlap(reference: str, quote: str) -> float:
+    """Return the F-measure of the words that both texts have."""
+    expected, quoted = Counter(_words(reference)), Counter(_words(quote))
+    return 2 * (expected & quoted).total() / max(1, expected.total() + quoted.total())
 
 
 def _words(text: str) -> list[str]:
@@ -134,14 +138,15 @@ def _words(text: str) -> list[str]:
 
 
 def _f1(matches: Sequence[_Match]) -> dict[str, float]:
-    total = sum(one.is_true + one.is_said for one in matches)
+    total = sum(match.is_true + match.is_stated for match in matches)
 
     def f1(*names: str) -> float:
-        return 2 * sum(bool(one.right) and all(one.right[name] for name in names) for one in matches) / max(1, total)
+        right = sum(bool(match.right) and all(match.right[name] for name in names) for match in matches)
+        return 2 * right / max(1, total)
 
     return {
-        "n": sum(one.is_true for one in matches),
-        "n_said": sum(one.is_said for one in matches),
+        "n": sum(match.is_true for match in matches),
+        "n_said": sum(match.is_stated for match in matches),
         "f1": f1(*FIELDS[1:]),
         "amount_f1": f1("applies", "amount"),
         "decided_f1": f1("applies"),

@@ -1,16 +1,16 @@
-"""Scores of answers to bank reports: rules, the facts of each finding, the facts of notes, letters, and baselines beside them."""
+"""Score answers to bank reports: rules, the facts of each finding, the facts of notes, letters, and the baselines."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
-from eval.rouge import mean, rouge_l, score_whole_answers
+from eval.rouge import mean, rouge_l
 from xbrl.answers.answer_reader import Answer, Claim, facts_of_checks, letter_in, parse_answer, read_facts
 from xbrl.answers.letter_scores import score_letters, score_measures
 from xbrl.answers.note_scores import score_notes, true_facts
 
-FIELDS = ("where", "value", "limit", "legal")  # of a finding, besides its rule
+FIELDS = ("where", "value", "limit", "legal")  # the parts of a finding, besides its rule
 Rules = Sequence[str]
 
 
@@ -26,17 +26,14 @@ def score_answers(
 ) -> dict:
     """Score `texts`, the model's answers to `examples` (conversations that end with the assistant's message).
 
-    An answer that cannot be read has an empty letter, and names the rule `UNREADABLE`, which is never true. The baselines are
-    fitted on `training`, the training split, if given; see `baselines.baseline_predictions` for `validation` and `probe`.
-    Examples of another task, without violations, are scored by `rouge.score_whole_answers` instead.
+    An answer that cannot be read has an empty letter, and predicts the rule `UNREADABLE`, which is never true. The baselines are
+    fitted on `training`, the training split, if given; `validation` and `probe` go to `baselines.baseline_predictions`.
 
-    Raises `UserError` as `true_answers` does; it names the file `where` or `train_where`.
+    Raise UserError as `true_answers` does; it names the file `where` or `train_where`.
     """
-    from xbrl.answers.baselines import score_baselines  # which uses the scores of this module
+    from xbrl.answers.baselines import score_baselines  # which imports this module
 
     true = true_answers(examples, where)
-    if true is None:
-        return score_whole_answers(examples, texts)
     read = [parse_answer(text) for text in texts]
     letters = [answer.directive if answer else "" for answer in read]
     labels = [labels_of(answer) for answer in read]
@@ -44,8 +41,8 @@ def score_answers(
     rouge = rouge_l([truth.directive for truth in true], letters)
     pairs = pairs_right(known, labels)
     answer_notes = [read_facts(text) or (facts_of_checks(text), 0) for text in texts]
-    references = [one["messages"][-1]["content"] for one in examples]
-    asked_for_notes = any(read_facts(text) or facts_of_checks(text) for text in references)
+    references = [example["messages"][-1]["content"] for example in examples]
+    states_notes = any(read_facts(text) or facts_of_checks(text) for text in references)
     void = sum(answer.void for answer in read if answer) + sum(lines for _, lines in answer_notes)
     claims = [claim for answer in read if answer for claim in answer.claims]
     return {
@@ -62,7 +59,7 @@ def score_answers(
             "kinds": score_kinds(known, labels),
             "pairs": {"n": len(pairs), "right": mean(pairs)},
         },
-        "notes": score_notes(examples, [facts for facts, _ in answer_notes]) if asked_for_notes else None,
+        "notes": score_notes(examples, [facts for facts, _ in answer_notes]) if states_notes else None,
         "facts": score_facts(true, read),
         "letters": score_letters(examples, true, letters),
         "measures": score_measures(examples, letters),
@@ -75,7 +72,7 @@ def score_answers(
 
 
 def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict:
-    """One answer in the result: what it says, and what intervals and tables need of its example."""
+    """Return one answer of the result: its content, and the fields of its example for intervals and tables."""
     facts, claimed = facts_of(truth) - {_WRONG}, facts_of(answer)
     return {
         "id": example.get("id"),
@@ -90,29 +87,28 @@ def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict
 
 
 def labelled(examples: Sequence[dict], where: str) -> list[dict]:
-    """The examples with the field `violations`, from `true_answers`; none if they are of another task."""
-    true = true_answers(examples, where) or []
-    return [one | {"violations": list(truth.rule_ids)} for one, truth in zip(examples, true, strict=False)]
+    """Return the examples with the field `violations`, from `true_answers`."""
+    true = true_answers(examples, where)
+    return [example | {"violations": list(answer.rule_ids)} for example, answer in zip(examples, true, strict=True)]
 
 
-def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
-    """The true violations, their facts and the directive of each example; None if no example has them (another task).
+def true_answers(examples: Sequence[dict], where: str) -> list[Answer]:
+    """Return the true violations of each example, their facts, and the directive.
 
     Violations come from the example's field `violations`, or else from the assistant's last message; facts from that message.
 
-    Raises `UserError` as `check_scored_fields` does, and if only some of the examples have violations; it names the file `where`
-    and the first of the others.
+    Raise UserError as `check_scored_fields` does, and for the first example without violations; it names the file `where`.
     """
     check_scored_fields(examples, where)
-    answers = [_true_answer(example) for example in examples]
-    known = [answer for answer in answers if answer]
-    if known and len(known) < len(answers):
-        first = answers.index(None)
-        raise UserError(
-            f"{where}, example {examples[first].get('id', first + 1)}: neither a field `violations` nor an answer of the form "
-            f"`Violations: ... Directive: ...`, although other examples have one; add it or remove the example."
-        )
-    return known or None
+    answers = []
+    for number, example in enumerate(examples, 1):
+        if (answer := _true_answer(example)) is None:
+            raise UserError(
+                f"{where}, example {example.get('id', number)}: neither a field `violations` nor an answer of the form "
+                "`Violations: ... Directive: ...`; add it or remove the example, or leave out the task xbrl.task"
+            )
+        answers.append(answer)
+    return answers
 
 
 def _true_answer(example: dict) -> Answer | None:
@@ -127,16 +123,16 @@ def _true_answer(example: dict) -> Answer | None:
 
 
 def labels_of(answer: Answer | None) -> tuple[str, ...]:
-    """The rules that an answer names. One that cannot be read, in whole or in a line, names `UNREADABLE` too.
+    """Return the rules that an answer predicts, with `UNREADABLE` if the answer or any line cannot be read.
 
-    This is a false positive, so that garbage costs on a clean report as well.
+    `UNREADABLE` is a false positive, so that garbage costs on a clean report as well.
     """
     rules = answer.rule_ids if answer else ()
     return (*rules, UNREADABLE) if answer is None or answer.void else rules
 
 
 def micro_f1(predicted: Sequence[Iterable], true: Sequence[Iterable]) -> dict[str, float]:
-    """Micro-averaged precision, recall and F1 of the items of each report, for example its rules; 0 where undefined."""
+    """Return micro-averaged precision, recall and F1 of the items of each report, such as its rules; 0 if undefined."""
     pairs = [(set(guess), set(truth)) for guess, truth in zip(predicted, true, strict=True)]
     right = sum(len(guess & truth) for guess, truth in pairs)
     n_predicted, n_true = sum(len(guess) for guess, _ in pairs), sum(len(truth) for _, truth in pairs)
@@ -148,52 +144,52 @@ def micro_f1(predicted: Sequence[Iterable], true: Sequence[Iterable]) -> dict[st
 
 
 def score_violations(true: Sequence[Rules], predicted: Sequence[Rules]) -> dict:
-    """Scores over (report, rule) pairs; 0 where a ratio is undefined. `true` and `predicted` have the rules of each report.
+    """Score (report, rule) pairs. `true` and `predicted` have the rules of each report. An undefined ratio is 0.
 
-    `micro` counts every rule that is named, so inventing rules, and `UNREADABLE`, lower its precision. `macro_f1` is the mean
-    F1 of the rules that occur in the truth or are predicted: an invented rule counts with 0. `UNREADABLE` is no rule.
+    `micro` counts every predicted rule, so invented rules and `UNREADABLE` lower its precision. `macro_f1` is the mean F1 of the
+    rules that are true or predicted: an invented rule counts with 0. `UNREADABLE` is no rule.
     """
     per_rule = {}
     for rule in sorted({rule for rules in [*true, *predicted] for rule in rules}):
-        truth, said = ([{rule} & set(rules) for rules in one] for one in (true, predicted))
-        counts = {"n_true": sum(map(len, truth)), "n_predicted": sum(map(len, said))}
-        per_rule[rule] = micro_f1(said, truth) | counts
+        truth, guesses = ([{rule} & set(rules) for rules in reports] for reports in (true, predicted))
+        counts = {"n_true": sum(map(len, truth)), "n_predicted": sum(map(len, guesses))}
+        per_rule[rule] = micro_f1(guesses, truth) | counts
     return {
         "n_reports": len(true),
         "n_violations": sum(len(set(rules)) for rules in true),
         "micro": micro_f1(predicted, true),
-        "macro_f1": mean([one["f1"] for rule, one in per_rule.items() if rule != UNREADABLE]),
-        "exact": mean([set(truth) == set(said) for truth, said in zip(true, predicted, strict=True)]),
+        "macro_f1": mean([scores["f1"] for rule, scores in per_rule.items() if rule != UNREADABLE]),
+        "exact": mean([set(truth) == set(guess) for truth, guess in zip(true, predicted, strict=True)]),
         "per_rule": per_rule,
     }
 
 
 def decided_by_notes(examples: Sequence[dict]) -> list[frozenset[str]]:
-    """For each example, the rules that its note decides: empty without a note, or without the field `engine`.
+    """Return for each example the rules that its note decides; none without a note, or without the field `engine`.
 
-    They are the rules on which the truth and the engine differ in any example with a note of the same kind.
+    A note decides the rules on which the truth and the engine differ in any example with a note of the same kind.
     """
     rules: dict[str, frozenset[str]] = {}
-    for one in examples:
-        if one.get("kind") and "engine" in one:
-            decided = frozenset(one["violations"]) ^ frozenset(one["engine"])
-            rules[one["kind"]] = rules.get(one["kind"], frozenset()) | decided
-    return [rules.get(one.get("kind", ""), frozenset()) for one in examples]
+    for example in examples:
+        if example.get("kind") and "engine" in example:
+            decided = frozenset(example["violations"]) ^ frozenset(example["engine"])
+            rules[example["kind"]] = rules.get(example["kind"], frozenset()) | decided
+    return [rules.get(example.get("kind", ""), frozenset()) for example in examples]
 
 
 def note_f1(examples: Sequence[dict], predicted: Sequence[Iterable[str]]) -> float | None:
-    """F1 of what notes decide (`decided_by_notes`); None if they decide nothing."""
+    """Return the F1 of the rules that notes decide (`decided_by_notes`); None if they decide nothing."""
     decided = decided_by_notes(examples)
     if not any(decided):
         return None
     true = [rules & set(example["violations"]) for rules, example in zip(decided, examples, strict=True)]
-    return micro_f1([rules & set(one) for rules, one in zip(decided, predicted, strict=True)], true)["f1"]
+    return micro_f1([rules & set(guess) for rules, guess in zip(decided, predicted, strict=True)], true)["f1"]
 
 
 def score_kinds(examples: Sequence[dict], predicted: Sequence[Rules]) -> dict[str, dict]:
-    """Kind of note -> scores on the reports with such a note (field `kind`); `with a note` has all of them.
+    """Return kind of note -> scores on the reports with such a note (field `kind`); `with a note` covers all kinds.
 
-    `note_f1` is the F1 of the rules that notes of this kind decide, None if they decide none.
+    `note_f1` is the F1 of the rules that notes of this kind decide; None if they decide no rule.
     """
     groups: dict[str, list[int]] = {}
     for i, example in enumerate(examples):
@@ -201,22 +197,22 @@ def score_kinds(examples: Sequence[dict], predicted: Sequence[Rules]) -> dict[st
             groups.setdefault(kind, []).append(i)
     scores = {}
     for kind, members in sorted(groups.items(), key=lambda item: (item[0] == "with a note", item[0])):
-        part, said = [examples[i] for i in members], [predicted[i] for i in members]
-        found = score_violations([one["violations"] for one in part], said)
-        scores[kind] = {name: found[name] for name in ("n_reports", "n_violations", "exact")}
-        scores[kind] |= {"note_f1": note_f1(part, said), **found["micro"]}
+        part, guesses = [examples[i] for i in members], [predicted[i] for i in members]
+        of_kind = score_violations([example["violations"] for example in part], guesses)
+        scores[kind] = {name: of_kind[name] for name in ("n_reports", "n_violations", "exact")}
+        scores[kind] |= {"note_f1": note_f1(part, guesses), **of_kind["micro"]}
     return scores
 
 
 def pairs_right(examples: Sequence[dict], predicted: Sequence[Rules]) -> list[bool]:
-    """For each minimal pair (two examples with the same field `pair`), whether the rules of both reports are right.
+    """Return for each minimal pair (two examples with the same field `pair`) whether the rules of both reports are right.
 
-    A pair of which only one report is evaluated is left out.
+    A pair is left out if only one of its reports is evaluated.
     """
     members: dict[str, list[bool]] = {}
-    for example, said in zip(examples, predicted, strict=True):
+    for example, rules in zip(examples, predicted, strict=True):
         if example.get("pair"):
-            members.setdefault(str(example["pair"]), []).append(set(example["violations"]) == set(said))
+            members.setdefault(str(example["pair"]), []).append(set(example["violations"]) == set(rules))
     return [all(right) for right in members.values() if len(right) == 2]
 
 
@@ -224,22 +220,22 @@ _WRONG = Claim("violated", UNREADABLE, "", None, "", None, frozenset())
 
 
 def facts_of(answer: Answer | None) -> frozenset[Claim]:
-    """The claims of an answer, each with all of its facts; checks of requirements that are met are left out.
+    """Return the claims of an answer, each with all of its facts, without checks of requirements that are met.
 
-    An answer that cannot be read, in whole or in a line, also has the wrong claim `_WRONG`.
+    An answer also has the wrong claim `_WRONG` if the whole answer or any line cannot be read.
     """
     claims = frozenset(claim for claim in (answer.claims if answer else ()) if claim.state != "met")
     return claims | {_WRONG} if answer is None or answer.void else claims
 
 
 def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dict:
-    """Micro-averaged scores over findings that are right in every field, and each field on its own.
+    """Score findings, micro-averaged, that are right in every field, and each field on its own.
 
-    `right`: for the true findings whose rule the answer names, the share whose value (and so on) is right. `n_true` counts the
-    true findings, `n_named` those whose rule is named. True lines that cannot be read are left out.
+    `right`: of the true findings whose rule the answer names, the fraction whose value (and so on) is right. `n_true` counts the
+    true findings, `n_named` the ones whose rule is named. True lines that cannot be read are left out.
     """
     pairs = [(facts_of(truth) - {_WRONG}, facts_of(answer)) for truth, answer in zip(true, answers, strict=True)]
-    named = [(claim, best) for claims, said in pairs for claim in claims if (best := _closest(claim, said))]
+    named = [(claim, best) for claims, claimed in pairs for claim in claims if (best := _closest(claim, claimed))]
     return micro_f1([claimed for _, claimed in pairs], [facts for facts, _ in pairs]) | {
         "n_true": sum(len(claims) for claims, _ in pairs),
         "n_named": len(named),
@@ -248,19 +244,19 @@ def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dic
 
 
 def _closest(claim: Claim, predicted: Iterable[Claim]) -> Claim | None:
-    """The predicted claim on the same rule that agrees in the most fields."""
-    same = [other for other in predicted if (other.rule, other.state) == (claim.rule, claim.state)]
-    return max(same, key=lambda other: sum(_same(field, claim, other) for field in FIELDS), default=None)
+    """Return the predicted claim on the same rule that agrees in the most fields; None without one."""
+    candidates = [guess for guess in predicted if (guess.rule, guess.state) == (claim.rule, claim.state)]
+    return max(candidates, key=lambda guess: sum(_same(field, claim, guess) for field in FIELDS), default=None)
 
 
-def _same(field: str, one: Claim, other: Claim) -> bool:
+def _same(field: str, claim: Claim, guess: Claim) -> bool:
     if field == "limit":
-        return (one.relation, one.limit) == (other.relation, other.limit)
-    return getattr(one, field) == getattr(other, field)
+        return (claim.relation, claim.limit) == (guess.relation, guess.limit)
+    return getattr(claim, field) == getattr(guess, field)
 
 
 def _list_of(kind: type, is_right: Callable[[Any], bool] = lambda entry: True) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(isinstance(one, kind) and is_right(one) for one in value)
+    return lambda value: isinstance(value, list) and all(isinstance(entry, kind) and is_right(entry) for entry in value)
 
 
 def _is_measure(entry: dict) -> bool:
@@ -283,9 +279,9 @@ _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # field of an example 
 
 
 def check_scored_fields(examples: Sequence[dict], where: str) -> None:
-    """Raise UserError, with the file `where` and the example, for the first field that is not of its form.
+    """Raise UserError, with the file `where` and the example, for the first malformed field.
 
-    A text where a list belongs would be scored letter by letter.
+    Without this check, a text in place of a list would be scored letter by letter.
     """
     for i, example in enumerate(examples, 1):
         for name, (form, has_form) in _FORMS.items():

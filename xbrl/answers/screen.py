@@ -1,4 +1,4 @@
-"""The last screen of the quickstart: the tuned model beside the base model and the programs that need no training of one.
+"""Print the last screen of the quickstart: the tuned model beside the base model and programs without a language model.
 
 python -m xbrl.answers.screen runs/quickstart artifacts/quickstart [artifacts/models/SmolLM2-135M-Instruct]
 """
@@ -20,25 +20,25 @@ MEANING = (
     "note words: the engine and a logistic regression on the words of the note; note states: the same on the base model's\n"
     "mean hidden state of the note; n-grams: a logistic regression on all characters; thresholds: one cut per rule"
 )
-RESULTS = {  # file in eval/ -> what the screen shows of it
+RESULTS = {  # file in eval/ -> the keys that the screen shows
     "before": ("answers",),
     "after": ("answers", "facts", "rouge_l"),
     "forgetting": ("perplexity_per_byte", "questions", "kl"),
 }
-PAIRS = ("in words", "in figures")  # how the names of minimal pairs end
-Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules that are named for each of them
+PAIRS = ("in words", "in figures")  # the last words of the names of minimal pairs
+Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules predicted for each
 
 
 def screen(run: Path, data: Path, base: str | None = None) -> str:
-    """All of the last screen, from the results in `run`/eval and the corpus in `data`.
+    """Return the text of the screen, from the results in `run`/eval and the corpus in `data`.
 
-    `base` is the model directory of the column "note states". Raises UserError if a file is not what the quickstart writes.
+    `base` is the model directory of the column "note states". Raise UserError if a file of the quickstart is missing or damaged.
     """
     before, after, forgetting = (_read(run / "eval" / f"{name}.json", keys) for name, keys in RESULTS.items())
     test, training, validation = (read_examples(data / f"{split}.jsonl") for split in ("test", "train", "validation"))
     models = {"base model": of_result(before, test), "tuned model": of_result(after, test)}
-    found = baseline_predictions(training, test, validation, base)
-    models |= {title: (test, list(found[name].rules)) for name, title in PROGRAMS.items() if name in found}
+    predictions = baseline_predictions(training, test, validation, base)
+    models |= {title: (test, list(predictions[name].rules)) for name, title in PROGRAMS.items() if name in predictions}
     per_byte, questions = forgetting["perplexity_per_byte"], forgetting["questions"]["all"]
     return f"""One report of the test, and the tuned model's answer:
 
@@ -58,17 +58,18 @@ figures         {run}/eval/before.json, after.json, forgetting.json
 next            a task that this model does not solve in minutes: configs/xbrl.py; your own data: README.md"""
 
 
-def table(found: Mapping[str, Column]) -> str:
-    """One row per measure, one column per model or program."""
-    scores = [_scores(*column) for column in found.values()]
-    return "\n".join(aligned([("", *found), *((name, *(s[name] for s in scores)) for name in scores[0])], last=">"))
+def table(columns: Mapping[str, Column]) -> str:
+    """Return a table with a row per measure and a column per model or program."""
+    scores = [_scores(*column) for column in columns.values()]
+    return "\n".join(aligned([("", *columns), *((name, *(s[name] for s in scores)) for name in scores[0])], last=">"))
 
 
 def one_report(after: dict, test: Sequence[dict]) -> str:
-    """The first report whose violation only its note shows, and the tuned model's answer."""
+    """Return the first report whose violation only its note shows, and the tuned model's answer."""
     answers = {answer["id"]: answer["answer"] for answer in after["answers"]}
     answered = [example for example in test if example["id"] in answers]
-    shown = next((one for one in answered if set(one["violations"]) - set(one["engine"])), answered[0])
+    by_note = (example for example in answered if set(example["violations"]) - set(example["engine"]))
+    shown = next(by_note, answered[0])
     true = ", ".join(shown["violations"]) or "none"
     return f"{report_of(shown)}\n\n{answers[shown['id']]}\n(true violations: {true})"
 
@@ -88,17 +89,20 @@ def _scores(examples: list[dict], predicted: list[Sequence[str]]) -> dict[str, s
 
 
 def of_result(result: dict, test: Sequence[dict]) -> Column:
-    """The column of a result of scripts/evaluate.py on all or some of the `test` examples.
+    """Return the column of a result of scripts/evaluate.py on all or some of the `test` examples.
 
-    An answer that cannot be read, in whole or in a line, names a rule that does not exist, too, as in the scores of the result.
+    As in the scores of the result, an answer also predicts `UNREADABLE` if the answer or one of its lines cannot be read.
     """
-    said = {one["id"]: [*(one["predicted"] or ()), *[UNREADABLE] * one["unreadable"]] for one in result["answers"]}
-    answered = [example for example in test if example["id"] in said]
-    return answered, [said[example["id"]] for example in answered]
+    rules = {
+        answer["id"]: [*(answer["predicted"] or ()), *[UNREADABLE] * answer["unreadable"]]
+        for answer in result["answers"]
+    }
+    answered = [example for example in test if example["id"] in rules]
+    return answered, [rules[example["id"]] for example in answered]
 
 
 def _read(path: Path, keys: Sequence[str]) -> dict:
-    """The JSON of one result. Raises UserError if it is not JSON or lacks one of `keys`."""
+    """Read the JSON of one result. Raise UserError if it is not JSON or lacks a key."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -110,7 +114,7 @@ def _read(path: Path, keys: Sequence[str]) -> dict:
 
 
 def main() -> None:
-    """Print the screen of the run, the corpus and the base model that the command line names."""
+    """Print the screen of the run, the corpus and the base model of the command line."""
     if len(sys.argv) not in (3, 4):
         raise UserError("name the run, the corpus and the base model, as scripts/quickstart.sh does")
     print(screen(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))

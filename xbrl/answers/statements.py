@@ -1,6 +1,6 @@
-"""Read what a text states: figures, dates, articles of law, percentages and sentences, in English and German.
+"""Read the statements of a text: figures, dates, articles of law, percentages and sentences, in English and German.
 
-Figures are printed as `render.format_figure` prints them, or as people write them otherwise. `CRR Art. 92(1)(a)`, `Articles
+Figures may have the form of `render.format_figure`, or any other form that people write. `CRR Art. 92(1)(a)`, `Articles
 102 and 104(1) CRD`, `Article 412(1) of Regulation (EU) No 575/2013` and `Artikel 92 Absatz 1 Buchstabe a CRR` are articles. An
 article is the pair (act, number), e.g. ("CRR", "92(1)(a)"). Acts without a usual short name are named by their number, e.g.
 ("2015/61", "4(2)").
@@ -33,7 +33,7 @@ _TOKEN = re.compile(
     re.IGNORECASE,
 )
 
-# Other forms of a citation -> the one that `_TOKEN` knows.
+# Other forms of a citation -> the form that `_TOKEN` reads.
 _FORMS = (
     (r",? (?:Absatz|Abs\.|paragraph|para\.) ?\(?(\d+[a-z]?)\)?", r"(\1)"),
     (r",? (?:Buchstabe|Buchst\.|lit\.|point|letter) ?\(?([a-z])\)?(?![a-z])", r"(\1)"),
@@ -51,34 +51,34 @@ SENTENCE = re.compile(r"(?<=[.;!?])\s+(?=[A-ZÄÖÜ0-9\-*•])|\n+")
 
 
 def articles(text: str) -> frozenset[tuple[str, str]]:
-    """All articles that a text cites, normalised.
+    """Return all articles that a text cites, normalised.
 
     Within a sentence, an article belongs to the act before it if the sentence names the act first (`CRR Art. 92`), else to
-    the act after it (`Article 92 CRR`), or else to the last one. An article of a clause without an act has the act "".
+    the act after it (`Article 92 CRR`), or else to the last act. An article of a clause without an act has the act "".
     """
     for pattern, form in _FORMS:
         text = re.sub(pattern, form, text)
-    found: set[tuple[str, str]] = set()
+    cited: set[tuple[str, str]] = set()
     for clause in re.split(r";|\n|(?<=[\w)])\. (?=[A-Z])", re.sub(r"\b(Arts?)\. ", r"\1 ", text)):
         act, waiting, tokens = "", [], list(_TOKEN.finditer(clause))
         for token in tokens:
             if token["act"]:
                 act = _ACTS.get(token["act"], token["act"].upper())
             else:
-                cited = re.findall(_NUMBER, f"{token['first']}{token['more']}")
-                waiting += [token["annex"]] if token["annex"] else [number.replace(" ", "") for number in cited]
+                numbers = re.findall(_NUMBER, f"{token['first']}{token['more']}")
+                waiting += [token["annex"]] if token["annex"] else [number.replace(" ", "") for number in numbers]
             if token["act"] or tokens[0]["act"]:
-                found |= {(act, number) for number in waiting}
+                cited |= {(act, number) for number in waiting}
                 waiting = []
-        found |= {(act, number) for number in waiting}
-    return frozenset(found)
+        cited |= {(act, number) for number in waiting}
+    return frozenset(cited)
 
 
 def parse_quantity(text: str) -> Decimal | None:
-    """The number that a printed figure stands for; None if the text is not one figure.
+    """Return the value of a printed figure; None if the text is not a single figure.
 
     `4.310%` and `4.31 per cent` are 0.0431, `1.340 thousand` and `1,340` are 1340. The point is the decimal sign, a comma
-    separates groups of three digits. A currency is read over: all amounts of a report are in its currency.
+    separates groups of three digits. A currency is ignored: all amounts of a report are in its currency.
     """
     match = re.fullmatch(_GROUPS, " ".join(text.split()))
     return _number_of(match) if match else None
@@ -100,7 +100,7 @@ def _number_of(match: re.Match) -> Decimal:
 
 
 def statements(text: str) -> dict[str, set]:
-    """What a text states: `figures` (numbers), `dates` (YYYY-MM-DD) and `articles` ((act, number))."""
+    """Return the statements of a text: `figures` (numbers), `dates` (YYYY-MM-DD) and `articles` ((act, number))."""
     plain = _TABLE.sub(" ", _DATE.sub(" ", text))
     return {
         "figures": {value for _, value in quantities(plain)},
@@ -110,7 +110,7 @@ def statements(text: str) -> dict[str, set]:
 
 
 def _iso(match: re.Match) -> str:
-    """A date as YYYY-MM-DD."""
+    """Return a date as YYYY-MM-DD."""
     if match["iso"]:
         return match["iso"]
     day, month, year = match["day"] or match["number"], match["month"] or match["first"], match["year"] or match["then"]
@@ -118,6 +118,6 @@ def _iso(match: re.Match) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences and lines of a text; the full stop of "Art. 92" does not end one."""
+    """Split a text into sentences and lines. The full stop of "Art. 92" does not end a sentence."""
     parts = SENTENCE.split(re.sub(r"\b(Art|Abs|Buchst|lit|No|Nr|Reg)\. ", "\\1.\0", text))
     return [part.replace("\0", " ").strip() for part in parts if part.strip()]

@@ -1,7 +1,4 @@
-"""Tables of the supervisor's task: those of `eval/report.py` with rules, notes, findings, letters and baselines added.
-
-A result of another task has none of these and gives the same table as `eval/report.py`.
-"""
+"""Tables of the supervisor's task: rules, notes, findings, letters and baselines beside the figures of eval/report.py."""
 
 from collections.abc import Iterator
 
@@ -13,7 +10,7 @@ FIELDS = {"where": "cell or client", "value": "value", "limit": "limit", "legal"
 
 
 def figures(result: dict) -> list[Figure]:
-    """All figures of a result of scripts/evaluate.py or scripts/score.py."""
+    """Return all figures of a result of scripts/evaluate.py or scripts/score.py."""
     return [
         *_violation_figures(result),
         *_note_figures(result),
@@ -24,36 +21,19 @@ def figures(result: dict) -> list[Figure]:
     ]
 
 
-def table(result: dict) -> str:
-    """A result as text: each figure with its interval and N, then one row per rule."""
-    lines = [report.table(result, figures)]
+def rule_lines(result: dict) -> list[str]:
+    """Return the lines below the table of figures: the training of the baselines, and a table with a row for each rule."""
     violations = result.get("violations")
-    if violations:
-        lines += ["", f"baselines are fitted on {violations['baselines_fitted_on']}"]
-    if violations and violations["per_rule"]:
+    if not violations:  # no example was a chat with an answer
+        return []
+    lines = ["", f"baselines are fitted on {violations['baselines_fitted_on']}"]
+    if violations["per_rule"]:
         rows = [("rule", "precision", "recall", "F1", "true", "predicted")]
         for rule, scores in violations["per_rule"].items():
             precision, recall, f1 = (f"{scores[name]:.3f}" for name in ("precision", "recall", "f1"))
             rows.append((rule, precision, recall, f1, str(scores["n_true"]), str(scores["n_predicted"])))
         lines += ["", *aligned(rows, last=">")]
-    return "\n".join(lines)
-
-
-def full_report(result: dict, before: dict | None, show: int) -> str:
-    """The table, the comparison with an earlier result if there is one, and the first `show` answers."""
-    parts = [table(result)] + ([report.compare(before, result, figures)] if before else [])
-    parts += [one_answer(result, index) for index in range(min(show, len(result.get("answers", ()))))]
-    return "\n\n".join(parts)
-
-
-def one_answer(result: dict, index: int = 0) -> str:
-    """The answer to the `index`-th report with violations (or of all, if there is none), with the true violations."""
-    answers = [answer for answer in result["answers"] if answer.get("true")] or result["answers"]
-    answer = answers[index % len(answers)]
-    if "true" not in answer:
-        return report.one_answer(result, index)
-    true = ", ".join(answer["true"]) or "none"
-    return f"answer to example {answer['id']} (true violations: {true}):\n{answer['answer']}"
+    return lines
 
 
 def _score(name: str, value: float, n: str = "", metric: str = "") -> Figure:
@@ -65,7 +45,7 @@ def _share(name: str, value: float, n: str, metric: str = "") -> Figure:
 
 
 def _violation_figures(result: dict) -> Iterator[Figure]:
-    """The rules that answers name: of all reports, of those with notes, each with the baselines, and of minimal pairs."""
+    """Yield the scores of predicted rules: all reports, kinds of notes, minimal pairs, with the baselines."""
     violations = result.get("violations")
     if not violations:
         return
@@ -79,25 +59,25 @@ def _violation_figures(result: dict) -> Iterator[Figure]:
     yield _share("  all violations of a report right", violations["exact"], reports, "exact")
     yield _share("  unparsable answers", violations["unparsable"]["share"], reports)
     yield Figure("  void lines in other answers", str(violations["void_lines"]), reports)
-    if wrong := violations.get("contradictions"):  # not in results of earlier versions
-        yield Figure("  verdicts that contradict their own figures", str(wrong["n"]), f"{wrong['lines']} lines")
+    wrong = violations["contradictions"]
+    yield Figure("  verdicts that contradict their own figures", str(wrong["n"]), f"{wrong['lines']} lines")
     if void := violations["void_true_lines"]:
         yield Figure("  true lines that cannot be read", str(void), "left out of the facts")
-    for kind, scores in violations.get("kinds", {}).items():
+    for kind, scores in violations["kinds"].items():
         decided = "" if scores["note_f1"] is None else f", of what notes decide {scores['note_f1']:.3f}"
         n = f"{scores['n_reports']} reports, {percent(scores['exact'])} right{decided}"
         yield _score(f"  F1, notes: {kind}", scores["f1"], n)
-    if violations.get("note_f1") is not None:
+    if violations["note_f1"] is not None:
         yield _score("what notes decide: F1 of these rules", violations["note_f1"])
-        yield from (
-            _score(f"  baseline: {name}", one["note_f1"]) for name, one in baselines.items() if "note_f1" in one
-        )
-    if pairs := violations.get("pairs", {"n": 0})["n"]:
+        for name, scores in baselines.items():
+            if "note_f1" in scores:
+                yield _score(f"  baseline: {name}", scores["note_f1"])
+    if pairs := violations["pairs"]["n"]:
         yield _share("  minimal pairs right", violations["pairs"]["right"], f"{pairs} pairs", "pairs")
 
 
 def _note_figures(result: dict) -> Iterator[Figure]:
-    """What is said of notes: kind and applies, then all of a fact; by kind, by language, and by the baselines that read notes."""
+    """Yield the scores of the notes' facts: kind and applies, whole facts, by kind and language, and of the baselines."""
     notes, violations = result.get("notes"), result.get("violations")
     if notes:
         n, named = f"{notes['n']} facts, {notes['n_said']} stated", f"{notes['n_matched']} facts whose kind is named"
@@ -105,15 +85,15 @@ def _note_figures(result: dict) -> Iterator[Figure]:
         yield _score("  and amount", notes["amount_f1"], n)
         yield _score("  all of a fact right", notes["f1"], n)
         yield from (_share(f"  {name} right", share, named) for name, share in notes["right"].items())
-        for part, one in {**notes["kinds"], **notes["languages"]}.items():
-            yield _score(f"  {part}", one["decided_f1"], f"{one['n']} facts, all right {one['f1']:.3f}")
+        for part, scores in {**notes["kinds"], **notes["languages"]}.items():
+            yield _score(f"  {part}", scores["decided_f1"], f"{scores['n']} facts, all right {scores['f1']:.3f}")
         if pairs := notes["pairs"]["n"]:
             yield _share("  notes of minimal pairs right", notes["pairs"]["right"], f"{pairs} pairs")
     for name, scores in violations["baselines"].items() if violations else ():
-        if one := scores.get("notes"):
-            n = f"{one['n']} facts, with the amount {one['amount_f1']:.3f}"
+        if of_notes := scores.get("notes"):
+            n = f"{of_notes['n']} facts, with the amount {of_notes['amount_f1']:.3f}"
             title = "  baseline: " if notes else "facts of notes, F1: kind and applies, baseline: "
-            yield _score(f"{title}{name}", one["decided_f1"], n)
+            yield _score(f"{title}{name}", of_notes["decided_f1"], n)
 
 
 def _fact_figures(result: dict) -> Iterator[Figure]:
@@ -129,8 +109,9 @@ def _letter_figures(result: dict) -> Iterator[Figure]:
         yield _share(
             "letters: statements with support", letters["supported"], f"{letters['n']} figures, dates and articles"
         )
-        stated = {kind: one for kind, one in letters["by_kind"].items() if one["n"]}
-        yield from (_share(f"  {kind}", one["supported"], str(one["n"])) for kind, one in stated.items())
+        for kind, scores in letters["by_kind"].items():
+            if scores["n"]:
+                yield _share(f"  {kind}", scores["supported"], str(scores["n"]))
     if measures and measures["n"]:
         yield _share("letters: measures demanded in time", measures["right"], f"{measures['n']} measures")
         yield _share("  all measures of a letter right", measures["reports"], f"{measures['n_reports']} reports")

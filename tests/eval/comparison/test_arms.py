@@ -80,7 +80,7 @@ def test_the_base_is_that_of_the_runs(tmp_path, data):
         find_base(parse_arms(["one", "three"]))
 
 
-def test_results_are_used_if_they_are_of_the_same_data_and_weights(tmp_path, data, runs, monkeypatch):
+def test_results_of_same_data_and_weights_are_used(tmp_path, data, runs, monkeypatch):
     launched = []
 
     def launch(processes, script, *options):
@@ -114,6 +114,9 @@ def test_results_are_used_if_they_are_of_the_same_data_and_weights(tmp_path, dat
     measuring(data).arms(parse_arms([str(tmp_path / "one"), f"a model={tmp_path / 'model'}"]))
     assert launched[2][6] == tmp_path / "out" / "eval" / f"a_model-1-{runs[0].name}"
     assert not list((tmp_path / "model").glob("eval*")) and len(launched) == 3
+
+    measuring(data, task="mine").arms(sources)
+    assert [options[-2:] for options in launched[3:]] == [("--task", "mine")] * 2
 
 
 def test_results_that_do_not_belong_together_are_refused(data, runs):

@@ -16,7 +16,8 @@ from eval.comparison.page import page
 from eval.comparison.tables import all_tables, markdown
 from eval.comparison.words import limits, primary_sentence, verdict, warnings
 from tests.comparisons import arm, example, general, row, task
-from xbrl.answers.baselines import baseline_tasks
+from xbrl.answers.baselines import baseline_results
+from xbrl.task import TASK
 
 BANKS = 12
 
@@ -30,11 +31,11 @@ def answers(right):
 
 
 EXAMPLES = [example(f"report {i}", f"bank {i}", ["LCR_MIN"]) for i in range(BANKS)]
-BASELINES = baseline_tasks(EXAMPLES, None, "the data")
+BASELINES = baseline_results(EXAMPLES, None, "the data")
 
 
 def compared(*arms, **options):
-    return compare(arms, BASELINES, EXAMPLES, **options)
+    return compare(arms, BASELINES, EXAMPLES, task=TASK, **options)
 
 
 def difference(result, metric, of, family="arms"):
@@ -55,7 +56,7 @@ def test_differences_are_paired_by_report_and_described():
     assert not f1["over_seeds"] and "p" not in f1 and result["primary"] == []
     row_of = {one["name"]: one for one in result["rows"]}
     assert row_of["strong"]["metrics"]["f1"]["low"] == pytest.approx(BANKS / (BANKS + 1.959964**2))
-    assert row_of["rule engine"]["kind"] == "engine" and row_of["rule engine"]["metrics"]["f1"]["value"] == 1
+    assert row_of["rule engine"]["kind"] == "baseline" and row_of["rule engine"]["metrics"]["f1"]["value"] == 1
     assert row_of["always clean"]["metrics"]["recall"]["value"] == 0
     assert difference(result, "f1", "rule engine", "baselines")["against"] == "weak"
     assert result["sample"] == "12 reports of 12 banks"
@@ -105,7 +106,7 @@ def declared(*arms, margin=None, paired=False, metric="f1"):
     return primary_sentence(result, result["primary"][0]), result["primary"][0]
 
 
-def test_the_verdict_says_who_is_better_of_what_was_declared():
+def test_verdict_names_the_better_arm_of_declared_contrasts():
     weak, strong = recipe("weak", 3, 4, 4), recipe("strong", 11, 12, 12)
     said, one = declared(weak, strong)
     start = "strong is better than weak in F1: F1 0.986 less 0.468 is +0.518 (95% interval +0."
@@ -120,7 +121,7 @@ def test_the_verdict_says_who_is_better_of_what_was_declared():
     assert [table.title for table in all_tables(result)][1] == first
 
 
-def test_what_is_not_shown_stands_beside_an_interval_with_0_and_equivalence_needs_a_margin():
+def test_no_difference_needs_0_and_equivalence_a_margin():
     one, other = recipe("one", 1, 2, 12), recipe("other", 9, 11, 12)
     said, found = declared(one, other)
     assert said.startswith("No difference between other and one is shown in F1: ")
@@ -136,7 +137,7 @@ def test_what_is_not_shown_stands_beside_an_interval_with_0_and_equivalence_need
     assert said.startswith("strong is better than weak in F1, by less than 0.99: ")
 
 
-def test_holm_is_among_the_declared_and_leaves_open_what_it_takes_back():
+def test_holm_corrects_declared_contrasts_alone():
     arms = recipe("a", 3, 4, 4), recipe("b", 11, 12, 12), recipe("c", 4, 4, 5)
     _, alone = declared(*arms)
     assert 0.0167 < alone["p"] < 0.05
@@ -159,7 +160,7 @@ def test_a_contrast_that_is_not_there_is_named():
         compared(one, two, primary=[Contrast("two", "three", "f1")])
 
 
-def test_the_spread_over_seeds_is_part_of_a_difference_between_recipes():
+def test_difference_between_recipes_includes_spread_over_seeds():
     one, other = recipe("one", 1, 2, 12), recipe("other", 9, 11, 12)
     result = compared(one, other)
     f1 = difference(result, "f1", "other")
@@ -190,8 +191,8 @@ def test_unequal_arms_are_warned_of():
     assert "equal numbers of tokens: a 1,000, b 1,100" in found[0] and "a: 2 examples in the prompt" in found[1]
     assert found[2].startswith("3 answers of a were cut")
     assert "per answer" in found[3] and "not measured for b" in found[4]
-    files = [task(answers(right), shots=None, constrained=None, dtype=dtype) for right, dtype in ((4, "a"), (3, "b"))]
-    asked = warnings(compared(arm("a", *files), arm("b", task(answers(5), shots=None, constrained=None))))[0]
+    files = [task(answers(right), shots=None, dtype=dtype) for right, dtype in ((4, "a"), (3, "b"))]
+    asked = warnings(compared(arm("a", *files), arm("b", task(answers(5), shots=None))))[0]
     assert asked == "Not all were asked in the same way: a: a, or b; b: unknown."  # of one arm's seeds too
 
 
@@ -204,7 +205,7 @@ def test_disagreements_show_the_answers_beside_each_other():
     result = compared(arm("one", task(one)), arm("two", task(two)), number=2)
     assert [shown["id"] for shown in result["disagreements"]] == ["report 7", "report 2"]
     first = result["disagreements"][0]
-    assert (first["report"], first["reference"]) == ("LCR 75%", EXAMPLES[7]["messages"][1]["content"])
+    assert (first["question"], first["reference"]) == ("LCR 75%", EXAMPLES[7]["messages"][1]["content"])
     assert [answer["judgement"] for answer in first["answers"].values()] == ["invented LR_MIN", "missed LCR_MIN"]
     assert first["answers"]["two"]["text"] == "nothing"
     assert result["disagreements"][1]["answers"]["one"]["judgement"] == "right"
@@ -225,7 +226,7 @@ def own_task(right, **more):
     return task(rows, **more)
 
 
-def test_a_task_of_the_users_is_told_in_its_own_words():
+def test_user_metric_is_compared_in_its_own_words():
     """Six examples are no reports and have no banks; the user's scores come first, with intervals where they are means."""
 
     def figures(texts, examples):
@@ -235,8 +236,8 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
 
     stale = {"by": "old:f", "scores": {"old": 1}, "each": {"old": [1] * 6}}
     arms = with_metric([arm("a", own_task(2, metric=stale)), arm("b", own_task(5))], CHATS, figures)
-    result = compare(arms, baseline_tasks(CHATS, None, "d"), CHATS)
-    assert [result[key] for key in ("main", "rules", "sample", "unit")] == ["own/right", [], "6 examples", "examples"]
+    result = compare(arms, {}, CHATS)
+    assert [result[key] for key in ("main", "labels", "sample", "unit")] == ["own/right", [], "6 examples", "examples"]
     assert [one["metric"] for one in result["differences"]] == ["own/right", "exact_match", "rouge_l", "loss"]
     said = verdict(result)["Learning"][0]
     assert said.startswith("right: b 0.833, a 0.333; b less a +0.500 (95% interval over examples +0.")
@@ -252,19 +253,19 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
     assert with_metric(arms, CHATS, lambda texts, examples: {})[0].seeds[0].task.get("metric") is None
 
 
-def test_results_of_other_fields_of_the_same_file_are_refused():
+def test_results_with_other_references_are_refused():
     other = [{"messages": [*chat["messages"][:1], {"role": "assistant", "content": "other"}]} for chat in CHATS]
     with pytest.raises(UserError, match="a-0.json was measured with another --format or --fields"):
         compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, other)
 
 
-def test_a_chat_may_have_no_message_of_a_user():
+def test_chat_without_user_message_is_compared():
     chats = [{"messages": chat["messages"][1:]} for chat in CHATS]
     result = compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, chats)
-    assert [one["report"] for one in result["disagreements"]] == [""] * 3
+    assert [one["question"] for one in result["disagreements"]] == [""] * 3
 
 
-def test_texts_have_no_answers_and_their_loss_is_compared_over_the_seeds():
+def test_loss_of_texts_is_compared_over_seeds():
     """Nor do equal answers make the losses of their models equal."""
     for has_answers in (False, True):
         arms = []
@@ -290,16 +291,16 @@ def test_scores_of_the_users_can_be_declared():
     assert said.startswith("b has more f1 than a: f1 0.222 less 0.944 is -0.722")
 
 
-def test_answers_of_equal_score_are_shown_where_they_differ():
+def test_different_answers_with_equal_score_are_shown():
     same = own_task(6)
     same["answers"][4] = same["answers"][4] | {"answer": "a4 "}
     result = compare([arm("a", own_task(6)), arm("b", same)], {}, CHATS)
     assert [one["id"] for one in result["disagreements"]] == ["5"]
     none = compare([arm("a", own_task(6)), arm("b", own_task(0))], {}, CHATS, number=0)
-    assert "No example is shown: the arms answer alike, or none was asked for." in page(none, [])
+    assert "No example is shown: the arms answer alike, or --worst is 0." in page(none, [])
 
 
-def test_a_clean_report_on_which_one_arm_invents_a_violation_is_a_disagreement():
+def test_invented_label_on_clean_example_is_a_disagreement():
     said = [([], ["LCR_MIN"]), ([], []), (["LCR_MIN"], ["LCR_MIN"])]
     first, second = (task([row(true, seen, text="x") for true, seen in some]) for some in (said, [([], []), *said[1:]]))
     result = compare([arm("a", first), arm("b", second)], {}, EXAMPLES[:3])
@@ -307,7 +308,7 @@ def test_a_clean_report_on_which_one_arm_invents_a_violation_is_a_disagreement()
     assert result["disagreements"][0]["answers"]["b"]["judgement"] == "right"
 
 
-def test_a_metric_that_is_not_finite_is_neither_compared_nor_a_finding():
+def test_nonfinite_metric_is_not_compared():
     damaged = task(answers(12), loss=math.nan)
     forgotten = general()
     forgotten["per_text"]["tuned_nats"][2] = math.inf
@@ -322,7 +323,7 @@ def test_a_metric_that_is_not_finite_is_neither_compared_nor_a_finding():
     assert not any("General text is not measured" in warning for warning in warnings(result))
 
 
-def test_an_arm_cannot_have_the_name_of_another_row():
+def test_arm_with_name_of_another_row_is_refused():
     with pytest.raises(UserError, match="an arm cannot be called 'rule engine'"):
         compared(arm("one", task(answers(4))), arm("rule engine", task(answers(12))))
 

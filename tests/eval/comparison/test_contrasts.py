@@ -29,7 +29,7 @@ def draw_recipe(rng, level: np.ndarray, true: np.ndarray, skills: np.ndarray) ->
     return runs
 
 
-def test_the_error_is_that_of_the_bootstrap_that_draws_seeds_and_examples_at_once() -> None:
+def test_error_equals_joint_bootstrap_over_seeds_and_examples() -> None:
     """With many seeds, where that bootstrap is right. It has the interaction three times, the sum of both variances twice."""
     rng = np.random.default_rng(3)
     level = LEVEL + np.repeat(BANK_SPREAD * rng.normal(size=BANKS), REPORTS)
@@ -46,7 +46,7 @@ def test_the_error_is_that_of_the_bootstrap_that_draws_seeds_and_examples_at_onc
     assert estimate.below[0] == pytest.approx(np.std(drawn), rel=0.1)
 
 
-def test_equal_seeds_leave_the_interval_of_the_examples_and_student_widens_it() -> None:
+def test_equal_seeds_give_students_interval_over_examples() -> None:
     before, after = (Terms(np.ones((20, 2)), range(20), ratio, seeds=(value, value)) for value in (0.5, 0.7))
     wide = 4.302653 / Z  # Student's quantile with 2 degrees of freedom, one of each side's two seeds
     found = over_seeds(Interval(0.2, 0.1, 0.3), before, after)
@@ -58,7 +58,7 @@ def bounds(found: Estimate, level: float = 0.95) -> tuple[float, float]:
     return found.interval(level).low, found.interval(level).high
 
 
-def test_welchs_test_and_that_of_pairs_are_what_is_left_without_a_spread_over_examples() -> None:
+def test_without_spread_over_examples_it_is_welchs_test() -> None:
     first, second = (0.61, 0.66, 0.58), (0.80, 0.71, 0.90, 0.84)
     for seeds, test in (
         (second, stats.ttest_ind(second, first, equal_var=False)),
@@ -71,7 +71,7 @@ def test_welchs_test_and_that_of_pairs_are_what_is_left_without_a_spread_over_ex
         assert bounds(found, 0.9) == pytest.approx(tuple(test.confidence_interval(0.9)))
 
 
-def test_p_and_interval_agree_about_0_and_about_the_margin() -> None:
+def test_p_and_interval_agree_at_0_and_margin() -> None:
     rng = np.random.default_rng(0)
     for value, below, above, df in rng.uniform([-0.2, 0.01, 0.01, 1], [0.2, 0.1, 0.1, 30], (200, 4)):
         one = Estimate(value, (below, df), (above, df))

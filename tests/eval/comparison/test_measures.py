@@ -10,10 +10,10 @@ from eval.comparison.measures import (
     arm_terms,
     averaged,
     general_terms,
+    label_f1,
     label_terms,
     measure_of,
-    named_rules,
-    rule_f1,
+    named_labels,
 )
 from eval.intervals import change, interval, terms_of
 from tests.comparisons import arm, general, row, task
@@ -31,21 +31,21 @@ ANSWERS = [
 def test_the_values_are_those_of_the_evaluation():
     predicted = [answer["predicted"] + ["(unreadable)"] * answer.get("unreadable", False) for answer in ANSWERS]
     expected = score_violations([answer["true"] for answer in ANSWERS], predicted)
-    found = {name: one.value for name, one in label_terms(task(ANSWERS), named_rules([task(ANSWERS)])).items()}
+    found = {name: one.value for name, one in label_terms(task(ANSWERS), named_labels([task(ANSWERS)])).items()}
     micro = {name: expected["micro"][name] for name in ("precision", "recall")}
     assert found == pytest.approx(micro | {"macro_f1": expected["macro_f1"]})
     for rule in ("A", "B", "C"):
-        assert rule_f1(task(ANSWERS), rule).value == pytest.approx(expected["per_rule"][rule]["f1"])
-    assert math.isnan(rule_f1(task(ANSWERS), "D").value)
+        assert label_f1(task(ANSWERS), rule).value == pytest.approx(expected["per_rule"][rule]["f1"])
+    assert math.isnan(label_f1(task(ANSWERS), "D").value)
 
 
-def test_macro_f1_of_a_resample_is_over_the_rules_that_it_has():
+def test_macro_f1_of_resample_uses_its_own_labels():
     terms = label_terms(task([row(["A"], ["A"]), row(["B"], [])]), ["A", "B"])["macro_f1"]
     assert terms.value == 0.5 and terms.metric(2 * terms.rows[0]) == 1
     assert terms.metric(np.stack([terms.rows[0], terms.rows[1]])).tolist() == [1, 0]
 
 
-def test_a_metric_at_the_ceiling_is_no_surer_than_the_reports_that_say_something_about_it():
+def test_interval_at_ceiling_counts_only_informative_clusters():
     few = task([row(["A"] if i < 40 else [], ["A"] if i < 3 else [], f"bank {i}") for i in range(300)])
     assert interval(label_terms(few, ["A"])["precision"]).low == pytest.approx(3 / (3 + 1.96**2), abs=1e-4)
     silent, one = (task([row(["A"], ["A"] if i < said else [], f"bank {i}") for i in range(100)]) for said in (0, 1))
@@ -53,7 +53,7 @@ def test_a_metric_at_the_ceiling_is_no_surer_than_the_reports_that_say_something
     assert interval(precision).low == pytest.approx(1 / (1 + 1.96**2), abs=1e-4)  # one bank, not a hundred
 
 
-def test_a_count_of_which_one_seed_has_none_is_not_cut_at_1():
+def test_count_metric_is_not_cut_at_1():
     counts = [task([row([], [])] * 9, metric={"each": {"wrong": [count] * 9}}) for count in (0, 6)]
     mean = averaged([terms_of(one)["own/wrong"] for one in counts])
     none = averaged([terms_of(counts[0])["own/wrong"]] * 2)

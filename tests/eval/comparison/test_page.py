@@ -12,6 +12,7 @@ from eval.comparison.page import page
 from eval.comparison.tables import all_tables, markdown
 from tests.comparisons import arm, example, general, row, task
 from tests.pictures import watch_legends
+from xbrl.task import TASK
 
 ATTACK = "</pre></style><script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(2)>\" onload='x' {{ 7*7 }} $x_"
 
@@ -40,7 +41,7 @@ def made():
         arm("b", task(other), task(answers), general=general(0.3) | {"text": ATTACK, "base": ATTACK}),
     ]
     examples = [example(ATTACK, ATTACK, ["LCR_MIN"], report=ATTACK) for _ in range(3)]
-    result = compare(arms, {ATTACK + " baseline": {"answers": other}}, examples)
+    result = compare(arms, {ATTACK + " baseline": {"answers": other}}, examples, task=TASK)
     with pytest.MonkeyPatch.context() as patch:
         legends = watch_legends(patch)
         figures = pictures(result, arms)
@@ -72,7 +73,7 @@ def test_every_text_stands_there_as_it_was_written(made):
     for what in (f"{ATTACK} compared with b", f"Report {ATTACK}", f"invented {ATTACK}2"):
         assert what in found.text
     assert found.text.count(ATTACK) > 20  # {{ 7*7 }} is not evaluated either
-    assert result["disagreements"][0]["report"] == ATTACK
+    assert result["disagreements"][0]["question"] == ATTACK
     assert "<script>" not in markdown(result) and "<img" not in markdown(result)
 
 
@@ -88,7 +89,7 @@ def test_it_can_be_read_without_seeing_it(made):
     assert "prefers-color-scheme: dark" in found.text and "size: A4" in found.text
 
 
-def test_a_figure_is_the_same_every_time_and_a_name_in_it_is_no_formula():
+def test_figure_is_reproducible_and_names_are_no_formulas():
     drawn = []
     for _ in range(2):
         with plt.rc_context(STYLE):
@@ -98,7 +99,7 @@ def test_a_figure_is_the_same_every_time_and_a_name_in_it_is_no_formula():
     assert drawn[0] == drawn[1] and drawn[0].startswith(b"\x89PNG")
 
 
-def test_of_a_score_of_the_users_no_side_is_called_better():
+def test_no_direction_of_user_score_is_called_better():
     answers, own = [row(["LCR_MIN"], ["LCR_MIN"])] * 3, {"each": {"wrong": [2.0] * 3}, "scores": {}}
     for more, better in (({}, "Better is up and to the left."), ({"metric": own}, "Better is to the left.")):
         arms = [arm(name, task(answers, **more), general=general()) for name in "ab"]

@@ -62,7 +62,7 @@ def test_the_form_may_vary(text):
         f"LCR {'1 - ' * 20_000}1 = 2 min 100%: LCR_MIN, CRR Art. 412(1)",  # read in minutes, were it not too long
     ],
 )
-def test_a_malformed_line_is_void_and_the_others_stand(line):
+def test_only_malformed_lines_are_void(line):
     assert read_line(line) is None
     answer = parse_answer(ANSWER.replace(LCR, line))
     assert (answer.rule_ids, answer.void, answer.directive) == (("OF_SUM",), 1, "To the Board.\nDo it.")
@@ -86,7 +86,7 @@ def test_a_malformed_line_is_void_and_the_others_stand(line):
         (f"Violations:\n{LCR}\n{LCR}", Answer(("LCR_MIN",), "", (read_line(LCR),))),
     ],
 )
-def test_answers_without_a_violation_texts_that_are_none_and_lines_that_repeat_or_contradict(text, expected):
+def test_none_repeated_and_contradicting_lines(text, expected):
     assert parse_answer(text) == expected
 
 
@@ -94,7 +94,7 @@ def shown(answer) -> list[str]:
     return [f"{c.state} {c.rule} {c.where} {c.value} {c.relation} {c.limit}" for c in answer.claims]
 
 
-def test_checks_are_read_and_a_lifted_rule_is_no_violation():
+def test_lifted_rule_is_no_violation():
     checks = [
         Check("LCR", "93%", "<", "100%", "LCR_MIN", "CRR Art. 412(1)"),
         Check("Tier 1 ratio", "3.7%", ">", "3%"),
@@ -121,7 +121,7 @@ def test_checks_are_read_and_a_lifted_rule_is_no_violation():
     assert parse_answer("Checks:\nLCR 101% > 100%: met\nDirective:\nx").rule_ids == ()
 
 
-def test_a_line_that_begins_with_min_or_max_is_on_the_figure_above():
+def test_line_with_min_or_max_continues_the_figure():
     lines = [
         "CET1 ratio 7.31% min 4.5%: met",
         "min 9.34%: OCR_CET1, CRD Art. 141a(a)",

@@ -1,11 +1,16 @@
-"""What the measures say of answers that are wrong, or right, in a known way."""
+"""The measures tell answers that are wrong, or right, in a known way apart. Otherwise they would reward a model for mistakes."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from common.durable_files import write_json_lines
-from eval.asked_examples import choose_examples
-from tests.processes import run_python
-from xbrl.answers.audit import CHANGES, audit, audit_table
+from xbrl.answers.answer_reader import read_fact
+from xbrl.answers.answers import write_fact
+from xbrl.answers.letter_scores import deadlines
+from xbrl.answers.scores import score_answers
+from xbrl.rules.note_facts import NoteFact
 
 REPORT = (
     "Nordbank | reference date 2026-03-31\nC 76.00.a Liquidity\nr0030 c0010 LCR | 93.10%\nr0010 c0010 Buffer | 1340 thousand"
@@ -19,9 +24,12 @@ LETTER = (
     "- Submit within five working days a plan to restore the liquidity buffer."
 )
 ANSWER = f"Note:\n{FACT}\nViolations:\n{LINE}\nDirective:\n{LETTER}"
+NONE = "Note:\nnone\nViolations:\nnone\nDirective:\nNo measures."
+GARBAGE = "The report of the bank is a report of the bank."
+FIGURES = ("93.10%", "93.1%", "min 100%", "of 100%", "6.9 ")
 
 
-def example(name, answer, violations, **fields):
+def example(name: str, answer: str, violations: list[str], **fields) -> dict:
     messages = [{"role": "user", "content": REPORT}, {"role": "assistant", "content": answer}]
     return {"id": name, "messages": messages, "violations": violations, **fields}
 
@@ -29,77 +37,117 @@ def example(name, answer, violations, **fields):
 TRUE = {"kind": "waiver", "applies": False, "amount": None, "who": [], "since": "", "quote": "has ended in May"}
 MEASURE = {"subject": "liquidity", "deadline_days": 5}
 BREACH = example("a", ANSWER, ["LCR_MIN"], note_facts=[TRUE], measures=[MEASURE])
-CLEAN = example("b", "Note:\nnone\nViolations:\nnone\nDirective:\nNo measures.", [], note_facts=[], measures=[])
+CLEAN = example("b", NONE, [], note_facts=[], measures=[])
+
+
+def wrong_figures(answer: str) -> str:
+    for figure in FIGURES:
+        answer = answer.replace(figure, re.sub(r"\d", r"7\g<0>", figure, count=1))
+    return answer
+
+
+def wrong_cells(answer: str) -> str:
+    return answer.replace("r0030", "r9030")
+
+
+def wrong_articles(answer: str) -> str:
+    return re.sub(r"(Art\. |Article )\d+", r"\g<1>999", answer)
+
+
+def with_facts(answer: str, change: Callable[[NoteFact], NoteFact]) -> str:
+    facts = [(line, read_fact(line)) for line in answer.split("\n")]
+    return "\n".join(write_fact(change(fact)) if fact else line for line, fact in facts)
+
+
+def negated(answer: str) -> str:
+    """Put "You need not: " before every line of the letter that sets a deadline."""
+    lines = answer.split("\n")
+    return "\n".join(re.sub(r"^- ", "- You need not: ", line) if deadlines(line) else line for line in lines)
+
+
+def invented_rule(answer: str) -> str:
+    line = "INVENTED_RULE | C 01.00 r0010 c0010 | 1% | min 2% | CRR Art. 1"
+    return answer.replace("Violations:\nnone", "Violations:").replace("\nDirective:", f"\n{line}\nDirective:")
+
+
+CHANGES: dict[str, Callable[[str], str]] = {
+    "right": lambda own: own,
+    "in Markdown": lambda own: f"Here is my answer.\n\n{own}".replace("Violations:", "**Violations:**").replace(
+        "LCR_MIN |", "1. LCR_MIN |"
+    ),
+    "wrong figures": wrong_figures,
+    "wrong cells": wrong_cells,
+    "wrong articles": wrong_articles,
+    "wrong facts": lambda own: wrong_articles(wrong_cells(wrong_figures(own))),
+    "notes reversed": lambda own: with_facts(own, lambda fact: replace(fact, applies=not fact.applies)),
+    "notes without proof": lambda own: with_facts(
+        own, lambda fact: replace(fact, quote="this stands in no note at all")
+    ),
+    "an invented rule": invented_rule,
+    "measures negated": negated,
+    "measures deferred": lambda own: f"{own}\nAll measures are deferred until the end of next year.",
+    "measures recommended": lambda own: f"{own}\nThe measures above are recommendations only.",
+    "other words": lambda own: re.sub(
+        r"(Violations:\n(.*)\nDirective:)\n(?s:.*)", r"\1\nYour filing shows \2. Put it right.", own
+    ),
+    "none for every report": lambda own: "Violations:\nnone\nDirective:\nNo measures.",
+    "garbage for every report": lambda own: GARBAGE,
+    "garbage on clean reports": lambda own: own if own == ANSWER else GARBAGE,
+}
+
+
+def measures(change: Callable[[str], str]) -> dict[str, float | None]:
+    """Return the value of each measure for the own answers of BREACH and CLEAN after `change`."""
+    result = score_answers([BREACH, CLEAN], [change(ANSWER), change(NONE)], "the examples", None)
+    return {
+        "F1": result["violations"]["micro"]["f1"],
+        "macro F1": result["violations"]["macro_f1"],
+        "exact": result["violations"]["exact"],
+        "notes F1": result["notes"]["f1"],
+        "facts F1": result["facts"]["f1"],
+        "letter support": result["letters"]["supported"],
+        "measures": result["measures"]["right"],
+        "ROUGE-L": result["rouge_l"]["f"],
+    }
 
 
 @pytest.fixture(scope="module")
-def values():
-    return audit([BREACH, CLEAN])
+def values() -> dict[str, dict]:
+    return {name: measures(change) for name, change in CHANGES.items()}
 
 
-def changed(one) -> dict[str, float]:
-    """The measures that are not 1."""
-    return {name: value for name, value in one.items() if value != pytest.approx(1)}
+def lowered(values: dict) -> dict[str, float]:
+    """Return the measures that are not 1."""
+    return {name: value for name, value in values.items() if value != pytest.approx(1)}
 
 
-def test_only_what_is_wrong_is_marked(values):
-    assert changed(values["right"]) == changed(values["right, in Markdown"]) == {}
-    wrong = {name: one for name, one in values.items() if name.startswith(("wrong", "everything"))}
-    assert len(wrong) == 4
-    for one in wrong.values():  # the rules are right, and ROUGE-L hardly sees the difference
+def test_only_wrong_parts_lower_their_measure(values):
+    assert lowered(values["right"]) == lowered(values["in Markdown"]) == {}
+    for name in ("wrong figures", "wrong cells", "wrong articles", "wrong facts"):
+        one = values[name]  # the rules are right, and ROUGE-L hardly notices the difference
         assert one["F1"] == one["macro F1"] == one["exact"] == one["measures"] == 1
-        assert one["facts F1"] == 0
-        assert one["ROUGE-L"] > 0.85
-    assert wrong["wrong cells"]["letter support"] == 1
-    assert max(wrong[name]["letter support"] for name in wrong if name != "wrong cells") < 0.9
-    assert changed(values["notes turned round"]) == changed(values["notes without proof"]) == {"notes F1": 0}
+        assert one["facts F1"] == 0 and one["ROUGE-L"] > 0.85
+        assert (one["letter support"] == 1) == (name == "wrong cells")
+    assert lowered(values["notes reversed"]) == lowered(values["notes without proof"]) == {"notes F1": 0}
 
 
-def test_what_takes_measures_back_costs_measures(values):
-    for name in ("measures negated", "measures deferred", "measures recommended"):
-        assert {**values[name], "ROUGE-L": 1} == {**values["right"], "measures": 0} and values[name]["ROUGE-L"] > 0.5
+@pytest.mark.parametrize("name", ["measures negated", "measures deferred", "measures recommended"])
+def test_a_withdrawn_measure_counts_as_missing(values, name):
+    assert {**values[name], "ROUGE-L": 1} == {**values["right"], "measures": 0} and values[name]["ROUGE-L"] > 0.5
 
 
-def test_an_invented_rule_costs_both_means(values):
+def test_an_invented_rule_lowers_both_means(values):
     one = values["an invented rule"]
     assert (one["F1"], one["macro F1"], one["exact"]) == (pytest.approx(2 / 4), 0.5, 0)  # 1 right, 3 named, 1 true
 
 
-def test_facts_in_other_words_are_right_and_only_rouge_and_measures_fall(values):
-    other = values["right, other words"]
-    assert set(changed(other)) == {"measures", "ROUGE-L"} and other["letter support"] == 1 and other["ROUGE-L"] < 0.4
-    alone = {key: value for key, value in BREACH.items() if key not in ("measures", "note_facts")}
-    assert audit([alone])["right"]["measures"] is None and audit([alone])["right"]["notes F1"] is None
+def test_right_facts_in_other_words_keep_their_scores(values):
+    assert set(lowered(values["other words"])) == {"measures", "ROUGE-L"} and values["other words"]["ROUGE-L"] < 0.4
 
 
-def test_garbage_and_silence_cost(values):
+def test_garbage_and_silence_lower_the_scores(values):
     silent = {"F1": 0, "macro F1": 0, "exact": 0.5, "notes F1": 0, "facts F1": 0, "letter support": None, "measures": 0}
     assert silent.items() <= values["none for every report"].items()
     assert values["garbage for every report"]["exact"] == values["garbage for every report"]["ROUGE-L"] == 0
-    partly = values["right, garbage on clean reports"]  # a false positive beside the one violation
+    partly = values["garbage on clean reports"]  # a false positive beside the one violation
     assert partly["F1"] == partly["facts F1"] == pytest.approx(2 / 3) and partly["exact"] == 0.5
-
-
-def test_answers_made_of_checks_are_changed_likewise():
-    checks = "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nNSFR 110% >= 100%: met\nDirective:\nx"
-    assert CHANGES["wrong cells"](checks).splitlines()[1].startswith("Other LCR 93%")
-    assert CHANGES["an invented rule"](checks).splitlines()[3] == "An oddity 1% min 2%: INVENTED_RULE, CRR Art. 1"
-    assert "LCR 93% < 100%: CRR Art. 412(1); NSFR 110% >= 100%: met." in CHANGES["right, other words"](checks)
-
-
-def test_the_table_has_a_row_per_answer(values):
-    lines = audit_table(values).splitlines()
-    assert len(lines) == 2 + len(values) == 18
-    assert lines[2] == "| right | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |"
-    assert "| none for every report | 0.000 | 0.000 | 0.500 | 0.000 | 0.000 |  | 0.000 |" in lines[15]
-
-
-def test_a_limit_chooses_what_it_chooses_for_an_evaluation(tmp_path) -> None:
-    rows = [BREACH, BREACH]
-    rows[choose_examples([0, 1], 1)[0]] = BREACH | {"messages": BREACH["messages"][:1]}  # asked, and not answered
-    write_json_lines(tmp_path / "test.jsonl", rows)
-    done = [
-        run_python("scripts/score.py", "--data", tmp_path / "test.jsonl", "--audit", *more)
-        for more in ((), ("--limit", 1))
-    ]
-    assert [one.returncode for one in done] == [0, 2] and "the audit needs examples of bank reports" in done[1].stderr

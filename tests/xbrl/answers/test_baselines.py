@@ -3,19 +3,20 @@
 import argparse
 import json
 import random
+from pathlib import Path
 
 import pytest
 
-from eval.comparison.measures import ENGINE
 from xbrl.answers.baselines import (
     COMPOSED,
+    ENGINE,
     NGRAMS,
     THRESHOLDS,
     add_baseline_options,
     baseline_predictions,
-    baseline_tasks,
+    baseline_results,
     score_baselines,
-    with_siblings,
+    set_default_splits,
 )
 from xbrl.answers.scores import micro_f1
 
@@ -70,7 +71,7 @@ def test_the_engine_and_what_is_composed_with_it():
     assert scores["always clean"]["f1"] == 0 and scores["flag everything"]["recall"] == 1
 
 
-def test_too_few_reports_and_rules_that_no_cut_fits():
+def test_too_few_reports_give_no_prediction():
     reports = [example(f"LCR {value}%", []) for value in (110, 120, 130)]
     assert all(one.rules == [(), ()] for one in baseline_predictions(reports, reports[:2]).values())
     assert baseline_predictions(random_examples(1, 3), random_examples(2, 1))  # too few to hold any out
@@ -91,16 +92,17 @@ def test_trivial_answers_and_tasks_of_a_comparison():
     predictions = baseline_predictions(violated, violated[:1])
     assert {name: predictions[name].rules for name in trivial} == {name: [rules] for name, rules in trivial.items()}
     asked = [example("LCR 75.2%", ["LCR_MIN"], id="a", bank="x", engine=["LCR_MIN"])]
-    alone = baseline_tasks(asked, None, "f.jsonl")
+    alone = baseline_results(asked, None, "f.jsonl")
     assert list(alone) == ["always clean", "flag everything", ENGINE]
     assert alone[ENGINE]["answers"] == [{"id": "a", "cluster": "x", "true": ["LCR_MIN"], "predicted": ["LCR_MIN"]}]
-    assert list(baseline_tasks(asked, asked, "f.jsonl")) == [*trivial, NGRAMS, THRESHOLDS, ENGINE]
-    assert baseline_tasks([], None, "f.jsonl") == {}
+    assert list(baseline_results(asked, asked, "f.jsonl")) == [*trivial, NGRAMS, THRESHOLDS, ENGINE]
+    assert baseline_results([], None, "f.jsonl") == {}
 
 
 @pytest.mark.parametrize("card", [None, "[]", "{", '{"arguments": {}}', json.dumps({"baselines": {}})])
-def test_the_splits_beside_the_data_are_the_default_where_a_corpus_of_this_case_lies(tmp_path, card):
+def test_splits_beside_data_of_a_corpus_are_default(tmp_path, card):
     parser = argparse.ArgumentParser()
+    parser.add_argument("--train")
     add_baseline_options(parser)
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").touch()
@@ -109,7 +111,8 @@ def test_the_splits_beside_the_data_are_the_default_where_a_corpus_of_this_case_
 
     def found(name, *options):
         arguments = argparse.Namespace(**vars(parser.parse_args(options)), data=tmp_path / f"{name}.jsonl")
-        return [path and path.name for path in vars(with_siblings(arguments)).values()][:2]
+        set_default_splits(arguments)
+        return [path and Path(path).name for path in (arguments.train, arguments.validation)]
 
     has_splits = bool(card) and "baselines" in card
     assert found("test") == ["train.jsonl" if has_splits else None, None]  # there is no validation split

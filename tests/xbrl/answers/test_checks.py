@@ -44,7 +44,7 @@ def lines(report, *facts) -> list[str]:
     return [str(check) for check in fact_checks(report, facts)]
 
 
-def test_every_limit_of_every_figure_in_the_order_of_the_report_before_the_verdict():
+def test_checks_have_every_limit_in_report_order():
     report = make_report(r0030C_76="1.01")
     facts = [fact("pledged", 41_000_000), fact("connected", who=("Arno SRL", "Cato AG")), fact("waiver")]
     checks = [*report_checks(report, evaluate(report, short_rules())), *fact_checks(report, facts)]
@@ -86,7 +86,7 @@ def test_every_limit_of_every_figure_in_the_order_of_the_report_before_the_verdi
     assert parse_answer(write_checks(amounts, "x", [])).claims == parse_answer(write_checks(amounts, "x")).claims
 
 
-def test_a_ratio_that_is_left_out_has_its_quotient():
+def test_missing_ratio_is_shown_as_quotient():
     without = make_report(r0030C_76=None, r0140C_03=None)
     found = [str(check) for check in report_checks(without, evaluate(without, short_rules()))]
     (lcr,) = [line for line in found if line.startswith("LCR")]
@@ -106,7 +106,7 @@ def test_pledged_assets_leave_the_buffer_and_the_ratio():
     assert lines(make_report(), replace(fact("pledged", 41_000_000), applies=False)) == []
 
 
-def test_a_check_names_no_rule_that_does_not_follow_by_law():
+def test_checks_name_only_rules_that_follow():
     """What is left is not known: the note states no amount, or more than is reported, or the bank reports in another currency."""
     report, more = make_report(), fact("pledged", 700_000_000)
     abroad = replace(report, facts=tuple(replace(one, unit="iso4217:CZK") for one in report.facts))
@@ -123,7 +123,7 @@ def test_a_check_names_no_rule_that_does_not_follow_by_law():
         (61_000_000, "CET1 ratio 12.1 / 1000 = 1.21% < 4.5%: INTERIM_PROFIT_MIN, CRR Art. 92(1)"),
     ],
 )
-def test_profit_leaves_capital_up_to_the_first_ratio_that_misses(amount, expected):
+def test_profit_is_subtracted_until_a_ratio_misses(amount, expected):
     counted, ratio = lines(make_report(), fact("profit", amount))
     assert counted.startswith("CET1 73.1 mn - ") and counted.endswith(": PROFIT_COUNTED, CRR Art. 26(2)")
     assert ratio == expected

@@ -58,7 +58,7 @@ def test_what_follows_is_arithmetic_on_printed_figures():
     assert rules(SHORT, NoteFact("profit", True, Decimal(5000000))) == ["PROFIT_COUNTED"]  # CET1 is not printed
 
 
-def test_a_note_may_state_the_ratio_itself_where_no_buffer_is_printed():
+def test_note_states_ratio_if_no_buffer_is_printed():
     quickstart, fact = "Nordbank\nLCR 105%", NoteFact("pledged", True, None)
     both = ["PLEDGED_COUNTED", "LCR_PLEDGED"]
     assert rules(quickstart, fact, note="Bonds are pledged; without them LCR 99%.") == both
@@ -79,7 +79,7 @@ def test_amounts_in_english_and_german(note, amounts):
     assert [value for value, _ in amounts_in(note)] == amounts
 
 
-def test_the_clients_that_a_note_names_in_its_order():
+def test_clients_are_in_the_order_of_the_note():
     assert clients_in("bern & co belongs to Arno AG", printed_report(LONG)) == ("Bern & Co", "Arno AG")
     assert clients_in("K-02 and K-07", printed_report(LONG)) == ("K-02",)
 
@@ -124,7 +124,7 @@ def test_the_probe_reads_states_in_place_of_words():
     assert found == [tuple(one["violations"]) for one in test]
 
 
-def test_what_the_training_does_not_have_is_not_named():
+def test_rules_missing_in_training_are_not_predicted():
     training, test = examples(1, 60), examples(2, 20)
     for one in training:
         one["violations"] = [rule for rule in one["violations"] if rule != "PLEDGED_COUNTED"]

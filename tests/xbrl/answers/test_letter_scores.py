@@ -22,7 +22,7 @@ def test_what_a_text_states():
     assert statements(text) == {"figures": figures, "dates": {"2026-03-31"}, "articles": articles}
 
 
-def test_statements_are_supported_by_the_report_the_finding_or_the_reference():
+def test_report_finding_and_reference_support_statements():
     right = (
         "On 31 March 2026 the LCR of 93.10% missed 100% by 6.9 percentage points (CRR Art. 412(1), Article 414 CRR); the "
         "buffer is 1,340 thousand."
@@ -133,7 +133,7 @@ GERMAN_ORDER = "Legen Sie binnen zehn Arbeitstagen einen Plan vor, der die Liqui
         "Es ist nicht erforderlich, binnen zehn Arbeitstagen einen Plan für den Liquiditätspuffer vorzulegen.",
     ],
 )
-def test_a_measure_that_is_negated_deferred_or_recommended_is_not_demanded(letter):
+def test_withdrawn_measure_is_not_demanded(letter):
     assert score_measures([{"measures": REQUIRED}], [letter])["right"] == 0
 
 
@@ -168,7 +168,7 @@ def test_other_sentences_take_nothing_back(letter):
         "Nehmen Sie den Betrag, der nicht zählen darf, aus {} und reichen Sie die Meldung binnen zehn Arbeitstagen nach Zugang neu ein",
     ],
 )
-def test_a_block_is_approved_with_what_is_filled_in(block):
+def test_block_is_approved_with_filled_in_texts(block):
     """Blocks with a negation: as they stand they demand, with a negation in what is filled in or around them they do not."""
     whole = block.format("C 76.00")
     assert [days for _, days in demands(f"- {whole}.")] == [{10}]

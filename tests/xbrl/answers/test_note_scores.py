@@ -24,7 +24,7 @@ def example(*facts, note=NOTE, **fields):
     return {"messages": [{"role": "user", "content": f"Bank\nLCR 98%\nNote: {note}"}], "note_facts": entries, **fields}
 
 
-def test_the_line_of_a_fact_is_read_as_it_is_written():
+def test_written_fact_is_read_back():
     assert all(read_fact(write_fact(fact)) == fact for fact in (PLEDGED, OTHER, CLIENTS, QUOTED))
     assert write_fact(PLEDGED) == (
         "pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14 | "
@@ -84,7 +84,7 @@ def test_one_thing_wrong_costs_its_own_field(change, wrong):
     assert scores["amount_f1"] == (not wrong & {"applies", "amount"})
 
 
-def test_two_facts_of_one_kind_are_told_apart_and_invented_ones_cost():
+def test_facts_of_one_kind_are_matched_best_first():
     scores = score_notes([example(PLEDGED, OTHER)], [[OTHER, PLEDGED, CLIENTS]])
     assert scores and (scores["n"], scores["n_said"], scores["f1"]) == (2, 3, pytest.approx(2 * 2 / 5))
     assert scores["kinds"]["pledged"]["f1"] == 1 and scores["kinds"]["connected"]["decided_f1"] == 0
@@ -112,7 +112,7 @@ def test_notes_in_printed_reports():
     assert [is_quotation(quote, NOTE) for quote in ("LIE with  Landesbank", "lie wit", "")] == [True, False, False]
 
 
-def test_a_fact_of_another_form_names_the_file_and_the_example():
+def test_malformed_fact_names_file_and_example():
     for entry in ({"kind": "pledged"}, {"kind": "pledged", "applies": "yes", "amount": None, "who": None}, "x"):
         with pytest.raises(UserError, match=r"^f\.jsonl, example 7: `note_facts` must be"):
             true_facts({"id": 7, "note_facts": [entry]}, "f.jsonl")

@@ -5,7 +5,7 @@ import pytest
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
 from xbrl.answers.answer_reader import Answer, parse_answer
-from xbrl.answers.baselines import baseline_tasks
+from xbrl.answers.baselines import baseline_results
 from xbrl.answers.scores import (
     check_scored_fields,
     decided_by_notes,
@@ -61,13 +61,7 @@ def test_scores_of_rules_and_letters_with_their_baselines():
     assert alone["baselines_fitted_on"] == "the evaluated file itself"
 
 
-def test_another_task_is_scored_by_its_whole_answers():
-    result = score_answers([example("it is forty two"), example("no")], ["it is", "yes"], "own.jsonl", None)
-    assert "violations" not in result
-    assert result["rouge_l"] == {"of": "answer", "n": 2, "f": pytest.approx((2 / 3) / 2), "baselines": {}}
-
-
-def test_lines_that_cannot_be_read_are_left_out_and_verdicts_that_contradict_their_figures_counted():
+def test_void_lines_and_contradictions_are_counted():
     odd = example(breach("LCR_MIN").replace("\nDirective", "\nOF_SUM | a sum\nDirective"), violations=["LCR_MIN"])
     result = score_answers([odd], [breach("LCR_MIN")], "test.jsonl", None)
     assert result["violations"]["void_true_lines"] == 1 and result["facts"]["f1"] == 1
@@ -77,7 +71,7 @@ def test_lines_that_cannot_be_read_are_left_out_and_verdicts_that_contradict_the
     assert violations["contradictions"] == {"n": 2, "lines": 3} and violations["void_lines"] == 0
 
 
-def test_the_facts_of_notes_are_scored_where_the_answers_of_the_data_state_them():
+def test_facts_in_the_note_section_are_scored():
     note = 'Note:\nwaiver | applies | - | - | 2026-01-01 | "waived since January"\n'
     fact = {"kind": "waiver", "applies": True, "amount": None, "who": [], "since": "2026-01-01"}
     fact["quote"] = "waived since January"
@@ -89,7 +83,7 @@ def test_the_facts_of_notes_are_scored_where_the_answers_of_the_data_state_them(
     assert result["violations"]["void_lines"] == 1 and result["violations"]["exact"] == 1
 
 
-def test_the_facts_of_notes_are_scored_where_the_checks_of_the_quickstart_say_them():
+def test_facts_in_quickstart_checks_are_scored():
     def asked(note: str, subject: str, **fact) -> dict:
         answer = f"Checks:\n{note}, so {subject}: met\nDirective:\nNo measure is required."
         true = {"amount": None, "since": "", "who": [], "quote": note} | fact
@@ -133,13 +127,12 @@ def test_micro_scores_count_report_rule_pairs():
     assert clean["exact"] == 1 and clean["micro"]["f1"] == 0 and clean["per_rule"] == {}
 
 
-def test_the_truth_is_the_field_violations_else_the_text_which_may_be_a_letter_alone():
+def test_truth_is_field_violations_or_the_answer():
     answers = true_answers([example(BREACH), example(BREACH, violations=["CET1_MIN"]), example(CLEAN)], "f.jsonl")
     assert [answer.rule_ids for answer in answers] == [("LCR_MIN",), ("CET1_MIN",), ()]
     assert [answer.directive for answer in answers] == ["Restore the LCR.", "Restore the LCR.", "No measures."]
     letter = example("Restore the LCR.", violations=["LCR_MIN"])
     assert true_answers([letter], "f.jsonl") == [Answer(("LCR_MIN",), "Restore the LCR.")]
-    assert true_answers([example("42"), example("43")], "f.jsonl") is None  # another task
     with pytest.raises(UserError, match=r"f\.jsonl, example x7: neither"):
         true_answers([example(BREACH), example("42", id="x7")], "f.jsonl")
 
@@ -165,7 +158,7 @@ def test_scores_by_kind_of_note():
     assert score_kinds([{"violations": []}], [()]) == {}
 
 
-def test_what_notes_decide_is_scored_alone_and_a_pair_is_right_if_both_reports_are():
+def test_note_rules_and_minimal_pairs_are_scored():
     lifted, benign, plain = NOTES[2], NOTES[3], {"kind": "", "engine": ["NSFR_MIN"], "violations": ["NSFR_MIN"]}
     assert decided_by_notes([lifted, benign, plain]) == [{"LCR_MIN"}, {"LCR_MIN"}, set()]
     engine = [tuple(one["engine"]) for one in (lifted, benign, plain)]
@@ -196,14 +189,14 @@ def answer(*lines):
         (LCR.replace("93.10%", "93.10"), {"where", "limit", "legal"}),  # the unit is a part of the number
     ],
 )
-def test_a_finding_is_right_if_all_of_it_is(line, right):
+def test_finding_is_right_if_every_field_is(line, right):
     scores = score_facts([answer(LCR)], [answer(line)])
     assert scores["f1"] == (len(right) == 4)
     assert {field for field, share in scores["right"].items() if share == 1} == right
     assert (scores["n_true"], scores["n_named"]) == (1, 1)
 
 
-def test_scores_are_micro_averaged_over_findings_and_void_lines_cost():
+def test_scores_are_micro_averaged_over_findings():
     true = [answer(LCR, CLIENT), answer(), answer(CLIENT)]
     said = [answer(LCR, CLIENT.replace("K-01", "K-02")), None, answer(CLIENT, "LCR_MIN | too low")]
     scores = score_facts(true, said)
@@ -217,7 +210,7 @@ def test_scores_are_micro_averaged_over_findings_and_void_lines_cost():
     assert scores["f1"] == 0.5 and scores["right"] == {"where": 1, "value": 0.5, "limit": 1, "legal": 1}
 
 
-def test_checks_that_are_met_are_no_findings_and_lifting_is_one():
+def test_lifting_is_a_finding_and_met_is_none():
     missed, waived = "LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)", "Waiver: lifts LCR_MIN, CRR Art. 8"
     true = parse_answer(f"Checks:\n{missed}\nNSFR 110% >= 100%: met\n{waived}")
     for said, recall in ((f"Checks:\n{waived}\n{missed}", 1), (f"Checks:\n{missed}\nWaiver: met", 0.5)):
@@ -260,11 +253,11 @@ GOOD = {
         ("note_facts", [{"kind": "gift"}], r"`note_facts` must be a list of objects with kind, applies, amount"),
     ],
 )
-def test_a_mistake_names_the_file_the_example_and_the_field(field, value, message):
+def test_mistake_names_file_example_and_field(field, value, message):
     check_scored_fields([GOOD, {"text": "no chat"}], "test.jsonl")
     for training, where in ((None, "test.jsonl"), ([GOOD | {field: value}], "train.jsonl")):
         examples = [GOOD if training else GOOD | {field: value}]
         with pytest.raises(UserError, match=f"^{where}, example a: .*{message}"):
             score_answers(examples, [CLEAN], "test.jsonl", training, "train.jsonl")
     with pytest.raises(UserError, match=f"^mine, example a: .*{message}"):
-        baseline_tasks([GOOD | {field: value}], None, "mine")
+        baseline_results([GOOD | {field: value}], None, "mine")

@@ -3,12 +3,14 @@
 import copy
 
 from eval.report import compare
+from eval.task import full_report
 from tests.eval.tables import cells
 from xbrl.answers.baselines import COMPOSED
-from xbrl.answers.tables import figures, one_answer, table
+from xbrl.answers.tables import figures
+from xbrl.task import TASK
 
 RESULT = {
-    **{"model": "runs/x/export", "data": "test.jsonl", "data_sha256": "ab", "n_examples": 2},
+    **{"model": "runs/x/export", "data": "test.jsonl", "data_sha256": "ab", "n_examples": 2, "n_in_file": 2},
     **{"dtype": "bfloat16", "seconds": 12.3, "max_new_tokens": 80, "cut_short": 1},
     "violations": {
         **{"n_reports": 2, "n_violations": 3, "exact": 0.5, "macro_f1": 0.4, "void_lines": 3, "void_true_lines": 2},
@@ -48,7 +50,7 @@ RESULT = {
 
 
 def test_the_table_has_every_figure_with_its_n():
-    text, n = table(RESULT), "3 violations in 2 reports"
+    text, n = full_report(TASK, RESULT, None, 0), "3 violations in 2 reports"
     for name, *rest in (
         ("violations F1 (micro)", "0.600", "0.000 to 0.793", n),  # Wilson: F1 is 0 in the one that says something
         ("baseline: engine + note words", "0.410", n),
@@ -92,9 +94,3 @@ def test_compare_shows_both_results_and_the_change():
     f1 = ["violations F1 (micro)", "0.600", "0.900", "+0.0000", "+0.0000 to +0.0000", "3 violations in 2 reports"]
     assert cells(text, "violations F1") == f1
     assert cells(text, "validation loss")[1:3] == ["-", "1.234"]
-
-
-def test_one_answer_prefers_reports_with_violations():
-    assert one_answer(RESULT) == "answer to example b (true violations: LCR_MIN):\nbreach"
-    clean = {**RESULT, "answers": RESULT["answers"][:1]}
-    assert one_answer(clean, 3) == "answer to example a (true violations: none):\nclean"

@@ -118,7 +118,7 @@ def make(folder, out, **more) -> list[dict]:
 def test_an_archive_becomes_examples(archive, tmp_path):
     (folder, filings), out = archive, tmp_path / "out"
     places = ("--reports", folder / "reports", "--letters", folder / "letters", "--register", folder / "register.csv")
-    command = ("scripts/regulator.py", "examples", *places, "--out", out, "--processes", "1")
+    command = ("xbrl/scripts/regulator.py", "examples", *places, "--out", out, "--processes", "1")
     done = run_python(*command, "--splits", "0.6", "0.2", "0.2")
     assert done.returncode == 0, done.stderr
     examples = {

@@ -55,7 +55,7 @@ def database_file(tmp_path_factory) -> Path:
 
 
 def run(*arguments: object) -> CompletedProcess:
-    return run_python("scripts/regulator.py", "cpt", *arguments)
+    return run_python("xbrl/scripts/regulator.py", "cpt", *arguments)
 
 
 def read(path: Path) -> list[dict]:

@@ -211,7 +211,7 @@ def test_a_directory_without_a_tokenizer_is_one_sentence(tmp_path):
 
 def test_make_reports_writes_what_its_card_says(tmp_path):
     out = tmp_path / "a"
-    command = ("scripts/make_reports.py", "--out", out, "--examples", "24", "--processes", "1", "--style", "short")
+    command = ("xbrl/scripts/make_reports.py", "--out", out, "--examples", "24", "--processes", "1", "--style", "short")
     command += ("--splits", "0.5", "0.25", "0.25")
     done = run_python(*command)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,7 @@
-"""scripts/analyze.py as a process: by the engine alone, and with a tiny model on one and on two ranks."""
+"""xbrl/scripts/analyze.py as a process: by the engine alone, and with a tiny model on one and on two ranks."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,8 @@ from tests.processes import run_python, run_ranks
 from tests.tiny import write_tiny_model
 from tests.xbrl.desk.reports import BANK, LCR, LR, SMALL, contradict, write
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze.py"
+pytestmark = pytest.mark.slow
+SCRIPT = "xbrl/scripts/analyze.py"
 
 
 def entity(number):

@@ -1,11 +1,11 @@
 """Continual pre-training on 2 CPU cores before configs/quickstart.py: SmolLM2-135M reads part of a reporting framework.
 
 
-python scripts/regulator.py cpt --out artifacts/cpt
+python xbrl/scripts/regulator.py cpt --out artifacts/cpt
 awk 'NR % 12 == 0' artifacts/cpt/validation.jsonl > artifacts/cpt/validation_small.jsonl
 python scripts/data.py build artifacts/cpt/train.jsonl --model artifacts/models/SmolLM2-135M-Instruct --out artifacts/tokens/cpt-SmolLM2
-torchrun --nproc_per_node=2 train.py configs/laptop_cpt.py
-torchrun --nproc_per_node=2 train.py configs/quickstart.py model.path=runs/laptop_cpt/export run.name=laptop_after_cpt
+torchrun --nproc_per_node=2 train.py configs/xbrl_cpt_laptop.py
+torchrun --nproc_per_node=2 train.py configs/quickstart.py model.path=runs/xbrl_cpt_laptop/export run.name=after_cpt
 """
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
@@ -29,5 +29,5 @@ config = Config(
         learning_rate=1e-4, epochs=1, max_steps=72, warmup_ratio=0.1, min_lr_ratio=0.1, stage="pre-training"
     ),
     sharding=Sharding(strategy="grad_op"),  # as in configs/quickstart.py
-    run=Run(name="laptop_cpt", save_every=24, keep_last=1),
+    run=Run(name="xbrl_cpt_laptop", save_every=24, keep_last=1),
 )

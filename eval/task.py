@@ -1,0 +1,97 @@
+"""The task interface: how answers are scored and shown, and which programs and words belong to them.
+
+A task is a module with an object `TASK`. `--task MODULE` names it for the scripts, `eval.metric=MODULE` for the curves of a run.
+Without a name the task is any chat: exact match, ROUGE-L, and the user's --metric.
+"""
+
+import argparse
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import UserError
+from common.user_code import explain
+from data.files import Reading
+from eval import report
+from eval.report import Figure
+from eval.rouge import score_whole_answers
+
+# (examples, their file): raises UserError for the first field that is missing or malformed; the result is ignored.
+Check = Callable[[Sequence[dict], str], object]
+# (examples, answers, their file, training examples or None, their file, **options) -> the keys of the result
+Score = Callable[..., dict]
+# (examples, training examples or None, their file, **options) -> name -> its result, which has `answers`
+Baselines = Callable[..., dict[str, dict]]
+
+
+def _score_chats(
+    examples: Sequence[dict], texts: Sequence[str], where: str, training: Sequence[dict] | None, train_where: str
+) -> dict:
+    return score_whole_answers(examples, texts)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The functions and words of a task. The defaults are those of any chat.
+
+    An answer in a result may have a set of `true` and `predicted` labels, a `cluster` and a `pair`: `eval.intervals` then knows
+    F1, exact answers and pairs, and draws whole clusters.
+    """
+
+    check: Check = lambda examples, where: None
+    score: Score = _score_chats
+    baselines: Baselines = lambda examples, training, where, **options: {}
+    # Options of the command line: add them, fill in their defaults, and read what they name. What `read_options` returns is
+    # passed to `score` and `baselines` by keyword.
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    set_defaults: Callable[[argparse.Namespace], None] = lambda arguments: None
+    read_options: Callable[[argparse.Namespace, Reading], dict[str, Any]] = lambda arguments, reading: {}
+    # Rows of the printed table, and lines below it.
+    figures: Callable[[dict], list[Figure]] = report.figures
+    more_lines: Callable[[dict], list[str]] = lambda result: []
+    # (answers, examples) -> name -> score: the curves of a run with eval.metric=MODULE.
+    metric: Callable[[list[str], list[dict]], dict[str, float]] | None = None
+    # For a vocabulary: expressions of strings that may become one token, and further texts to search: (names) -> texts.
+    patterns: Sequence[str] = ()
+    forms: Callable[[Sequence[str]], Iterable[str]] | None = None
+    # For a comparison: what an example, a cluster of examples and a label are called, and the baseline that is always shown.
+    example: str = "example"
+    cluster: str = "cluster"
+    label: str = "label"
+    engine: str = ""
+
+
+ANY_CHAT = Task()
+
+
+def load_task(name: str, key: str = "--task") -> Task:
+    """Import the module `name` and return its `TASK`; `ANY_CHAT` for "". Raise UserError, which names `key`."""
+    if not name:
+        return ANY_CHAT
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # the module may be the user's
+        raise UserError(f"{key}={name}: the module cannot be imported: {explain(error)}") from error
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task):
+        raise UserError(
+            f"{key}={name}: {module.__file__ or name} has no TASK (eval/task.py); a function is named MODULE:FUNCTION"
+        )
+    return task
+
+
+def add_task_option(parser: argparse.ArgumentParser) -> Task:
+    """Add `--task`. Return the task that the command line of this process names, so that its own options can be added."""
+    early = argparse.ArgumentParser(add_help=False)
+    for each in (parser, early):
+        each.add_argument("--task", default="", metavar="MODULE", help="the task of the examples (default: any chat)")
+    return load_task(early.parse_known_args()[0].task)
+
+
+def full_report(task: Task, result: dict, before: dict | None, show: int) -> str:
+    """Return the table, the comparison with an earlier result if there is one, and the first `show` answers."""
+    parts = ["\n".join([report.table(result, task.figures), *task.more_lines(result)])]
+    parts += [report.compare(before, result, task.figures)] if before else []
+    parts += [report.one_answer(result, index) for index in range(min(show, len(result.get("answers", ()))))]
+    return "\n\n".join(parts)
