@@ -30,21 +30,28 @@ from torch.distributed.tensor import DTensor
 from common.dtypes import dtype_name
 from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
-from distributed.agreement import check_agreement
 from distributed.checkpoint_directory import (
     PREVIOUS,
     Append,
     CheckpointReader,
     CheckpointWriter,
+    check_free_space,
     checkpoint_name,
     prune,
     read_manifest,
     replace_state,
     write_manifest,
 )
-from distributed.disks import check_free_space
-from distributed.process_group import Ranks, call_on_all, gather_objects, random_state, read_on_first, set_random_state
-from distributed.sharding import unlike_copies
+from distributed.process_group import (
+    Ranks,
+    call_on_all,
+    check_agreement,
+    gather_objects,
+    random_state,
+    read_on_first,
+    set_random_state,
+)
+from distributed.sharding import local
 
 MOST_STEPS = 16  # in which an optimizer must have made its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
@@ -438,6 +445,19 @@ def _refuse(checkpoint: Path, differences: list[str]) -> None:
 def _shapes(values: dict[str, Any]) -> dict[str, str]:
     """Name -> shape and dtype of its tensor."""
     return {k: f"{tuple(v.shape)} {dtype_name(v.dtype)}" for k, v in values.items() if isinstance(v, torch.Tensor)}
+
+
+def unlike_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
+    """The names of the parameters that differ between copies of the model (`hybrid`, `none`), by the sum of their bits. A collective."""
+    first = next(iter(parameters.values()))
+    if not isinstance(first, DTensor) or first.device_mesh.ndim == 1:
+        return []
+    bits = torch.stack([local(parameter).flatten().view(torch.int16).sum() for parameter in parameters.values()])
+    ends = torch.stack([bits, -bits])
+    dist.all_reduce(ends, dist.ReduceOp.MAX, first.device_mesh.get_group(0))
+    spread = ends.sum(0)  # the largest less the smallest
+    dist.all_reduce(spread, dist.ReduceOp.MAX)  # the ranks of another shard know of theirs alone
+    return [name for name, difference in zip(parameters, spread.tolist(), strict=True) if difference]
 
 
 def _copies(tensors: Tensors) -> dict[str, str]:

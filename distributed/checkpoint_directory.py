@@ -10,7 +10,7 @@ continues from the one with the largest number. It is whole if all of its files 
 torch.distributed.checkpoint (DCP) reads parts of files, and other parts on another number of ranks: a checksum per block makes
 sure of the bytes that a rank uses, in the one read that it needs.
 
-record.jsonl (training/record.py) gets an entry before a checkpoint gets its name, and before one loses it: whatever a kill leaves
+record.jsonl (training/checkpointer.py) gets an entry before a checkpoint gets its name, and before one loses it: whatever a kill leaves
 under the name of a checkpoint has an entry.
 """
 
@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -33,20 +34,23 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_json
 from common.errors import UserError
-from distributed.process_group import Ranks, call_on_all, read_on_first
+from distributed.process_group import Ranks, call_on_all, gather_objects, read_on_first
 
 MANIFEST, INDEX = "manifest.json", ".metadata"
 COMPLETE = r"step-\d{6,}"  # the name of a complete checkpoint
 SET_ASIDE = ".bad"  # suffix of checkpoints from which the run does not continue, and which no save removes
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
+FORMAT = 1  # of manifest.json
 BLOCK = 2**24  # bytes that share a checksum
 LARGE = 2**20  # bytes: a write of more is hashed by threads meanwhile
 HASHERS = 2  # of these: one hashes 1 to 2 GB/s, which is less than a memory copies
 # Blocks of a file that is being read. torch.load looks at the beginning and at the end of a tensor before it reads it: each may
 # lie on two blocks.
 KEPT = 4
+ALSO_KEPT = 2  # checkpoints beside run.keep_last: the best one, and a proven one before them (`prune`)
+TORCHRUN_GRACE = 30.0  # seconds between SIGTERM and SIGKILL, torchrun's default
 Append = Callable[..., str]
-"""`Record.append` (training/record.py): adds an entry and returns its SHA-256. For rank 0 alone."""
+"""`Record.append` (training/checkpointer.py): adds an entry and returns its SHA-256. For rank 0 alone."""
 
 
 # --- The files of a checkpoint ----------------------------------------------------------------------------------------
@@ -234,8 +238,10 @@ def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: di
 
 def manifest_of(state: dict, files: dict[str, dict], values: dict) -> dict:
     """The content of manifest.json."""
-    content = json.loads(json.dumps({"state": state, "values": values, "files": files}))  # as it will be read
-    return content | {"checksum": _checksum(content)}
+    content = json.loads(
+        json.dumps({"format": FORMAT, "state": state, "values": values, "files": files})
+    )  # as it will be read
+    return content | {"checksum": checksum(content)}
 
 
 def digests(content: dict) -> dict[str, str]:
@@ -249,28 +255,48 @@ def tensors_digest(manifest: dict) -> str:
     The checksums of the files have it, but for DCP's index, which has a random number.
     """
     files = {name: entry for name, entry in manifest["files"].items() if name != INDEX}
-    return _checksum([files, manifest["values"]])
+    return checksum([files, manifest["values"]])
 
 
 def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
-    """{"state", "values", "files"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
+    """Return the content of manifest.json: `format`, `state`, `values` and `files`.
+
+    Raise UserError, which ends with `hint`, if the manifest is missing, damaged or of another format.
+    """
     path = checkpoint / MANIFEST
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing: the checkpoint is damaged, or another version of this code wrote it; {hint}"
-        )
+        raise UserError(f"{path} is missing: the checkpoint is damaged; {hint}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        checksum = content.pop("checksum")
-        if checksum == _checksum(content):
-            return content
+        is_whole = content.pop("checksum") == checksum(content)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {hint}") from error
     except (ValueError, KeyError, AttributeError, TypeError):
-        pass
-    raise UserError(
-        f"{path} is damaged, or a version of this code up to commit 674ddd9 wrote it: its content does not match its checksum; {hint}"
-    )
+        is_whole, content = False, {}
+    if not is_whole:
+        raise UserError(f"{path} is damaged: its content does not match its checksum; {hint}")
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {content.get('format')}, and this version of the code reads format {FORMAT}: continue with the "
+            "version that wrote it, or choose another run.name"
+        )
+    return content
+
+
+def checksum(content: object) -> str:
+    """Return the SHA-256, as hexadecimal digits, of plain JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def marks_of(checkpoint: Path) -> dict[str, str | None]:
+    """Return what tells this checkpoint from others of its step: `checkpoint`, the digest of its tensors, and `identity`, the
+    fingerprint of the run that trained it. Both are None if there is no such checkpoint.
+    """
+    try:
+        manifest = read_manifest(checkpoint)
+    except UserError:
+        return {"checkpoint": None, "identity": None}
+    return {"checkpoint": tensors_digest(manifest), "identity": checksum(manifest["state"]["identity"])}
 
 
 def replace_state(checkpoint: Path, state: dict, append: Append, **entry: Any) -> None:
@@ -378,5 +404,86 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _checksum(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+# --- Room on the disk, and time to save ---------------------------------------------------------------------------------
+
+
+def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> None:
+    """Raise UserError on all ranks if a node has fewer than `size` bytes free where `directory` is or will be.
+
+    A collective: no rank returns before all have entered, so files that rank 0 created before the call exist for all.
+    """
+    _check(directory, size, ranks, f"{what} needs {_size(size)}")
+
+
+def check_room_for_run(directory: Path, checkpoint_bytes: int, export_bytes: int, keep_last: int, ranks: Ranks) -> str:
+    """A line that says whether the checkpoints and the export of a run will fit on its disk. A collective.
+
+    `directory` is the run's; it may not exist yet. Raises UserError on all ranks if there is no room for a new checkpoint beside
+    the last one. The line is a warning if all that is kept (`prune`), a checkpoint being written and the export will not fit.
+    """
+    saved = directory.glob("checkpoints/step-*[0-9]")  # not those that were set aside, which no save removes
+    there = read_on_first(lambda: sum(map(_bytes_under, saved)), ranks)
+    what = f"a checkpoint is {_size(checkpoint_bytes)} and the last one stays until a new one is complete"
+    free, said = _check(directory / "checkpoints", max(checkpoint_bytes, 2 * checkpoint_bytes - there), ranks, what)
+    kept = (keep_last + ALSO_KEPT) * checkpoint_bytes
+    # An older export, too, stays until the new one is complete.
+    needed = max(kept + checkpoint_bytes - there, max(kept - there, 0) + export_bytes, 0)
+    if needed <= free:
+        return f"a save writes {_size(checkpoint_bytes)}; {said}"
+    return (
+        f"warning: {keep_last} checkpoints (run.keep_last), the best, the last good one, one being written "
+        f"({_size(checkpoint_bytes)} each) and the export ({_size(export_bytes)}) need {_size(needed)} more in {directory}, and "
+        f"{said}; the run stops with a sentence when a save does not fit"
+    )
+
+
+def torchrun_grace() -> float | None:
+    """Seconds that torchrun grants between SIGTERM and SIGKILL; None without torchrun.
+
+    A value given as --shutdown-timeout is not known to the ranks; one in the environment is.
+    https://docs.pytorch.org/docs/stable/elastic/run.html
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    default = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", TORCHRUN_GRACE)
+    return float(os.environ.get("PET_SHUTDOWN_TIMEOUT", default))
+
+
+def _check(directory: Path, size: int, ranks: Ranks, what: str) -> tuple[int, str]:
+    """(smallest free space over the nodes, the words for it). Raises UserError on all ranks if it is below `size`."""
+
+    def free() -> tuple[int, str] | None:
+        if ranks.local_rank:
+            return None
+        host = socket.gethostname()
+        try:
+            existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+            space = shutil.disk_usage(existing).free
+        except OSError as error:
+            raise UserError(
+                f"{directory} on host {host}: {error.strerror}; set run.directory to a disk that can be read"
+            ) from error
+        if not os.access(existing, os.W_OK):  # else the first save would notice, after the steps up to it
+            raise UserError(
+                f"{existing} on host {host} cannot be written to; look whose it is, and whether its disk is read-only"
+            )
+        return space, host
+
+    answers = [answer for answer in gather_objects(call_on_all(free, ranks), ranks) if answer]
+    smallest, host = min(answers)
+    said = f"the disk{f' of host {host}' if len(answers) > 1 else ''} has {_size(smallest)} free"
+    if smallest < size:
+        raise UserError(
+            f"{directory}: {what}, but {said}; free {_size(size - smallest)}, or set run.directory to another disk, and start "
+            "again: the run continues from its last checkpoint"
+        )
+    return smallest, said
+
+
+def _bytes_under(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _size(num_bytes: float) -> str:
+    """1536 * 2**20 -> 1.5 GiB."""
+    return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.0f} MiB"

@@ -12,7 +12,7 @@ from torch import nn
 
 from common.durable_files import publish, start_directory
 from common.errors import UserError
-from distributed.disks import check_free_space
+from distributed.checkpoint_directory import check_free_space
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import whole
 

@@ -334,19 +334,6 @@ def flat_parts(parameter: torch.Tensor, size: int) -> Iterator[tuple[slice, int]
             yield slice(index * run + begin, index * run + end), index * whole + first + begin
 
 
-def unlike_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
-    """The names of the parameters that differ between copies of the model (`hybrid`, `none`), by the sum of their bits. A collective."""
-    first = next(iter(parameters.values()))
-    if not isinstance(first, DTensor) or first.device_mesh.ndim == 1:
-        return []
-    bits = torch.stack([local(parameter).flatten().view(torch.int16).sum() for parameter in parameters.values()])
-    ends = torch.stack([bits, -bits])
-    dist.all_reduce(ends, dist.ReduceOp.MAX, first.device_mesh.get_group(0))
-    spread = ends.sum(0)  # the largest less the smallest
-    dist.all_reduce(spread, dist.ReduceOp.MAX)  # the ranks of another shard know of theirs alone
-    return [name for name, difference in zip(parameters, spread.tolist(), strict=True) if difference]
-
-
 def sum_over_shards(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """Add up, in place, a sum over this rank's shards with those of all ranks; copies of the model count once.
 

@@ -19,7 +19,7 @@ from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import END
 from tools.verify import check_files, read_record
-from training.record import Record
+from training.checkpointer import Record
 
 RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
 # Name of a run -> the recipes that it has together.

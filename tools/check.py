@@ -31,9 +31,8 @@ from common.durable_files import check_can_write, write_json
 from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, override, read_command_line
-from distributed.agreement import library_versions
 from distributed.checkpoint_directory import complete_checkpoints
-from distributed.process_group import gather_objects, process_group, world_size_from_environment
+from distributed.process_group import gather_objects, library_versions, process_group, world_size_from_environment
 from model.architectures import read_model_config
 from model.weight_files import INDEX, SINGLE, stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
@@ -51,10 +50,10 @@ from tools.check_runs import (
 )
 from tools.check_step import LINES
 from tools.plan import Plan, plan_of
+from training.checkpointer import FILE as RECORD
+from training.checkpointer import METRICS
 from training.description import counted
 from training.owner import LOCK_FILE, own_directory
-from training.record import FILE as RECORD
-from training.record import METRICS
 
 
 class ChildFailed(Exception):

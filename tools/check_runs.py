@@ -20,8 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Config
-from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, read_manifest
-from distributed.disks import ALSO_KEPT, torchrun_grace
+from distributed.checkpoint_directory import (
+    ALSO_KEPT,
+    checkpoint_name,
+    complete_checkpoints,
+    read_manifest,
+    torchrun_grace,
+)
 from distributed.low_memory import make_code_maps
 from distributed.optimizer import decays
 from distributed.process_group import Ranks, gather_objects, read_on_first
@@ -34,8 +39,8 @@ from model.weights import Weights, tensors_of_checkpoint
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_step import EPS, REFERENCE, ROUNDINGS, Reference
 from tools.plan import timed_steps
+from training.checkpointer import newest_start
 from training.description import counted
-from training.record import newest_start
 
 T = TypeVar("T")
 Rows = Mapping[int, Mapping[str, float]]  # by step

@@ -23,10 +23,10 @@ from model.fingerprint import fingerprint_of_sums
 from model.flops import count_work, step_flops
 from model.language_model import build_on_meta
 from training.checkpoint_export import Export
+from training.checkpointer import Record
 from training.ending import BOM, EXPORT, SIGNATURE, read_json
 from training.model_card import Results, base_model
 from training.provenance import PACKAGES, short_commit
-from training.record import Record
 
 OURS = "full-fine-tuning:"  # begins the names of our properties
 INSTALL = "pip install 'model-signing>=1.1,<2' pyopenssl 'cyclonedx-python-lib[json-validation]>=11.12,<12'"

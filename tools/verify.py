@@ -35,6 +35,7 @@ from distributed.checkpoint_directory import (
     SET_ASIDE,
     CheckedFile,
     checkpoint_name,
+    marks_of,
     read_manifest,
 )
 from model.architectures import first_new_row
@@ -44,11 +45,11 @@ from model.weight_files import stored_tensors
 from model.weights import weights_of_directory
 from tools.chaos import read_rows
 from tools.launched import ROOT, Launch, torchrun
+from training.checkpointer import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after, prepared_in
 from training.description import counted
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
-from training.identity import differences, marks_of
+from training.identity import differences
 from training.log import EVALUATIONS
-from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after, prepared_in
 
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
 UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"

@@ -28,7 +28,7 @@ from configs.load import is_of_answers
 from data.examples import Documents
 from data.sources import Corpus
 from distributed.checkpoint import load_parameters
-from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
+from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, marks_of
 from distributed.process_group import Ranks, StopSignal, call_on_all, gather_objects, read_on_first
 from distributed.sharding import local, local_shard
 from eval import forgetting
@@ -39,11 +39,10 @@ from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
 from model.weight_files import hash_weights
 from training.answers import Answers
+from training.checkpointer import RunRecord
 from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
-from training.identity import marks_of
 from training.inputs import Inputs
-from training.record import RunRecord
 
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)

@@ -10,7 +10,7 @@ from common.errors import UserError
 from configs.config import Config, Data
 from configs.load import replace
 from data.chat_template import ChatSettings, ChatTemplate, read_chat_settings, writes_date
-from training.record import newest_start
+from training.checkpointer import newest_start
 
 
 def chat_settings(data: Data) -> ChatSettings:

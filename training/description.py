@@ -1,40 +1,40 @@
 """What a run says at its start: model, data, how a step is computed, schedule, and warnings; the rest is in start.txt."""
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PretrainedConfig
 
 from common.dtypes import dtype_name
 from common.durable_files import write_durably
 from configs.config import Config
 from configs.load import FORMATS
 from data.dealing import Deal, balance
-from distributed.process_group import Ranks, read_on_first
+from distributed.process_group import read_on_first
 from model.architectures import has_experts, origin
 from model.flops import Peak
 from model.language_model import num_parameters, num_trained
 from training.chat_settings import other_options
 from training.inputs import Inputs
 
+if TYPE_CHECKING:
+    from training.start import TrainingRun
+
 
 def describe_run(
-    config: Config,
-    inputs: Inputs,
-    model: torch.nn.Module,
+    run: "TrainingRun",
     layers: list[torch.nn.Module],
-    model_config: PretrainedConfig,
     optimizer: torch.optim.Optimizer,
-    ranks: Ranks,
     peak: Peak,
     notes: list[str],
     disk: str,
 ) -> list[str]:
-    """What a run prints at its start: five lines, one for each warning, and `notes`; with run.verbose also all details.
+    """Return the lines that a run prints at its start: five, one for each warning, and `notes`. Every rank must call this.
 
-    runs/NAME/start.txt has all of it in any case. notes: on what is resumed; disk: the line of `check_disks`. A collective.
+    runs/NAME/start.txt gets all details, and with run.verbose they are printed as well. notes: on the resume. disk: the line of
+    `check_disks`.
     """
+    config, inputs, model, model_config, ranks = run.config, run.data, run.model, run.model_config, run.ranks
     world_size = ranks.world_size
     count, settings, sharding = num_parameters(model), config.optimizer, config.sharding
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
@@ -86,7 +86,7 @@ def describe_run(
         warnings += sharing_warnings(model)
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details.append(disk)
-    path = Path(config.run.directory, config.run.name, "start.txt")
+    path = run.directory / "start.txt"
     read_on_first(lambda: write_durably(path, "\n".join([*lines, *details, ""])), ranks)
     return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]
 

@@ -12,6 +12,21 @@ Evaluate = Callable[[], dict | None]
 """Measures the model: the name of each curve -> its value; None if a signal cut it short. Every rank calls it."""
 
 
+# The attributes of Evaluations that the manifest of a checkpoint keeps, plain JSON.
+SAVED = (
+    "evaluated",
+    "validation",
+    "loss",
+    "base_loss",
+    "best_by",
+    "base_value",
+    "best_value",
+    "best_loss",
+    "best_step",
+)
+SAVED += ("without_gain",)
+
+
 class Evaluations:
     """What has been evaluated, by name of the evaluation ("validation", "forgetting"), and the best checkpoint.
 
@@ -26,6 +41,7 @@ class Evaluations:
         self.evaluated: dict[str, int] = {}  # evaluation -> the last step at which it finished
         self.validation = [source.fingerprint for source in validation.sources] if validation else []
         self.best_by = criterion_of(config)
+        self.curve = curve_of(self.best_by)
         self.is_judged = True  # False: by another criterion or other data; the step is evaluated again
         self.loss: float | None = None  # the last validation loss
         self.base_loss: float | None = None  # validation loss of the base model
@@ -35,13 +51,6 @@ class Evaluations:
         self.best_step: int | None = None
         self.without_gain = 0  # evaluations of trained models since then
 
-    _SAVED = ("evaluated", "validation", "loss", "base_loss", "best_by", "base_value", "best_value", "best_loss")
-    _SAVED += ("best_step", "without_gain")
-
-    def state_dict(self) -> dict:
-        """What the manifest of a checkpoint keeps, plain JSON."""
-        return {name: getattr(self, name) for name in self._SAVED}
-
     def load_state_dict(self, saved: dict) -> list[str]:
         """Continue from what a manifest has. Returns lines for the user.
 
@@ -49,7 +58,7 @@ class Evaluations:
         evaluated again.
         """
         validation, best_by, changed = self.validation, self.best_by, []
-        for name in self._SAVED:
+        for name in SAVED:
             setattr(self, name, saved[name])
         if validation and validation != self.validation:
             changed += [] if best_by.startswith(GENERAL) else ["data.validation has changed"]
@@ -81,7 +90,7 @@ class Evaluations:
         updates: steps so far that changed the weights. Evaluations without a finite value of the criterion are not counted.
         """
         self.evaluated[name] = step
-        loss, value = figures.get("validation/loss", math.nan), figures.get(curve_of(self.best_by), math.nan)
+        loss, value = figures.get("validation/loss", math.nan), figures.get(self.curve, math.nan)
         if name == "validation":
             self.loss = loss if math.isfinite(loss) else None
         if updates == 0:  # still the base model, at step 0 or after skipped steps

@@ -23,8 +23,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.errors import UserError
 from configs.config import DECIDES, FREE, READ, Config, as_dict
 from configs.load import GENERAL, is_of_answers, parse_best_by
-from distributed.agreement import library_versions
-from distributed.checkpoint_directory import read_manifest, tensors_digest
+from distributed.checkpoint_directory import checksum
+from distributed.process_group import library_versions
 from model.weight_files import hash_weights
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ WITH_VERSIONS = ("torch", "transformers")  # also from a checkout, whose thousan
 OWN_SCORES = "eval.metric"  # of answers, without a function of the user's
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
-FIRST_STEP, EXCLUDED = "the first step", "data.exclude"  # in "the data"
+FIRST_STEP = "the first step"  # in "the data"
 SHOWN = 8  # files or keys of a kind, in a message
 WIDTH = 120  # characters of a value in a message
 
@@ -73,7 +73,6 @@ def identity_of(
     if config.lora.rank:  # the alpha that holds: another default of a later version must not pass as the same run
         settings["lora.alpha"] = config.lora.effective_alpha
     mixture, old = inputs.train.mixture(), inputs.old_domain
-    excluded = {EXCLUDED: inputs.exclusion.fingerprint} if inputs.exclusion else {}
     versions = {"torch": torch.__version__, "transformers": library_versions()["transformers"]}
     if config.optimizer.memory == "6N":
         versions["torchao"] = importlib.metadata.version("torchao")
@@ -87,7 +86,6 @@ def identity_of(
                 "data.mix": mixture,
                 "ewc.data": old.fingerprint if old and config.ewc.strength else None,
                 FIRST_STEP: hashlib.sha256(repr(inputs.plan.batch(0).items).encode()).hexdigest(),
-                **excluded,
             },
             "config.json": of_model_config(model_config),
             "the tokenizer": {"of model.path": fingerprint({"ids": inputs.of_tokenizer, **of_chats})},
@@ -110,19 +108,8 @@ def free_settings(config: Config, inputs: "Inputs", world_size: int, device: str
 
 
 def fingerprint(identity: Identity) -> str:
-    """The SHA-256 of an identity, as hexadecimal digits."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def marks_of(checkpoint: Path) -> dict[str, str | None]:
-    """What tells a checkpoint from another one of its step: `checkpoint`, a digest of its tensors, and `identity`, the fingerprint
-    of what trained it. Both are None if there is no such checkpoint.
-    """
-    try:
-        manifest = read_manifest(checkpoint)
-    except UserError:
-        return {"checkpoint": None, "identity": None}
-    return {"checkpoint": tensors_digest(manifest), "identity": fingerprint(manifest["state"]["identity"])}
+    """Return the SHA-256 of an identity, as hexadecimal digits."""
+    return checksum(identity)
 
 
 def _settings(config: Config) -> dict:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -20,6 +19,7 @@ from common.errors import UserError
 from configs.config import Config
 from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
 from data.cache import Cache
+from data.chat_template import ChatSettings
 from data.dealing import Costs, Deal, Dealer, Items
 from data.encoding import ExampleEncoder
 from data.examples import Documents
@@ -83,8 +83,9 @@ class Inputs:
     asked: Asked | None = None  # what run.eval_generate answers
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
+    chats: ChatSettings = ChatSettings()  # how chats are rendered
+    stop_ids: tuple[int, ...] = ()  # the tokens that end an answer
     of_tokenizer: str = ""  # what tells its token ids from those of others (data/tokens.py)
-    exclusion: Any = None  # a data.find.Exclusion, with data.exclude; the plan is without it
     # For evaluations, which are alike: (whether they are of `train`, the items of a batch) -> its deal
     dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
     # To the micro-batch of these items of `train`: what the base predicts for anchored targets (training/anchor.py)
@@ -179,8 +180,9 @@ def read_inputs(
         config = with_local_files(config, say)
     data, batch, ewc = config.data, config.batch, config.ewc
     old_files = ewc.data if ewc.strength else ()
+    chats = chat_settings(data)
     reader = Reader(
-        ExampleEncoder(tokenizer, chat_settings(data)),
+        ExampleEncoder(tokenizer, chats),
         vocab_size,
         data.sequence_length,
         data.too_long,
@@ -199,14 +201,6 @@ def read_inputs(
         global_examples=batch.global_examples,
         global_tokens=batch.global_tokens,
     )
-    exclusion = None
-    if data.exclude:
-        from data.find import exclude
-
-        plan, exclusion = exclude(plan, train, data)
-        if ewc.strength and ewc.estimator != "l2":
-            line = f"warning: data.exclude={data.exclude}: EWC is estimated from what it was, which stays whole"
-            exclusion = replace(exclusion, lines=(*exclusion.lines, line))
     total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps is None:
@@ -242,8 +236,9 @@ def read_inputs(
         config,
         asked,
         new_row,
+        chats=chats,
+        stop_ids=reader.encoder.stop_ids,
         of_tokenizer=reader.encoder.of_tokenizer,
-        exclusion=exclusion,
     )
 
 

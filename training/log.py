@@ -21,11 +21,11 @@ from data.batches import StepBatch
 from data.dealing import Deal
 from data.sources import Corpus, mean_losses
 from distributed.checkpoint import SaveTimes
-from distributed.disks import torchrun_grace
+from distributed.checkpoint_directory import torchrun_grace
 from distributed.process_group import Ranks, read_on_first
 from model.flops import Work, step_flops
 from model.loss import LossSums
-from training.record import AGAIN
+from training.checkpointer import AGAIN
 from training.sinks import Service, TensorBoard, Values, open_sinks
 
 SHOWN = 32  # hexadecimal digits of the head of the record
@@ -174,7 +174,7 @@ class Meter:
     def __init__(self, corpus: Corpus, work: Work, peak_flops: float, device: torch.device) -> None:
         """`work`: FLOPs per unit of this model; `peak_flops`: FLOP/s of all ranks together."""
         self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
-        self.has_row = self.is_empty = False
+        self.has_row = False
         self.seconds_per_step = math.nan  # mean over the last closed window
         self._open_window()
 
@@ -198,7 +198,6 @@ class Meter:
         The FLOPs of the head count a target by its weight; the plan does not know their number.
         """
         self.steps += 1
-        self.is_empty = not batch.items
         self.mean_cost += deal.mean
         self.slowest_cost += deal.slowest
         self.tokens += sum(batch.document_lengths)
@@ -255,14 +254,13 @@ class Meter:
             parts.append(f"EWC {row['ewc/penalty']:.3g}")
         if was_skipped:
             why = "a spike of the gradient norm" if is_finite else "not finite"
-            why = "all of its documents are excluded" if self.is_empty else why
             parts.append(f"SKIPPED, {why} ({row['train/skipped_steps']} so far)")
         return " | ".join(parts)
 
 
 def _shares(curve: str, names: Sequence[str], targets: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Each source's share of target tokens. `targets`: of each source."""
-    total = sum(targets) or 1  # 0 where data.exclude leaves nothing of the steps
+    total = sum(targets) or 1  # 0 if all targets so far have a weight of 0
     return {f"{curve}/{name}": float(count / total) for name, count in zip(names, targets, strict=True)}
 
 

@@ -16,7 +16,7 @@ from distributed.device import choose_device
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
 from model.language_model import PackedLanguageModel
-from training.record import newest_start
+from training.checkpointer import newest_start
 
 MOST_ROWS = 2**20
 
@@ -50,7 +50,7 @@ def settle_micro_batch(
     if complete_checkpoints(run_directory / "checkpoints"):
         start = newest_start(run_directory)
         if start.get("world_size") == world_size:
-            context = start["config"]["sharding"].get("context", 1)  # older starts have none
+            context = start["config"]["sharding"]["context"]
             recorded = start["config"]["batch"]["micro_batch"] if context == config.sharding.context else None
     if world_size > 1:
         store = join(config.run.timeout_minutes, "size of the micro-batch")

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import UserError
-from distributed.disks import check_shared
-from distributed.process_group import Ranks, read_on_first
+from distributed.process_group import Ranks, gather_objects, read_on_first
 
 LOCK_FILE = "run.lock"
+# An NFS client may believe for this long that a new directory does not exist (acdirmin=30, nfs(5)).
+SHARED_SECONDS = 35.0
 WAIT_SECONDS = 10.0  # for a process that is about to end, e.g. after a restart by torchrun
 _POLL_SECONDS = 0.1
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -o flock, NFS without lockd, some FUSE
@@ -67,6 +68,30 @@ def own_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECO
                 file.truncate(0)
             _held.discard(file)
             file.close()  # releases the lock: no child has a copy
+
+
+def check_shared(path: Path, text: str, ranks: Ranks, wait_seconds: float = SHARED_SECONDS) -> None:
+    """Raise UserError on all ranks if a node does not see the `text` that rank 0 has written to the file `path`. A collective.
+
+    The first rank of each node reads the file until it has the text, for `wait_seconds`.
+    """
+    problem, end = None, time.monotonic() + wait_seconds
+    while ranks.rank > 0 and ranks.local_rank == 0:
+        try:
+            problem = None if path.read_text(encoding="utf-8") == text else "other content"
+        except OSError as error:
+            problem = error.strerror
+        if problem is None or time.monotonic() >= end:
+            break
+        time.sleep(_POLL_SECONDS)
+    here = problem and f"rank {ranks.rank} on host {socket.gethostname()} ({problem})"
+    problems = [one for one in gather_objects(here, ranks) if one]
+    if problems:
+        raise UserError(
+            f"{path.parent} is not the same directory on every node: a file that rank 0 wrote there is not seen by "
+            f"{', '.join(problems)}; checkpoints of several nodes need a shared file system: set run.directory to a "
+            "directory on one"
+        )
 
 
 def _lock(path: Path, wait_seconds: float) -> TextIO:

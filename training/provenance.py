@@ -27,14 +27,14 @@ from common.sha256 import remembered_sha256, sha256, sha256_of_all
 from configs.config import Config, as_dict
 from data.files import expand
 from data.store import is_store
-from distributed.agreement import library_versions
 from distributed.device import processor
-from distributed.process_group import device_line, gather_objects, read_on_first
+from distributed.process_group import device_line, gather_objects, library_versions, read_on_first
+from training.checkpointer import Checkpointer
 from training.ending import BOM, EXPORT
 from training.identity import Identity, fingerprint
 from training.inputs import Inputs, data_paths
 from training.log import Log
-from training.record import RunRecord
+from training.start import TrainingRun
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,14 +45,14 @@ LONG = 2**26  # bytes that each start reads again; the digests of other files ar
 Say = Callable[[str], None]
 
 
-def record_start(
-    config: Config, inputs: Inputs, identity: Identity, evaluated: dict[str, int], record: RunRecord, log: Log
-) -> str:
-    """Append the entry of this start to the record, before `log.open`, and write config.json and the start's diff. A collective.
+def record_start(run: TrainingRun, checkpointer: Checkpointer, log: Log) -> str:
+    """Append the entry of this start to the record, and write config.json and the start's diff. Every rank must call this.
 
-    evaluated: as for `log.open`. Returns a line that names the start. Raises UserError on all ranks if it cannot be written.
+    Call it after `Checkpointer.find` and before `Log.open`. Return a line that names the start. Raise UserError on all ranks if
+    the files cannot be written.
     """
-    directory, ranks, settings = record.directory, record.ranks, as_dict(config)
+    config, record, identity = run.config, checkpointer.record, checkpointer.identity
+    directory, ranks, settings = run.directory, run.ranks, as_dict(config)
     places = gather_objects((socket.gethostname(), _hardware(ranks.device)), ranks)
 
     def write() -> dict:
@@ -91,9 +91,9 @@ def record_start(
             of_entry = start | {
                 "identity": identity,
                 "written": written,
-                "files": files_read(config, inputs, identity, log.say),
+                "files": files_read(config, run.data, identity, log.say),
             }
-            record.start(log.kept(record.step, evaluated), **of_entry)
+            record.start(log.kept(record.step, checkpointer.evaluations.evaluated), **of_entry)
             write_json(directory / "config.json", start)
         except OSError as error:
             raise UserError(f"{error.filename or directory}: {error.strerror}; cannot record this start") from error
@@ -106,7 +106,7 @@ def record_start(
 def files_read(config: Config, inputs: Inputs, identity: Identity, say: Say) -> dict[str, dict[str, str]]:
     """The SHA-256 of the files that decide a run, by their absolute paths: `the base` with its tokenizer, `the data`."""
     base, paths = Path(config.model.path).resolve(), data_paths(inputs.local)
-    others = [path for path in (config.data.chat_template, config.data.exclude) if path]
+    others = [config.data.chat_template] if config.data.chat_template else []
     fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
     others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
     small = [path for path in base.iterdir() if path.suffix in OF_A_TOKENIZER and path.is_file()]

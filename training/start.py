@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,14 +15,15 @@ from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, read_command_line, replace
 from data.tokens import generation_stops
-from distributed.agreement import check_agreement, library_versions
-from distributed.disks import check_room_for_run
+from distributed.checkpoint_directory import check_room_for_run
 from distributed.host_memory import keep_freed_memory
 from distributed.optimizer import check_memory
 from distributed.process_group import (
     Ranks,
     StopSignal,
     agree_any,
+    check_agreement,
+    library_versions,
     process_group,
     read_on_first,
     world_size_from_environment,
@@ -32,6 +34,23 @@ from training.inputs import Inputs
 from training.observe import memory_snapshot
 from training.owner import own_directory
 from training.sinks import check_sinks
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run as this rank sees it: config, data and model, and all that the ranks have agreed on."""
+
+    config: Config
+    data: Inputs  # `data.plan` decides which documents a step has
+    model: PackedLanguageModel  # on meta until `first_weights`
+    model_config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    identity: Identity  # all that decides the weights
+    settings: dict  # all that may change between two starts (`free_settings`)
+    compute_dtype: torch.dtype  # the same on all ranks
+    stop: StopSignal  # tells all ranks of a signal at the same line
+    ranks: Ranks
+    directory: Path  # runs/NAME
 
 
 def read_config(documentation: str | None) -> Config:
@@ -51,13 +70,16 @@ def read_config(documentation: str | None) -> Config:
 
 @contextmanager
 def join_run(
-    config: Config, inputs: Inputs, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[StopSignal, Identity, dict, torch.dtype]]:
-    """Join the processes of a run, which agree on all that they have read, and own its directory. A collective.
+    config: Config,
+    inputs: Inputs,
+    model: PackedLanguageModel,
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[TrainingRun]:
+    """Join the processes of a run, let them agree on all that they have read, and own the run's directory.
 
-    Gives (the stop signal, which has the `ranks`; what decides the weights of the run; what may change between two starts;
-    the dtype in which all ranks compute). Raises UserError on all ranks if a rank read other files, another config or another
-    model, or runs other versions or code, and if run.resume=never and the run exists.
+    Every rank must call this. Raise UserError on all ranks if a rank read other files, another config or another model, or
+    runs other versions or code, and if run.resume=never and the run exists.
     """
     directory = Path(config.run.directory, config.run.name)
     with process_group(config.run.timeout_minutes, directory=directory) as ranks:
@@ -85,7 +107,8 @@ def join_run(
             if config.run.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
-            yield StopSignal(ranks), identity, settings, dtype
+            parts = config, inputs, model, model_config, tokenizer, identity, settings, dtype
+            yield TrainingRun(*parts, StopSignal(ranks), ranks, directory)
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
@@ -109,14 +132,11 @@ def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
     return dtype
 
 
-def check_disks(
-    config: Config, model: PackedLanguageModel, checkpoint: int, model_config: PretrainedConfig, ranks: Ranks
-) -> str:
-    """A line that says whether the checkpoints and the export will fit. A collective.
+def check_disks(run: TrainingRun, checkpoint: int) -> str:
+    """Return a line on whether the checkpoints and the export will fit on the disk. Every rank must call this.
 
-    `checkpoint`: its bytes. Raises UserError on all ranks if there is no room for one.
+    checkpoint: its bytes. Raise UserError on all ranks if there is no room for one.
     """
-    directory = Path(config.run.directory, config.run.name)
-    dtype = getattr(model_config, "dtype", None) or torch.bfloat16
-    export = sum(parameter.numel() for parameter in parameter_names(model).values()) * dtype.itemsize
-    return check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)
+    dtype = getattr(run.model_config, "dtype", None) or torch.bfloat16
+    export = sum(parameter.numel() for parameter in parameter_names(run.model).values()) * dtype.itemsize
+    return check_room_for_run(run.directory, checkpoint, export, run.config.run.keep_last, run.ranks)

@@ -3,8 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from distributed.agreement import disagreement
-from distributed.process_group import world_size_from_environment
+from distributed.process_group import disagreement, world_size_from_environment
 
 FIX = "; give all ranks the same files, config and versions"
 

@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from common.errors import UserError
-from distributed import checkpoint, disks
-from distributed.disks import check_free_space, check_room_for_run, check_shared, torchrun_grace
+from distributed import checkpoint, checkpoint_directory
+from distributed.checkpoint_directory import check_free_space, check_room_for_run, torchrun_grace
 from distributed.process_group import call_on_all, read_on_first
+from training import owner
+from training.owner import check_shared
 
 GIB = 2**30
 HOST = socket.gethostname()
 
 
 def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, monkeypatch) -> None:
-    monkeypatch.setattr(disks, "gather_objects", lambda value, ranks: [None, value])
+    monkeypatch.setattr(owner, "gather_objects", lambda value, ranks: [None, value])
     file, first_of_node = tmp_path / "token", dataclasses.replace(ranks, rank=1)
     words = f"{tmp_path} is not the same directory on every node: a file that rank 0 wrote there is not seen by rank 1 on host {HOST} "
     with pytest.raises(UserError, match=re.escape(words + "(No such file or directory); ")):
@@ -58,8 +60,8 @@ def disk(monkeypatch) -> dict:
 
 
 def test_the_fullest_node_decides_and_is_named(tmp_path, ranks, monkeypatch, disk) -> None:
-    gather = disks.gather_objects
-    monkeypatch.setattr(disks, "gather_objects", lambda value, ranks: [*gather(value, ranks), (8 * GIB, "other")])
+    gather = checkpoint_directory.gather_objects
+    monkeypatch.setattr(checkpoint_directory, "gather_objects", lambda value, ranks: [*gather(value, ranks), (8 * GIB, "other")])
     check_free_space(tmp_path, 3 * GIB, ranks, "the export")
     words = f"the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free 1.0 GiB, or"
     with pytest.raises(UserError, match=words):
@@ -112,7 +114,7 @@ def test_checkpoints_that_cannot_be_written_are_noticed_before_the_first_step(
 ) -> None:
     (folder := tmp_path / "checkpoints").mkdir()
     disk["free"] = 9.0
-    monkeypatch.setattr(disks.os, "access", lambda path, mode: path != folder)
+    monkeypatch.setattr(checkpoint_directory.os, "access", lambda path, mode: path != folder)
     with pytest.raises(UserError, match=f"{folder} on host {HOST} cannot be written to; look whose it is"):
         check_room_for_run(tmp_path, GIB, 0, 1, ranks)
 

@@ -14,10 +14,10 @@ from distributed.checkpoint_directory import latest_checkpoint
 from model.weights import tensors_of_checkpoint
 from tests.distributed.launch import flip_bit, largest_difference, launch, rows, run_of, weights, workplace
 from tests.tiny import write_chat_file
+from training.checkpointer import Record
 from training.ending import sums_of
 from training.identity import fingerprint
 from training.owner import own_directory
-from training.record import Record
 
 pytestmark = pytest.mark.slow
 EVERY_STEP = ("run.save_every=1", "run.eval_every=1")

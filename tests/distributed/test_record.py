@@ -17,7 +17,7 @@ from common.sha256 import sha256
 from tests.distributed.launch import flip_bit, launch, rows, run_of, workplace
 from tools import verify
 from tools.verify import EXACT, NOT_EXACT, Differs, check_files, read_record, replay, seen
-from training.record import Record
+from training.checkpointer import Record
 
 pytestmark = pytest.mark.slow
 STEPS = 6

@@ -12,10 +12,10 @@ from torch.distributed.checkpoint import default_planner, staging
 from common.errors import UserError
 from configs.config import Optimizer
 from distributed import checkpoint, checkpoint_directory
-from distributed.agreement import disagreement, flatten
 from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import latest_checkpoint, read_manifest
 from distributed.optimizer import adamw, check_optimizer
+from distributed.process_group import disagreement, flatten
 from tests.distributed.test_checkpoint_directory import weight_and_optimizer
 
 # --- Any optimizer ---

@@ -26,7 +26,7 @@ from tests.distributed.launch import (
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
 from tools.chaos import differences
-from training.record import Record
+from training.checkpointer import Record
 
 pytestmark = pytest.mark.slow
 STEPS = 6

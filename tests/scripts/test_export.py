@@ -28,9 +28,9 @@ from tests.processes import ROOT, run_python
 from tools.release import check_bom, verify_release
 from tools.verify import Differs, _compare_tensors
 from training.checkpoint_export import Export, kept_by_rounding, read_export, verify, write_export
+from training.checkpointer import Record
 from training.ending import sums_of
 from training.identity import of_model_config
-from training.record import Record
 
 SCRIPT = ROOT / "scripts" / "export.py"
 

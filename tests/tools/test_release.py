@@ -25,8 +25,8 @@ from tests.training.test_model_card import CONTENTS, START, STATE, evaluation, f
 from tools import release
 from tools.release import check_bom, sign_release, verify_release, write_bom
 from training.checkpoint_export import Export, write_export
+from training.checkpointer import Record
 from training.model_card import read_results
-from training.record import Record
 
 pytest.importorskip("cyclonedx")
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")

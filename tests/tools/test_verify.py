@@ -24,7 +24,7 @@ from data.sources import Windows
 from distributed.checkpoint_directory import checkpoint_name, replace_state, write_manifest
 from tools import check_step, verify
 from tools.verify import EXACT, Differs, Segment, _compare_segment, _rows_of, compare, seen
-from training.record import Entry, Record, plan_after
+from training.checkpointer import Entry, Record, plan_after
 
 IDENTITY = {part: {} for part in ("settings", "config.json", "versions", "the data", "the weights")}
 IDENTITY |= {part: {} for part in ("the tokenizer", "the code", "the scores' code")}

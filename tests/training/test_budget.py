@@ -35,9 +35,9 @@ from tools.verify import Differs, check_files, read_record
 from training import budget
 from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
 from training.checkpoint_export import read_export, write_export
+from training.checkpointer import RunRecord
 from training.ending import check_recorded
 from training.model_card import read_results
-from training.record import RunRecord
 
 MAX_KL = "forgetting.max_kl=0.1"
 KINDS = {"prose": 12, "code": 12, "questions": 16}

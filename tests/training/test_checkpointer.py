@@ -11,9 +11,8 @@ from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.checkpoint_directory import write_manifest
 from distributed.process_group import Ranks
-from training.checkpointer import Checkpointer
+from training.checkpointer import Checkpointer, plan_after
 from training.evaluations import Evaluations
-from training.record import plan_after
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 IDENTITY = dict.fromkeys(("config.json", "versions", "the data", "the tokenizer", "the code", "the scores' code"), {})

@@ -15,9 +15,9 @@ from configs.config import Batch, Config, Data, Forgetting, LoRA, Model, Optimiz
 from data.sources import Corpus
 from distributed.checkpoint_directory import write_manifest
 from training import ending
+from training.checkpointer import Record, RunRecord
 from training.ending import EXPORT, check_budget, contents_of_export, damage_of_export, export_run, is_finished, sums_of
 from training.evaluations import Evaluations
-from training.record import Record, RunRecord
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 BEST = replace(CONFIG, run=Run("r", export="best"))

@@ -14,9 +14,9 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.process_group import Ranks
 from training import provenance
+from training.checkpointer import Record, RunRecord
 from training.identity import fingerprint
 from training.provenance import devices, git_state, record_start, short_commit
-from training.record import Record, RunRecord
 
 
 def git(root: Path, *arguments: str) -> str:

@@ -13,7 +13,7 @@ from common.sha256 import sha256
 from data.batches import StepBatch
 from data.sources import Corpus
 from distributed.checkpoint_directory import write_manifest
-from training.record import Record, RunRecord, not_given_up, plan_after
+from training.checkpointer import Record, RunRecord, not_given_up, plan_after
 
 
 def written(directory: Path) -> list[bytes]:
