@@ -114,7 +114,7 @@ def main() -> int:
     # Before the process group, so that a mistake in a file ends in one sentence.
     config = read_config(__doc__)
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
-    # Chooses a number for batch.micro_batch=auto and the date of chats. `data.plan` decides which documents a step has.
+    # `config` now has a number for batch.micro_batch=auto and the date of chats. `data.plan` has the documents of each step.
     config, data = open_data(config, model, model_config, tokenizer, __file__)
     # The ranks agree on all of this before anything is trained. A run directory has one owner.
     with join_run(config, data, model, model_config, tokenizer) as run:
@@ -127,15 +127,8 @@ def train(run: TrainingRun) -> int:
     Every rank runs every line: most calls are collectives, and if a rank skips one, the others wait for ever.
     """
     # --- 1. Where the run stands --------------------------------------------------------------------------------------
-    config, data, model, model_config, stop, ranks = (
-        run.config,
-        run.data,
-        run.model,
-        run.model_config,
-        run.stop,
-        run.ranks,
-    )
-    directory, total_steps = run.directory, data.total_steps
+    config, data, model, model_config = run.config, run.data, run.model, run.model_config
+    stop, ranks, directory, total_steps = run.stop, run.ranks, run.directory, run.data.total_steps
     log = Log(directory, ranks, config.run.log_to, as_dict(config))
     evaluations = Evaluations(config, data.validation)
     checkpointer = Checkpointer(run, evaluations)
@@ -144,8 +137,8 @@ def train(run: TrainingRun) -> int:
     # changed the weights, `targets` are counted by source, `norms` are the last gradient norms (skip_spikes).
     state = {"step": 0, "updates": 0, "tokens": 0, "targets": [0] * len(data.train.sources)}
     state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": []}
-    notes = checkpointer.find(state, total_steps, log.kept)  # `state` is that of the newest checkpoint now
-    if is_finished(run, state["step"], evaluations, checkpointer.is_changed):  # the latter with run.resume=changed
+    notes = checkpointer.find(state, total_steps, log.kept)  # from here on `state` continues the newest checkpoint
+    if is_finished(run, state["step"], evaluations, checkpointer.is_changed):
         return 0
     log.say(record_start(run, checkpointer, log))
     log.open(state["step"], evaluations.evaluated, total_steps)
@@ -168,8 +161,7 @@ def train(run: TrainingRun) -> int:
         if data.asked:  # run.eval_generate
             from training.answers import Answers
 
-            base = config.model.path
-            dtype, tokenizer = run.compute_dtype, run.tokenizer
+            base, dtype, tokenizer = config.model.path, run.compute_dtype, run.tokenizer
             measure = Answers(measure, base, data.asked, model, model_config, dtype, tokenizer, stop, log.say)
         evaluations.functions["validation"] = measure
     if config.run.eval_general:

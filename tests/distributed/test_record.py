@@ -1,6 +1,6 @@
-"""A run that verifies, and all that does not: a changed byte in each kind of file, entries, replays, what was seen and excluded.
+"""A run that verifies, and changes that do not: a byte in each kind of file, entries, replays, examples that were seen.
 
-`run` is stopped after step 3 on one rank and ends on two, `other` is another run, and `excluded` goes on without some examples.
+`run` is stopped after step 3 on one rank and ends on two, `other` is another run, and `again` is evaluated after it has ended.
 """
 
 import json
@@ -33,10 +33,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    """All runs. Between the two launches some are changed, and all examples of step 4 and one of step 5 are chosen."""
+    """All runs. Between the two launches some are changed."""
     runs = folder / "runs"
     first = [run_of(folder, "run", "run.stop_at=3"), run_of(folder, "other", "run.seed=1", "run.stop_at=4")]
-    launch(folder, "one", 1, [*first, run_of(folder, "excluded", *ALL)])
+    launch(folder, "one", 1, [*first, run_of(folder, "again", *ALL)])
     for name in ("torn", "rows", "foreign", "chain"):
         shutil.copytree(runs / "run", runs / name)
     with (runs / "torn" / "record.jsonl").open("ab") as file:
@@ -44,17 +44,11 @@ def runs(folder) -> Path:
     edit(b'"step": 2', b'"step": 1')(runs / "rows" / "metrics.jsonl")
     checkpoint = runs / "foreign" / "checkpoints" / "step-000003"
     shutil.rmtree(checkpoint)
-    shutil.copytree(runs / "excluded" / "checkpoints" / "step-000003", checkpoint)  # of the same identity
+    shutil.copytree(runs / "again" / "checkpoints" / "step-000003", checkpoint)  # of the same identity
     edit(b'"kind": "start"', b'"kind": "stop"')(runs / "chain" / "record.jsonl")
-    steps = steps_seen(runs / "excluded", str(folder / "train.jsonl"))
-    chosen = [name for name in steps if steps[name] == 4] + [name for name in steps if steps[name] == 5][:1]
-    (folder / "exclude.txt").write_text("\n".join([*chosen, "no-such-id"]) + "\n")
-    exclude = f"data.exclude={folder / 'exclude.txt'}"
     second = [run_of(folder, "run", "run.async_save=True"), run_of(folder, "torn", "run.stop_at=4", *CHANGED)]
     second += [run_of(folder, name, expect=2) for name in ("rows", "foreign", "chain")]
-    second += [run_of(folder, "excluded", *ALL, exclude), run_of(folder, "excluded", *ALL, expect=2)]
-    # Finished, and evaluated and exported once more.
-    second += [run_of(folder, "excluded", *ALL[:2], exclude)]
+    second += [run_of(folder, "again", *ALL[:2])]  # evaluated and exported once more
     launch(folder, "two", 2, second)
     return runs
 
@@ -111,7 +105,7 @@ def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, ru
 
 def test_no_text_of_the_data_is_in_the_record(folder, runs) -> None:
     texts = [json.loads(line)["messages"][0]["content"] for line in (folder / "train.jsonl").read_text().splitlines()]
-    for name in ("run", "excluded"):
+    for name in ("run", "again"):
         record = (runs / name / "record.jsonl").read_text()
         assert len(texts) == 4 * STEPS and not any(text in record for text in texts)
 
@@ -281,30 +275,8 @@ def test_every_example_is_seen_in_one_step_and_by_each_of_its_names(folder, runs
     assert {line.rpartition("(")[2] for line in on_two} == {"rank 0)", "rank 1)"}
 
 
-def test_what_is_excluded_was_in_no_step_that_counts(folder, runs) -> None:
-    run, output = runs / "excluded", (folder / "two.out").read_text()
-    entries = read_record(run)
-    assert "step 4 has seen an example of data.exclude: the run continues from the checkpoint of step 3" in output
-    assert "5 examples, 5 documents are not trained on" in output and "1 names are of no example: no-such-id" in output
-    (entry,) = [entry for entry in entries if entry.kind == "exclusion"]
-    chosen = (folder / "exclude.txt").read_text().split()[:-1]
-    assert entry.content["examples"] == sorted(chosen) and entry.content["seen_in_step"] == 4
-    (aside,) = [entry.content["set_aside"] for entry in entries if "set_aside" in entry.content]
-    assert aside == [f"step-00000{step}" for step in (4, 5, 6)]
-    assert any("given them up: step-000004.bad" in line for line in check_files(run, entries, None))
-    found = steps_seen(run, str(folder / "train.jsonl"))
-    assert {name for name in found if not found[name]} == set(chosen)
-    skipped = [rows(run)[step]["train/skipped_steps"] for step in range(1, STEPS + 1)]
-    assert skipped == [0, 0, 0, 1, 1, 1]  # step 4 has no document left: no update, on both ranks
-    assert "SKIPPED, all of its documents are excluded" in output and rows(run)[4]["train/loss"] == 0.0
-    norms = [rows(run)[step]["train/grad_norm"] for step in range(1, STEPS + 1)]
-    assert norms.pop(3) == 0.0 and min(norms) > 0  # and no later norm is held against that 0
-    last = json.loads((run / "checkpoints" / f"step-{STEPS:06d}" / "manifest.json").read_text())
-    assert last["state"]["loop"]["norms"] == norms
-    tensors = {e.step: e.content["tensors"] for e in entries if e.kind == "checkpoint" and e.number > entry.number}
-    assert sorted(tensors) == [4, 5, 6]
-    # The manifest of step 6 was replaced by the evaluation of the last start: both have an entry.
-    kinds = [(entry.kind, entry.step) for entry in entries][-9:]
+def test_evaluation_of_finished_run_has_entries(runs) -> None:
+    """The manifest of step 6 was replaced by the evaluation of the last start: both have an entry."""
+    kinds = [(entry.kind, entry.step) for entry in read_record(runs / "again")][-9:]
     assert kinds[:4] == [("checkpoint", 5), ("checkpoint", 6), ("stop", 6), ("export", 6)]
     assert kinds[4:] == [(kind, 6) for kind in ("start", "evaluation", "checkpoint", "stop", "export")]
-    assert "other data in data.exclude" in output  # the start without it

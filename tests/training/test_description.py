@@ -35,15 +35,18 @@ def described(
     steps: int,
     disk: str = "room",
     data: Data = CONFIG.data,
-    **run,
+    **options,
 ) -> list[str]:
-    config = dataclasses.replace(CONFIG, model=Model(str(folder)), data=data, run=Run("r", str(folder), **run))
+    config = dataclasses.replace(CONFIG, model=Model(str(folder)), data=data, run=Run("r", str(folder), **options))
     (folder / "r").mkdir(exist_ok=True)
     inputs = SimpleNamespace(train=train, validation=None, plan=plan, total_steps=steps, warmup_steps=0, asked=None)
     inputs.deal = lambda step: DEAL
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
     optimizer, peak = torch.optim.SGD(layer.parameters(), lr=1e-4), Peak(1e12, "measured", torch.float32)
-    return describe_run(config, inputs, layer, [layer], shape, optimizer, ranks, peak, ["resumed"], disk)
+    run = SimpleNamespace(
+        config=config, data=inputs, model=layer, model_config=shape, ranks=ranks, directory=folder / "r"
+    )
+    return describe_run(run, [layer], optimizer, peak, ["resumed"], disk)  # type: ignore[arg-type]
 
 
 def test_the_data_line_says_over_how_many_steps_a_share_holds_and_a_shorter_run_is_warned(tmp_path, ranks) -> None:

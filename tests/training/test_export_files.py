@@ -20,7 +20,9 @@ from model.new_tokens import NewToken
 from model.vocabulary import read_base_tokenizer, write_extension
 from model.weights import Weights
 from tests.tiny import write_tiny_model
-from training.ending import name_rope_as_before, sums_of, write_files
+from training import ending
+from training.chat_settings import chat_settings
+from training.ending import name_rope_as_before, sums_of
 
 EOS, END_OF_TURN, OTHER = 0, 2, 1  # <|endoftext|>, <|im_end|> of the chat template, and one that only the base knows
 PROMPT, ANSWER = [5, 6, 7], [20, 21, 22]
@@ -40,6 +42,11 @@ def base(tmp_path_factory):
 
 def config_of(base, **data):
     return Config(Model(str(base)), Data(("a.jsonl",), **data), Batch(1), Optimizer(1e-4), Run("r"))
+
+
+def write_files(folder, config, model_config, tokenizer):
+    chats = chat_settings(config.data)
+    ending.write_files(folder, config, model_config, tokenizer, chats, ExampleEncoder(tokenizer, chats).stop_ids)
 
 
 def export(base, folder, config=None, template=None):

@@ -124,21 +124,6 @@ def test_each_setting_that_decides_is_refused_by_its_name(folder, of) -> None:
     assert set(DECIDES) == {*OTHER, *(name for name in DECIDES if name.startswith(rest))}
 
 
-def test_what_data_exclude_does_not_reach_is_said(folder, tmp_path) -> None:
-    (ids := tmp_path / "ids.txt").write_text("example-3\n")
-    config = with_value(
-        with_value(config_of(folder), "data.exclude", str(ids)), "ewc.data", (str(folder / "train.jsonl"),)
-    )
-    model, tokenizer = read_model_config(config.model.path), load_tokenizer(config.model.path)
-    for strength, said in (
-        (0.0, []),
-        (1.0, [f"warning: data.exclude={ids}: EWC is estimated from what it was, which stays whole"]),
-    ):
-        of_ewc = with_value(config, "ewc.strength", strength)
-        inputs = read_inputs(of_ewc, tokenizer, model.vocab_size, one_per_token, 1, show_progress=False)
-        assert list(inputs.exclusion.lines[1:]) == said
-
-
 def test_an_anchor_and_its_weight_decide(folder, of) -> None:
     config, mix = config_of(folder), Source("base", (str(folder / "other.jsonl"),), 0.1)
     plain, heavier = with_value(config, "data.mix", (mix,)), with_value(config, "forgetting.anchor_weight", 2.0)

@@ -110,7 +110,7 @@ def test_a_gpu_is_set_up_before_it_is_asked_for_its_memory(model_config, tmp_pat
 
 
 def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(settle, tmp_path, free_for) -> None:
-    record = {"config": {"batch": {"micro_batch": 5}, "sharding": {}}, "world_size": 1}
+    record = {"config": {"batch": {"micro_batch": 5}, "sharding": {"context": 1}}, "world_size": 1}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert settle()[0] == 64  # nothing to resume
     (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)

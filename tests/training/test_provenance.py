@@ -49,18 +49,20 @@ def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypat
     assert git_state(checkout)["git_commit"] == "unknown: git: No such file or directory"
 
 
-def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **of_run) -> dict:
+def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **options) -> dict:
     """What config.json says of a start that is recorded, in a run whose base is the folder `base` beside it."""
     (base := run.with_name("base")).mkdir(exist_ok=True)
     for name in ("tokenizer.json", "export.json", "bom.json"):  # a base that is an export: the last two are renewed
         (base / name).write_text("{}")
-    config = Config(Model(str(base)), Data(()), Batch(1), Optimizer(1e-3), Run("r", **of_run))
+    config = Config(Model(str(base)), Data(()), Batch(1), Optimizer(1e-3), Run("r", **options))
     record, log = RunRecord(run, Corpus(()), ranks), SimpleNamespace(kept=lambda *arguments: rows, say=print)
-    record.step, inputs = step, SimpleNamespace(local=config)
-    line = record_start(config, inputs, IDENTITY, {}, record, log)  # type: ignore[arg-type]
-    found = json.loads((run / "config.json").read_text())
-    assert line.startswith(f"run {run}, commit {short_commit(found)}, torch ")
-    return found
+    record.step, evaluations = step, SimpleNamespace(evaluated={})
+    checkpointer = SimpleNamespace(record=record, identity=IDENTITY, evaluations=evaluations)
+    of_run = SimpleNamespace(config=config, data=SimpleNamespace(local=config), ranks=ranks, directory=run)
+    line = record_start(of_run, checkpointer, log)  # type: ignore[arg-type]
+    written = json.loads((run / "config.json").read_text())
+    assert line.startswith(f"run {run}, commit {short_commit(written)}, torch ")
+    return written
 
 
 IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}, "the weights": {"model.safetensors": "4"}}

@@ -45,6 +45,14 @@ def test_a_broken_chain_is_one_sentence(change, tmp_path) -> None:
         Record(tmp_path).read()
 
 
+def test_record_of_another_format_is_refused(tmp_path) -> None:
+    record = Record(tmp_path)
+    record.append("start", step=0)
+    record.path.write_text(record.path.read_text().replace('"format": 1', '"format": 0'))
+    with pytest.raises(UserError, match="record.jsonl has format 0, and this version of the code reads format 1"):
+        record.read()
+
+
 def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path) -> None:
     written(tmp_path)
     record = Record(tmp_path)
