@@ -191,7 +191,7 @@ def train(run: TrainingRun) -> int:
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     check_optimizer(optimizer, parameters, model, config.optimizer.memory, ranks)
     checkpointer.save_from(parameters, optimizer)
-    # checkpointer.register(name, thing): anything else with a `state_dict()`, such as an average of the weights
+    # checkpointer.register(name, object): anything else with a `state_dict()`, such as an average of the weights
     notes += checkpointer.load(state)
     peak = find_peak(run.compute_dtype, ranks)
     meter = Meter(data.train, count_work(model, model_config), peak.flops, ranks.device)

@@ -410,9 +410,9 @@ class Checkpointer:
         options = self.options.keep_last, self.options.async_save, self.options.timeout_minutes, self.record.append
         self.saver = Saver(self.directory, parameters, optimizer, self.stop.ranks, *options)
 
-    def register(self, name: str, thing: Any) -> None:
+    def register(self, name: str, stateful: Any) -> None:
         """Save and load anything else that has a state, such as an average of the weights, as `Saver.register` says."""
-        self.saver.register(name, thing)
+        self.saver.register(name, stateful)
 
     def load(self, state: dict) -> list[str]:
         """Read the tensors of the checkpoint that `find` has chosen, if any, in place. Return messages for the user.

@@ -85,7 +85,7 @@ def export(tmp_path) -> Export:
 
 
 def card(export: Export, results: Results = Results(), **stated) -> str:  # noqa: B008 (it is frozen)
-    options = {"name": "my model", "license": None, "language": [], "dataset": [], "author": None}
+    options = {"name": "my model", "license": None}
     return model_card(Path("out"), export, results, Namespace(**(options | stated)))
 
 
@@ -189,7 +189,7 @@ def test_the_base_is_told_by_the_digest_of_its_weights(export) -> None:
         assert part in text, part
     assert "Licence: unknown" in text and "does not say where it is from: check" in text
     data = ModelCard(text).data
-    assert (data.license, data.base_model, data.language, data.datasets) == ("unknown", None, None, None)
+    assert (data.license, data.base_model) == ("unknown", None)
 
 
 def test_the_licence_and_the_id_of_the_base_are_those_that_its_directory_states(export) -> None:
@@ -206,10 +206,9 @@ def test_the_licence_and_the_id_of_the_base_are_those_that_its_directory_states(
     data = ModelCard(text).data
     assert (data.license, data.license_name, data.license_link) == ("other", "gemma", "a.md")
     assert data.base_model == "org/base" and "org/base from the Hugging Face hub, revision 1" in text
-    text = card(export, license="mit", language=["de"], dataset=["org/data"], author="A & B")
-    data = ModelCard(text).data
-    assert (data.license, data.language, data.datasets) == ("mit", ["de"], ["org/data"])
-    assert "stated by who exported the model. That of the base model: other." in text and "Made by A & B;" in text
+    text = card(export, license="mit")
+    assert ModelCard(text).data.license == "mit"
+    assert "stated by who exported the model. That of the base model: other." in text
     again = export.run / "eval" / "news.json"
     again.write_text((export.run / "eval" / "general.json").read_text())
     assert "general.json is on forgetting, and so is " in read_results(Path("out"), export).left_out[0]
