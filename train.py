@@ -158,11 +158,11 @@ def train(run: TrainingRun) -> int:
     # A resume reads them only if the config needs them. For a reference of your own set is_resumed=False above, or register it.
     if data.validation:
         measure = functools.partial(validate, model, data.validation_batches, data, data.validation, stop)
-        if data.asked:  # run.eval_generate
+        if data.questions:  # run.eval_generate
             from training.answers import Answers
 
             base, dtype, tokenizer = config.model.path, run.compute_dtype, run.tokenizer
-            measure = Answers(measure, base, data.asked, model, model_config, dtype, tokenizer, stop, log.say)
+            measure = Answers(measure, base, data.questions, model, model_config, dtype, tokenizer, stop, log.say)
         evaluations.functions["validation"] = measure
     if config.run.eval_general:
         from training.budget import AgainstBase

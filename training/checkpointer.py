@@ -1,14 +1,14 @@
-"""The saved state of a run: its checkpoints, and the record of what it did. Both are written and verified here.
+"""The saved state of a run: its checkpoints, and the record of its history. Both are written and verified here.
 
 A checkpoint holds the tensors that `distributed.checkpoint.Saver` saves. Its manifest holds the loop's `state`, the state of the
 evaluations, and the run's identity and other settings (training/identity.py).
 
 runs/NAME/record.jsonl is the record: entries that nobody can change without a trace (docs/check.md). Entry N is line N, a JSON
 object with `entry` N, the SHA-256 of the line before it in `previous`, its `kind` and its `time`; the first one also has the
-`format` of the file. The SHA-256 of the last line is the head of the record. Each entry holds the SHA-256 of its subject: a start
-has those of the identity's parts and of all files that were read, a checkpoint those of its manifest and its tensors, an export
-that of its export.json. Entries during the run also hold the hashes of the plan and of the curves so far. An entry `prepared`
-lists the files that the base model has made before the first step.
+`format` of the file. The SHA-256 of the last line is the head of the record. An entry holds SHA-256 digests of its subject: a
+start hashes the parts of the identity and all files that were read, a checkpoint its manifest and its tensors, an export its
+export.json. Entries during the run also hold the hashes of the plan and of the curves so far. An entry `prepared` lists the
+files that the base model has made before the first step.
 
 `plan`: after step s it is the SHA-256 of its previous value, of s and of the documents of step s. A document is named by its
 number in its source and by the fingerprint of all tokens of that source. `metrics`: the SHA-256 of the first bytes of
@@ -152,8 +152,7 @@ class Record:
     def named(self, step: int, manifest: str, entries: list[Entry] | None = None) -> Entry:
         """Return the newest entry about the checkpoint of `step`, whose manifest.json has the SHA-256 `manifest`.
 
-        entries: those that `not_given_up` returns, if they have been read already. Raise UserError if no entry about this step
-        has this SHA-256.
+        entries: from `not_given_up`, if they have been read already. Raise UserError if no entry about this step has this SHA-256.
         """
         counted = not_given_up(self.read()) if entries is None else entries
         of_step = [entry for entry in counted if entry.kind == "checkpoint" and entry.step == step]
@@ -213,13 +212,13 @@ class RunRecord(Record):
                             f"{path / name} is not what {FILE} says; remove {path}, and the base makes it again"
                         )
             history, folder = not_given_up(entries), self.directory / "checkpoints"
-            gone = {
+            removed = {
                 name for entry in entries for key in ("removed", "set_aside") for name in entry.content.get(key, ())
             }
             saved = [
                 checkpoint_name(entry.step) for entry in history if entry.kind == "checkpoint" and entry.step > step
             ]
-            if lost := [name for name in saved if name not in gone and not (folder / name).exists()]:
+            if lost := [name for name in saved if name not in removed and not (folder / name).exists()]:
                 lines.append(
                     f"warning: {folder / lost[-1]}, which {FILE} names, is not there: its steps are trained again"
                 )
@@ -227,7 +226,7 @@ class RunRecord(Record):
                 return "", lines
             named = self.named(step, manifest, history)
             for path in complete_checkpoints(folder):
-                if step_of(path) < step:  # the best one and those of a budget may be exported
+                if step_of(path) < step:  # it may be exported as the best one, or by a budget
                     self.named(step_of(path), sha256(path / MANIFEST), history)
             newest = [
                 entry for entry in entries if entry.kind in ("start", "checkpoint", "stop") and entry.step == step
@@ -235,7 +234,9 @@ class RunRecord(Record):
             content = (self.directory / METRICS).read_bytes() if (self.directory / METRICS).is_file() else b""
             hashed, rows = newest.content["metrics"], kept()
             later = content[hashed["bytes"] :].splitlines()
-            if newest.kind != "stop":  # a kill came: rows that are dropped now, and of saves in the background
+            if (
+                newest.kind != "stop"
+            ):  # after a kill, ignore rows that are dropped now and rows of saves in the background
                 left = set(rows.splitlines())
                 later = [line for line in later if line in left and not SAVE.fullmatch(line)]
             is_whole = _sha256(content[: hashed["bytes"]]) == hashed["sha256"] and not later
@@ -257,7 +258,7 @@ class RunRecord(Record):
         return self.append("start", **self._state(), **content)
 
     def add_prepared(self, folder: str) -> None:
-        """Record the files in one of PREPARED, unless the record has them already. Every rank must call this."""
+        """Record the files in `folder`, a name from PREPARED, unless the record has them already. Every rank must call this."""
 
         def new() -> dict[str, str]:
             sums = self._prepared(folder)
@@ -314,7 +315,7 @@ def plan_after(plan: str, step: int, sources: list[str], items: Items) -> str:
 
 
 def prepared_in(entries: list[Entry], folder: str) -> dict[str, str]:
-    """Return file name -> SHA-256 from the last entry `prepared` about one of PREPARED."""
+    """Return file name -> SHA-256 from the last entry `prepared` about `folder`, a name from PREPARED."""
     prepared = [entry for entry in entries if entry.kind == "prepared" and entry.content["folder"] == folder]
     return prepared[-1].content["files"] if prepared else {}
 
@@ -388,7 +389,7 @@ class Checkpointer:
         if self.is_changed:
             state["bad_steps_in_a_row"] = 0  # another learning rate starts with a clean record
             if self.trained_as["the data"]["data.mix"] != self.identity["the data"]["data.mix"]:
-                state["targets"] = [0] * num_sources  # the counts are those of other sources
+                state["targets"] = [0] * num_sources  # the old counts belong to other sources
         changes += self.evaluations.load_state_dict(saved)
         self.saved_step, self.saved_updates = saved["saved_step"], saved["saved_updates"]
         self.proven_step, self.resume_from = saved["proven_step"], checkpoint
@@ -491,7 +492,7 @@ class Checkpointer:
         return f"{where}, whose last {bad} steps were skipped; the last saved step is {self.saved_step}"
 
     def _manifest(self, state: dict) -> dict:
-        """Return the saved state of a checkpoint, plain JSON. `tools/check_runs.py` and `prune` read it."""
+        """Return the saved state of a checkpoint, plain JSON. `prune` and the check of a run read it."""
         return {
             "identity": self.trained_as,
             "settings": self.settings,

@@ -48,8 +48,8 @@ def contents_of_export(
 ) -> dict:
     """Describe the export of a run that has ended after `step`, as plain JSON. Read no weights.
 
-    `weights` is last or best, `step` their step, `checkpoint` and `identity` the marks of their checkpoint (`marks_of`), `dtype`
-    that of the files. The base model is never exported: `best` is the best of the trained checkpoints. If no trained model was
+    `weights` is last or best, `step` their step, `checkpoint` and `identity` the marks of their checkpoint (`marks_of`), and
+    `dtype` describes the files. The base model is never exported: `best` is the best of the trained checkpoints. If no trained model was
     evaluated, the last weights stand in for the best. With a budget for forgetting the run itself chooses the weights, and this
     description is stored as `asked` in export.json.
     """
@@ -74,7 +74,7 @@ def contents_of_export(
 def damage_of_export(directory: Path, contents: dict, ranks: Ranks) -> list[str] | None:
     """Return a sentence for each damaged file of the export that `contents` describe, or None if `directory` is another export.
 
-    Every rank must call this. It reads all files of the export, and with LoRA those of the adapter.
+    Every rank must call this. It reads all files of the export, and with LoRA also the adapter.
     """
 
     def sums() -> dict[Path, str] | None:
@@ -186,8 +186,7 @@ def certificate_of(run: Path, contents: dict) -> dict:
 def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record: RunRecord) -> dict | None:
     """Write the Hugging Face directory of a finished run, and return the contents of its export.json. Every rank must call this.
 
-    The files have the dtype of config.json. With run.export=best the parameters are first overwritten by those of the best
-    checkpoint. With LoRA the adapters are merged into the export, and `adapter/` beside it has them alone, as peft reads them.
+    The files have the dtype of config.json. With run.export=best the best checkpoint is first loaded into the parameters. With LoRA the adapters are merged into the export, and `adapter/` beside it has them alone, as peft reads them.
     With a budget training/budget.py chooses the weights; a signal ends its search, and the function returns None without an
     export. export.json holds the head of the record before the export's own entry, which has the SHA-256 of export.json.
     """
@@ -274,8 +273,8 @@ def lines_of_export(run: "TrainingRun", state: dict, evaluations: Evaluations, c
         f"{run.directory / 'export'}"
     )
     if export == "best" and evaluations.best_step is None:
-        what = "loss" if words.endswith("loss") else evaluations.curve
-        lines.append(f"warning: run.export=best, but no evaluation of a trained model gave a finite {what}")
+        criterion = "loss" if words.endswith("loss") else evaluations.curve
+        lines.append(f"warning: run.export=best, but no evaluation of a trained model gave a finite {criterion}")
     if export == "last" and evaluations.best_step not in (None, step) and "asked" not in contents:
         lines.append(
             f"{words}, {best:.4g}, was that of step {evaluations.best_step}: start again with run.export=best to export it"
@@ -302,7 +301,7 @@ def write_files(
     """Write everything but the weights to `folder`. Raise UserError if generation_config.json of the base is damaged.
 
     transformers and the servers that read its directories stop at `eos_token_id` of generation_config.json. It becomes
-    `stop_ids`, the tokens that end an answer (`ExampleEncoder.stop_ids`): those that training has taught, and those of the base.
+    `stop_ids`, the tokens that end an answer (`ExampleEncoder.stop_ids`): the ends that training has taught, and the base's own.
     """
     model_config = copy.copy(model_config)
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not

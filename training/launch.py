@@ -1,4 +1,4 @@
-"""train.py as a program: what happens before its imports, around its `main`, and with Python's garbage collector.
+"""train.py as a program: the steps before its imports and around its `main`, and Python's garbage collector.
 
 This module imports nothing heavy, so that a mistake on the command line ends within a fraction of a second.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 COLLECT_EVERY = 50  # steps
-# With one of these options another program runs in place of train.py.
+# Options with which another program runs in place of train.py.
 INSTEAD = {"--dry-run": ("plan.py", "--here"), "--check": ("check.py", "--train")}
 
 

@@ -330,7 +330,7 @@ def test_the_projects_own_scores_are_found(folder, monkeypatch) -> None:
     config = with_value(with_value(config_of(folder), "run.eval_generate", 8), "run.export", "best")
     code, scores = code_of(ROOT / "train.py", scores_module(with_value(config, "run.best_by", "f1")))
     assert {"train.py", "model/loss.py", "data/mixing.py", "distributed/optimizer.py"} <= code.keys()
-    assert {"eval/metric.py", "eval/generate.py", "training/answers.py", "training/asked.py"} <= scores.keys()
+    assert {"eval/metric.py", "eval/generate.py", "training/answers.py", "training/questions.py"} <= scores.keys()
     assert not code.keys() & scores.keys()
 
 

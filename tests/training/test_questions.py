@@ -37,8 +37,8 @@ def read(
     )
     tokenizer = load_tokenizer(str(folder / "model"))
     inputs = read_inputs(config, tokenizer, 384, lambda *numbers: 1.0, 1, is_first)
-    assert inputs.asked
-    return inputs.asked
+    assert inputs.questions
+    return inputs.questions
 
 
 def examples(path) -> list[dict]:
