@@ -173,7 +173,7 @@ def test_a_recipe_resumes(runs, name) -> None:
     assert first == second
 
 
-def test_a_group_keeps_the_rate_that_make_optimizer_has_given_it(folder, runs) -> None:
+def test_group_keeps_its_rate_of_make_optimizer(folder, runs) -> None:
     """Half of it in make_optimizer is, to the bit, half of it in the config, which the curve shows."""
     assert largest_difference(weights(runs / "half"), weights(runs / "half_of_group")) == 0
     assert largest_difference(weights(runs / "half"), weights(runs / "sgd")) > 0
@@ -220,6 +220,6 @@ def test_the_check_of_a_recipe_runs(folder) -> None:
     assert found["gradient"]["status"] == "skipped", found["gradient"]["text"]  # of layers that are not all trained
 
 
-def test_every_recipe_is_in_the_readme_and_trained_here() -> None:
+def test_every_recipe_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [name for name in RECIPES if f"`{name}`" not in readme] == [] and set(RUN_OF) == set(RECIPES)

@@ -22,7 +22,7 @@ GIB = 2**30
 HOST = socket.gethostname()
 
 
-def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, monkeypatch) -> None:
+def test_node_without_shared_directory_is_named(tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(owner, "gather_objects", lambda value, ranks: [None, value])
     file, first_of_node = tmp_path / "token", dataclasses.replace(ranks, rank=1)
     words = f"{tmp_path} is not the same directory on every node: a file that rank 0 wrote there is not seen by rank 1 on host {HOST} "
@@ -37,7 +37,7 @@ def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, m
     check_shared(file, "text", first_of_node)
 
 
-def test_a_disk_that_one_rank_cannot_read_is_a_sentence_and_no_rank_ends_alone(ranks) -> None:
+def test_unreadable_disk_ends_all_ranks(ranks) -> None:
     def read() -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
@@ -59,18 +59,18 @@ def disk(monkeypatch) -> dict:
     return found
 
 
-def test_the_fullest_node_decides_and_is_named(tmp_path, ranks, monkeypatch, disk) -> None:
+def test_fullest_node_is_named(tmp_path, ranks, monkeypatch, disk) -> None:
     gather = checkpoint_directory.gather_objects
-    monkeypatch.setattr(checkpoint_directory, "gather_objects", lambda value, ranks: [*gather(value, ranks), (8 * GIB, "other")])
+    monkeypatch.setattr(
+        checkpoint_directory, "gather_objects", lambda value, ranks: [*gather(value, ranks), (8 * GIB, "other")]
+    )
     check_free_space(tmp_path, 3 * GIB, ranks, "the export")
     words = f"the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free 1.0 GiB, or"
     with pytest.raises(UserError, match=words):
         check_free_space(tmp_path, 4 * GIB, ranks, "the export")
 
 
-def test_free_space_is_looked_up_where_the_directory_will_be_and_nothing_is_created(
-    tmp_path, ranks, monkeypatch, disk
-) -> None:
+def test_free_space_check_creates_nothing(tmp_path, ranks, monkeypatch, disk) -> None:
     monkeypatch.chdir(tmp_path)
     check_free_space(tmp_path / "a" / "b", 3 * GIB, ranks, "the export")
     check_free_space(Path("runs/relative"), 1, ranks, "the export")
@@ -94,9 +94,7 @@ def test_free_space_is_looked_up_where_the_directory_will_be_and_nothing_is_crea
         (3, 0.5, "free 512 MiB, or"),  # those that exist do not make room for a new one
     ],
 )
-def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
-    tmp_path, ranks, disk, existing, free, problem
-) -> None:
+def test_run_needs_room_for_two_checkpoints(tmp_path, ranks, disk, existing, free, problem) -> None:
     for number in range(existing):
         (tmp_path / "checkpoints" / f"step-{number}").mkdir(parents=True)
         with (tmp_path / "checkpoints" / f"step-{number}" / "data").open("wb") as file:
@@ -109,9 +107,7 @@ def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
             check_room_for_run(tmp_path, GIB, 0, 1, ranks)
 
 
-def test_checkpoints_that_cannot_be_written_are_noticed_before_the_first_step(
-    tmp_path, ranks, disk, monkeypatch
-) -> None:
+def test_read_only_disk_is_refused_at_start(tmp_path, ranks, disk, monkeypatch) -> None:
     (folder := tmp_path / "checkpoints").mkdir()
     disk["free"] = 9.0
     monkeypatch.setattr(checkpoint_directory.os, "access", lambda path, mode: path != folder)
@@ -119,9 +115,7 @@ def test_checkpoints_that_cannot_be_written_are_noticed_before_the_first_step(
         check_room_for_run(tmp_path, GIB, 0, 1, ranks)
 
 
-def test_a_warning_counts_all_checkpoints_that_are_kept_a_new_one_and_the_export(
-    tmp_path, ranks, disk, monkeypatch
-) -> None:
+def test_warning_counts_all_kept_checkpoints(tmp_path, ranks, disk, monkeypatch) -> None:
     there, weight, prune = [], torch.nn.Parameter(torch.zeros(9)), checkpoint.prune
 
     def counted(folder: Path, *others: object) -> str | None:
@@ -149,7 +143,7 @@ def test_a_warning_counts_all_checkpoints_that_are_kept_a_new_one_and_the_export
     assert "need 6.0 GiB more" in check_room_for_run(tmp_path, GIB, 2 * GIB, 2, ranks)  # a large export
 
 
-def test_torchruns_grace_is_read_from_its_own_variables(monkeypatch) -> None:
+def test_torchrun_grace_is_read_from_environment(monkeypatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PET_SHUTDOWN_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     assert torchrun_grace() is None

@@ -81,7 +81,7 @@ def problem(run: Path, head: str | None = None) -> str:
     return str(raised.value)
 
 
-def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, runs) -> None:
+def test_run_resumed_on_other_ranks_verifies(folder, runs) -> None:
     entries = read_record(runs / "run")
     said = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
     assert "is the head after entry 6" in said and f"and {len(entries) - 6} entries came later" in said
@@ -103,14 +103,14 @@ def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, ru
         assert 0 < saves[step]["save/pause_seconds"] < saves[step]["save/total_seconds"]
 
 
-def test_no_text_of_the_data_is_in_the_record(folder, runs) -> None:
+def test_record_has_no_text_of_the_data(folder, runs) -> None:
     texts = [json.loads(line)["messages"][0]["content"] for line in (folder / "train.jsonl").read_text().splitlines()]
     for name in ("run", "again"):
         record = (runs / name / "record.jsonl").read_text()
         assert len(texts) == 4 * STEPS and not any(text in record for text in texts)
 
 
-def test_a_torn_line_is_a_warning_and_what_does_not_verify_stops_a_resume(folder, runs) -> None:
+def test_resume_stops_if_verification_fails(folder, runs) -> None:
     output = (folder / "two.out").read_text()
     assert f"warning: {runs / 'torn' / 'record.jsonl'}: the last line was cut off by a kill, and is removed" in output
     assert any("checkpoints: " in line for line in check_files(runs / "torn", read_record(runs / "torn"), None))
@@ -166,7 +166,7 @@ def forge_export(run: Path, by: float = 0.25) -> None:
     Record(run).append("export", sha256=sha256(export / "export.json"), **content)
 
 
-def test_an_export_of_other_weights_with_an_entry_of_its_own_is_named(runs, tmp_path) -> None:
+def test_recorded_export_of_other_weights_is_named(runs, tmp_path) -> None:
     run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
     said = "the last weights of step 6, equal to the tensors of their checkpoint"
     assert any(line.endswith(said) for line in check_files(run, read_record(run), None))
@@ -174,7 +174,7 @@ def test_an_export_of_other_weights_with_an_entry_of_its_own_is_named(runs, tmp_
     assert f"{run / 'export'}: model.norm.weight is not what" in problem(run)
 
 
-def test_a_checkpoint_of_another_run_or_without_an_entry_or_a_missing_one_is_named(runs) -> None:
+def test_foreign_and_missing_checkpoints_are_named(runs) -> None:
     checkpoints = runs / "run" / "checkpoints"
     here, away, strange = checkpoints / "step-000004", checkpoints.with_name("away"), checkpoints / "step-000005"
     here.rename(away)
@@ -210,7 +210,7 @@ def forked(folder, monkeypatch) -> list[Path]:
     return kept
 
 
-def test_a_replay_of_all_steps_gives_the_same_bits_also_of_what_was_pruned(runs, forked) -> None:
+def test_replay_of_all_steps_is_bitwise(runs, forked) -> None:
     said: list[str] = []
     assert replay(runs / "run", read_record(runs / "run"), None, said.append) == EXACT
     assert said[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
@@ -219,7 +219,7 @@ def test_a_replay_of_all_steps_gives_the_same_bits_also_of_what_was_pruned(runs,
     assert len(forked) == 2 and not list(runs.glob("replay-*"))
 
 
-def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monkeypatch) -> None:
+def test_replay_from_checkpoint_finds_changes(folder, runs, forked, monkeypatch) -> None:
     run, said = runs / "other", list[str]()
     entries = read_record(run)
     assert replay(run, entries, 2, said.append) == EXACT
@@ -262,7 +262,7 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
 # ---- What was seen, and what is left out ----
 
 
-def test_every_example_is_seen_in_one_step_and_by_each_of_its_names(folder, runs) -> None:
+def test_every_example_is_seen_in_one_step(folder, runs) -> None:
     found = steps_seen(runs / "run", str(folder / "train.jsonl"))
     assert sorted(found.values()) == sorted(4 * list(range(1, STEPS + 1)))
     said = list(seen(read_record(runs / "run"), "example-7"))

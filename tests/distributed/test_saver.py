@@ -81,7 +81,7 @@ def take_steps(parameters: dict, optimizer: torch.optim.Optimizer, steps: range)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_updates_of_any_optimizer_are_those_without_us_also_after_a_resume(name, tmp_path, ranks) -> None:
+def test_any_optimizer_updates_as_without_us(name, tmp_path, ranks) -> None:
     bare, bare_optimizer = make(name)
     ours, optimizer = make(name)
     saver = Saver(tmp_path, ours, optimizer, ranks)
@@ -101,7 +101,7 @@ def test_the_updates_of_any_optimizer_are_those_without_us_also_after_a_resume(n
         assert all(torch.equal(resumed[key], bare[key]) for key in bare), steps
 
 
-def test_saves_after_the_first_use_its_plan_and_another_saver_has_its_own(tmp_path, ranks, monkeypatch) -> None:
+def test_later_saves_reuse_the_first_plan(tmp_path, ranks, monkeypatch) -> None:
     """A plan for 512 ranks takes minutes. torch would take the plan of fp32 for bf16 of the same shape."""
     made, make_plan = [], default_planner.create_default_global_save_plan
     monkeypatch.setattr(
@@ -119,7 +119,7 @@ def test_saves_after_the_first_use_its_plan_and_another_saver_has_its_own(tmp_pa
     assert len(made) == 2
 
 
-def test_settings_that_nobody_changed_are_those_of_the_new_start(tmp_path, ranks) -> None:
+def test_unchanged_settings_come_from_the_new_start(tmp_path, ranks) -> None:
     parameters, optimizer = make("Adapting")
     saver = Saver(tmp_path, parameters, optimizer, ranks)
     take_steps(parameters, optimizer, range(2))
@@ -131,7 +131,7 @@ def test_settings_that_nobody_changed_are_those_of_the_new_start(tmp_path, ranks
     assert found == [5.0, 0.7, 2, (0.9, 1 - 1 / 3)]
 
 
-def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
+def test_unstorable_values_are_refused(tmp_path, ranks) -> None:
     parameters, optimizer = make("Adam")
     optimizer.param_groups[0]["scale"] = torch.ones(())
     with pytest.raises(UserError, match="Adam keeps scale in param_groups as a tensor"):
@@ -156,7 +156,7 @@ def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
         ("SGD", "plain SGD", "it has optimizer.momentum_buffer, and the run has not"),
     ],
 )
-def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path, ranks) -> None:
+def test_resume_with_another_optimizer_is_refused(before, now, words, tmp_path, ranks) -> None:
     parameters, optimizer = make(before)
     saver = Saver(tmp_path, parameters, optimizer, ranks)
     take_steps(parameters, optimizer, range(1))
@@ -165,7 +165,7 @@ def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path
         Saver(tmp_path, *make(now), ranks).load(tmp_path / "step-000001")
 
 
-def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
+def test_optimizer_has_exactly_the_trained_parameters(ranks) -> None:
     parameters, optimizer = make("Adam")
     matrix = {"matrix": parameters["matrix"]}
     model = nn.Module()
@@ -184,7 +184,7 @@ def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
         check_optimizer(optimizer, parameters, model, "16N", ranks)
 
 
-def test_a_rate_of_a_group_that_another_rank_has_not_is_refused(ranks, monkeypatch) -> None:
+def test_group_rates_must_agree_on_all_ranks(ranks, monkeypatch) -> None:
     parameters, compared = make("Adam")[0], []
     monkeypatch.setattr("distributed.optimizer.check_agreement", lambda values, ranks: compared.append(flatten(values)))
     for rate in (1e-3, 2e-3):
@@ -209,7 +209,7 @@ class Thing:
         self.state = state
 
 
-def test_what_is_registered_comes_back_with_its_types(tmp_path, ranks) -> None:
+def test_registered_state_keeps_its_types(tmp_path, ranks) -> None:
     state = {"mean": torch.arange(3.0), "count": 7, "rate": 0.1, "name": "x", "on": True, "last": [1, 2], "none": None}
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
     before = saver.stored_bytes()
@@ -224,7 +224,7 @@ def test_what_is_registered_comes_back_with_its_types(tmp_path, ranks) -> None:
     assert all(type(other.state[key]) is type(value) for key, value in state.items())
 
 
-def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) -> None:
+def test_unstorable_registration_is_refused(tmp_path, ranks) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
     for value, kind in ({1, 2}, "set"), ((1, 2), "tuple"), ({"a": torch.ones(1)}, "dict"), (b"", "bytes"):
         with pytest.raises(UserError, match=rf"registered.a: 'key' is of type {kind}; a checkpoint stores"):
@@ -245,7 +245,7 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
         saver.register("b", Thing(key=1))
 
 
-def test_a_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
+def test_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
     plain, other = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9) for _ in range(2))
     other.register("ema", Thing(key=1))
     other.save({"step": 1})
@@ -259,7 +259,7 @@ def test_a_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
 # --- Bytes, damage ---
 
 
-def test_a_load_reads_every_byte_once_and_finds_a_flipped_bit_in_each_block(tmp_path, ranks, monkeypatch) -> None:
+def test_load_finds_a_flipped_bit_anywhere(tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint_directory, "BLOCK", 2**14)  # above the buffer of a BufferedReader
     weights = {f"w{i}": nn.Parameter(torch.randn(50 + 6131 * i)) for i in range(9)}
     saver = Saver(tmp_path, weights, adamw(weights, Optimizer(1.0), seed=0), ranks)
@@ -306,7 +306,7 @@ def held(monkeypatch) -> threading.Event:
     return event
 
 
-def test_a_background_save_stores_the_state_of_its_step_and_is_there_at_the_end(tmp_path, ranks, held) -> None:
+def test_background_save_stores_the_state_of_its_step(tmp_path, ranks, held) -> None:
     parameters, optimizer = weight_and_optimizer(1.0)
     saver = Saver(tmp_path, parameters, optimizer, ranks, 2, True)
     thing = Thing(positions=[1])
@@ -330,7 +330,7 @@ def test_a_background_save_stores_the_state_of_its_step_and_is_there_at_the_end(
     assert resumed[0]["weight"].unique().tolist() == [1.0] and thing.state == {"positions": [1]}
 
 
-def test_the_thread_of_a_background_save_is_on_the_gpu_of_its_rank(tmp_path, ranks, monkeypatch) -> None:
+def test_background_thread_uses_the_gpu_of_its_rank(tmp_path, ranks, monkeypatch) -> None:
     chosen, synchronized = [], []
     stager = SimpleNamespace(stage=lambda tensors, non_blocking: tensors, close=lambda: None, pin_memory=True)
     monkeypatch.setattr(checkpoint, "StateDictStager", lambda pin_memory: stager)
@@ -346,7 +346,7 @@ def test_the_thread_of_a_background_save_is_on_the_gpu_of_its_rank(tmp_path, ran
     assert synchronized == [torch.device("cuda", 3)]  # the copies are complete before training goes on
 
 
-def test_background_saves_do_not_use_the_stager_that_torch_2_11_closes(tmp_path, ranks, monkeypatch) -> None:
+def test_background_saves_avoid_the_default_stager(tmp_path, ranks, monkeypatch) -> None:
     def stage(stager: staging.DefaultStager, tensors: dict) -> dict:  # as in torch 2.11 and 2.12
         copies = stager._state_dict_stager.stage(tensors)
         stager._state_dict_stager.close()
@@ -359,7 +359,7 @@ def test_background_saves_do_not_use_the_stager_that_torch_2_11_closes(tmp_path,
     assert [times.step for times in saver.close()] == [1, 2]
 
 
-def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ranks, held) -> None:
+def test_save_waits_for_the_previous_save(tmp_path, ranks, held) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, True)
     saver.save({"step": 1})
     held.set()
@@ -371,9 +371,7 @@ def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ran
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_failed_save_ends_the_run_with_its_reason_and_the_last_one_stays(
-    in_background, tmp_path, ranks, monkeypatch
-) -> None:
+def test_failed_save_ends_the_run(in_background, tmp_path, ranks, monkeypatch) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, in_background)
     saver.save({"step": 1})
     saver.wait()

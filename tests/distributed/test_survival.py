@@ -92,13 +92,13 @@ def runs(folder) -> dict:
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_a_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
+def test_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
     assert runs["newest"][name] == ("step-000002" if name == "killed-in-a-save" else "step-000004")
     assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # what was half written is gone
     assert differences(folder / "runs" / name, folder / "runs" / "straight") == []
 
 
-def test_a_signal_in_a_background_save_changes_no_bit_and_no_row(folder, runs) -> None:
+def test_signal_in_background_save_changes_nothing(folder, runs) -> None:
     """The loop stops, waits for that save, and saves the step at which it stopped."""
     run, straight = folder / "runs" / "stopped-in-a-save", folder / "runs" / "straight"
     lines = [line for line in runs["stopped"].splitlines() if line.startswith(("saved step", "SIGTERM: stopped"))]
@@ -117,7 +117,7 @@ def test_saves_leave_no_thread_and_no_open_file(folder, runs) -> None:
     assert len(counts) >= STEPS // 2 and len({tuple(count) for count in counts[1:]}) == 1, counts
 
 
-def test_damage_is_one_sentence_nothing_is_deleted_and_previous_ends_with_the_same_weights(folder, runs) -> None:
+def test_previous_after_damage_ends_with_same_weights(folder, runs) -> None:
     """Rank 1 alone reads the damaged file, and both ranks end."""
     file = folder / "runs" / "damaged" / DAMAGED
     (error,) = (line for line in runs["output"].splitlines() if line.startswith("error: "))

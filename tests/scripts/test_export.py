@@ -89,7 +89,7 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert f"error: {out} is not what {run}/record.jsonl says of an export; remove it, and export again" in said
 
 
-def test_a_release_is_signed_after_its_files_are_whole_and_its_card_is_not_renewed_without_the_key(folder) -> None:
+def test_release_is_signed_only_if_whole(folder) -> None:
     pytest.importorskip("model_signing")
     from tests.tools.test_release import new_keys  # needs the libraries
 
@@ -123,7 +123,7 @@ def read(folder) -> Iterator[Callable[..., Export]]:
         yield lambda run=folder / "runs" / "trial", **given: read_export(run, Namespace(**(options | given)), ranks)
 
 
-def test_a_step_is_averaged_with_its_base_in_another_dtype(folder, read) -> None:
+def test_step_is_averaged_with_its_base(folder, read) -> None:
     run, out = folder / "runs" / "trial", folder / "out" / "averaged"
     said = export(run, "--step", 2, "--average-with-base", 0.25, "--dtype", "bf16", "--out", out, "--verify")
     assert "the chosen weights" in said and ", 0.25 x tuned + 0.75 x base -> " in said
@@ -172,7 +172,7 @@ SETTINGS += [{"rope_parameters": {"rope_theta": 50.0, "rope_type": "default"}}]
 
 
 @pytest.mark.parametrize("fault", [lose, smallest, *SETTINGS])
-def test_an_export_of_other_weights_or_with_another_architecture_is_found(verified, fault) -> None:
+def test_export_of_other_weights_is_found(verified, fault) -> None:
     out, verification = verified
     file = out / ("config.json" if isinstance(fault, dict) else "model.safetensors")
     whole = file.read_bytes()
@@ -253,7 +253,7 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read, monkeypatch) ->
     assert torch.equal(merged.weights.read("model.norm.weight"), base["model.norm.weight"])
 
 
-def test_the_best_step_is_exported_and_mistakes_end_in_one_sentence(folder, read, tmp_path, monkeypatch) -> None:
+def test_export_mistakes_are_one_sentence(folder, read, tmp_path, monkeypatch) -> None:
     run = folder / "runs" / "trial"
     best = json.loads((run / "checkpoints" / "step-000004" / "manifest.json").read_text())["state"]["best_step"]
     assert (read(best=True).contents["weights"], read(best=True).contents["step"]) == ("best", best)

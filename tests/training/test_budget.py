@@ -109,7 +109,7 @@ def options_of(**given: object) -> Namespace:
     return Namespace(**options | {"dtype": "auto"} | given)
 
 
-def test_bisection_finds_the_largest_alpha_to_its_tolerance():
+def test_bisection_returns_the_largest_alpha():
     for limit in (0.9, 0.5, 0.2, 0.01, 0.0):
         asked = []
         alpha = largest_alpha(lambda alpha, asked=asked, limit=limit: asked.append(alpha) or 0.8 * alpha**2 <= limit)
@@ -126,9 +126,7 @@ def test_bisection_finds_the_largest_alpha_to_its_tolerance():
     ("selection", "judged", "alpha", "met"),
     [(1.0, 0.9, math.sqrt(0.5 / 1.1), True), (1.0, 1.2, math.sqrt(0.5 / 1.1), False), (math.nan, 0.0, 0.0, False)],
 )
-def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_text(
-    selection, judged, alpha, met, ranks, monkeypatch, tmp_path
-):
+def test_best_checkpoint_is_judged_by_certificate_text(selection, judged, alpha, met, ranks, monkeypatch, tmp_path):
     """KL grows with alpha squared, on the selection text by 1 or 4 (steps 2 and 4) with a bound a tenth above it."""
     here = SimpleNamespace(step=0, alpha=None)
 
@@ -181,7 +179,7 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
 
 
 @pytest.mark.parametrize("name", ["straight", "signalled", "extended"])
-def test_the_export_is_on_the_line_between_base_and_checkpoint(folder, runs, ranks, name):
+def test_export_lies_between_base_and_checkpoint(folder, runs, ranks, name):
     found, base = weights(runs / name), folder / ("extended" if name == "extended" else "model")
     said, alpha = certificate(runs / name), certificate(runs / name)["alpha"]
     assert 0.1 < alpha < 0.9 and said["met"]
@@ -200,7 +198,7 @@ def test_the_export_is_on_the_line_between_base_and_checkpoint(folder, runs, ran
     assert (record["asked"]["budget"]["max_kl"], record["validation_loss"]) == (0.1, said["value"])
 
 
-def test_a_kill_and_a_signal_in_the_search_change_nothing(folder, runs):
+def test_kill_and_signal_in_search_change_nothing(folder, runs):
     said = [certificate(runs / name) for name in ("straight", "killed")]
     assert [name for name in said[0] if said[0][name] != said[1][name]] in ([], ["checkpoint"])  # that of other files
     before, after = weights(runs / "straight"), weights(runs / "killed")
@@ -211,7 +209,7 @@ def test_a_kill_and_a_signal_in_the_search_change_nothing(folder, runs):
     assert abs(one["alpha"] - two["alpha"]) <= TOLERANCE
 
 
-def test_the_certificate_holds_of_the_files_as_measured_by_another_way(folder, runs):
+def test_certificate_agrees_with_the_exported_files(folder, runs):
     """KL, the numbers of its tokens, the score and the choice, from the files alone."""
     said = certificate(runs / "straight")
     judged, selection = (text["kl"] for text in said["texts"])
@@ -248,7 +246,7 @@ def kl_of(base: Path, tuned: Path, text: str | list[int], targets: int | None = 
     return (p.exp() * (p - q)).sum().item(), len(p)
 
 
-def test_a_large_budget_exports_what_a_run_without_one_exports(runs):
+def test_large_budget_changes_no_export(runs):
     said = json.loads((runs / "large-export" / "export.json").read_text())
     plain = json.loads((runs / "large" / "export" / "export.json").read_text())
     del said["files"]["certificate.json"]
@@ -257,7 +255,7 @@ def test_a_large_budget_exports_what_a_run_without_one_exports(runs):
     assert "asked" not in plain and not (runs / "large" / "export" / "certificate.json").exists()
 
 
-def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(folder, runs):
+def test_unmet_budget_is_exit_code_3_if_strict(folder, runs):
     said, out = certificate(runs / "strict"), (folder / "second.out").read_text()
     judged, selection = (text["kl"] for text in said["texts"])
     assert not said["met"] and said["worst"] == judged["task"]["value"] > 0.11
@@ -273,14 +271,14 @@ def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(
     assert len(lines) == 1 and lines[0].startswith("exported the last weights")
 
 
-def test_the_means_of_training_are_named():
+def test_remedies_of_training_are_named():
     corpus = SimpleNamespace(names=("main", "a", "b"), anchored=("b",))
     config = SimpleNamespace(forgetting=SimpleNamespace(anchor_weight=0.5), lora=LoRA(rank=2), ewc=EWC(strength=10.0))
     said = "data.mix of a, forgetting.anchor_weight=0.5 on b, ewc.strength=10 (ewc.estimator=model), lora.rank=2"
     assert ", ".join(means_of(config, corpus)) == said  # pyright: ignore
 
 
-def test_a_text_is_trained_on_if_a_document_has_its_middle(ranks):
+def test_text_is_trained_on_by_its_middle(ranks):
     corpus = as_corpus(texts([40, 60, 5]))
     one, two = corpus.get(0)[0].tolist(), corpus.get(1)[0].tolist()
     other = [7 * i % 83 for i in range(40)]
@@ -291,7 +289,7 @@ def test_a_text_is_trained_on_if_a_document_has_its_middle(ranks):
 @pytest.mark.parametrize(
     ("name", "by"), [("straight", 2**-18), ("extended", 2**-18), ("narrow", 2**-7), ("by hand", 2**-7)]
 )
-def test_an_average_of_other_weights_with_an_entry_of_its_own_is_named(runs, ranks, tmp_path, name, by):
+def test_average_of_other_weights_is_named(runs, ranks, tmp_path, name, by):
     """The run's own exports, and one in bf16 of scripts/export.py."""
     run = Path(shutil.copytree(runs / ("straight" if name == "by hand" else name), tmp_path / "run"))
     if name == "by hand":
@@ -310,7 +308,7 @@ def test_an_average_of_other_weights_with_an_entry_of_its_own_is_named(runs, ran
         list(check_files(run, read_record(run), None))
 
 
-def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificate(runs, ranks, tmp_path):
+def test_export_script_follows_the_budget(runs, ranks, tmp_path):
     export, said = read_export(runs / "straight", options_of(), ranks), certificate(runs / "straight")
     assert (export.contents["step"], export.contents["averaged"]) == (said["step"], said["averaged"])
     for name, value in weights(runs / "straight").items():
@@ -338,7 +336,7 @@ def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificat
 
 
 @pytest.mark.parametrize(("base", "first_new_row"), [("model", None), ("extended", 384)])
-def test_with_lora_alpha_multiplies_what_the_adapters_add(folder, base, first_new_row):
+def test_alpha_multiplies_the_adapters(folder, base, first_new_row):
     settings, path = LoRA(rank=2), str(folder / base)
     model = build_on_meta(read_model_config(path))
     add_adapters(model.causal_lm, settings, path)
@@ -361,7 +359,7 @@ def test_with_lora_alpha_multiplies_what_the_adapters_add(folder, base, first_ne
     assert len(rows) == (base == "extended") and all(torch.equal(trained[name], rows[name]) for name in rows)
 
 
-def test_what_is_measured_is_rounded_as_the_files_of_the_export_are(folder):
+def test_measured_weights_are_rounded_as_exported(folder):
     """Training in fp32 from a base in bf16: the weights before that rounding have another KL, and are not exported."""
     path = str(folder / "model")
     model = build_on_meta(read_model_config(path))
@@ -379,7 +377,7 @@ def test_what_is_measured_is_rounded_as_the_files_of_the_export_are(folder):
             assert torch.allclose(found, expected, rtol=2**-8, atol=1e-6), name
 
 
-def test_texts_that_choose_and_texts_that_judge_share_nothing_with_each_other_and_with_any_other_text():
+def test_texts_of_budgets_share_nothing():
     def spans(found: list[str]) -> set[str]:
         flat = [" ".join(text.lower().split()) for text in found]
         return {text[i : i + 40] for text in flat for i in range(len(text) - 39)}
@@ -393,7 +391,7 @@ def test_texts_that_choose_and_texts_that_judge_share_nothing_with_each_other_an
             assert not one & other
 
 
-def test_prompts_of_the_task_are_bounded_and_spread_over_the_examples():
+def test_task_prompts_are_bounded_and_spread():
     assert task_prompts(texts([30] * 5)) is None
     short = chats([20] * 4)
     found = task_prompts(short)
@@ -408,7 +406,7 @@ def test_prompts_of_the_task_are_bounded_and_spread_over_the_examples():
         assert all(found.get(item)[1][-1] for item in range(len(found)))
 
 
-def test_the_curve_of_the_task_is_the_kl_on_its_prompts(folder, runs):
+def test_task_curve_is_the_kl_on_prompts(folder, runs):
     tokenizer, sums = load_tokenizer(str(folder / "model")), np.zeros(2)
     for line in (folder / "validation.jsonl").read_text().splitlines():
         question, answer = json.loads(line)["messages"]

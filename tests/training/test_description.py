@@ -49,7 +49,7 @@ def described(
     return describe_run(run, [layer], optimizer, peak, ["resumed"], disk)  # type: ignore[arg-type]
 
 
-def test_the_data_line_says_over_how_many_steps_a_share_holds_and_a_shorter_run_is_warned(tmp_path, ranks) -> None:
+def test_short_run_is_warned_about_shares(tmp_path, ranks) -> None:
     train = Corpus((documents([60] * 80), documents([60] * 9)), ("main", "replay"), (0.9, 0.1))
     plan = plan_training(train, epochs=1, seed=0, global_examples=4)
     assert plan.steps_of_shares == (9,)  # 4 x 30 target tokens / (120 / 9)
@@ -60,7 +60,7 @@ def test_the_data_line_says_over_how_many_steps_a_share_holds_and_a_shorter_run_
         assert any(line.startswith(warning) for line in lines) == warned
 
 
-def test_an_export_that_knows_other_options_of_its_template_is_warned_of(tmp_path, ranks) -> None:
+def test_other_template_options_give_a_warning(tmp_path, ranks) -> None:
     train = Corpus((documents([60] * 8),))
     of_run = tmp_path, ranks, train, plan_training(train, epochs=1, seed=0, global_examples=8), 1
     (tmp_path / "chat.json").write_text('{"template_options": {"enable_thinking": false}}')
@@ -75,7 +75,7 @@ def test_an_export_that_knows_other_options_of_its_template_is_warned_of(tmp_pat
     assert warning.replace("has none", "has enable_thinking=true,effort=low") in described(*of_run, data=other)
 
 
-def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_recorded(tmp_path, ranks) -> None:
+def test_start_prints_five_lines_and_warnings(tmp_path, ranks) -> None:
     report = ["8 examples from 1 file, 480 tokens", "/d/a.jsonl: messages (messages); ignored: id"]
     report += ["DROPPED 2 longer than 64 (longest 90)", "from the cache c, written today", "3 examples held out"]
     train = Corpus((SimpleNamespace(report="\n".join(report)),))  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def balanced(lengths: list[int], ranks: int, **size) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("size", [{"global_examples": 6}, {"global_tokens": 180}])
-def test_ranks_that_wait_are_said_with_what_mends_it(size) -> None:
+def test_waiting_ranks_give_a_warning(size) -> None:
     """6 documents for 4 ranks: two micro-batches, of which the second has 2 idle ranks. With 12 documents none is idle."""
     share, (warning,) = balanced([60] * 48, 4, **size)
     ((key, value),) = size.items()

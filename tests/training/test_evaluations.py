@@ -38,7 +38,7 @@ def again(evaluations: Evaluations, **run) -> Evaluations:
     return resumed
 
 
-def test_an_evaluation_is_due_first_last_and_every_so_many_steps_and_once_at_each() -> None:
+def test_evaluations_are_due_once_per_step() -> None:
     def due_steps(every: int) -> list[int]:
         evaluations, steps = made(eval_every=every), []
         for step in range(8):
@@ -53,7 +53,7 @@ def test_an_evaluation_is_due_first_last_and_every_so_many_steps_and_once_at_eac
     assert due_steps(0) == [0, 7]
 
 
-def test_the_best_evaluation_has_the_lowest_finite_validation_loss_of_a_trained_model() -> None:
+def test_best_has_lowest_finite_validation_loss() -> None:
     evaluations, improved = made(), []
     for step, loss in enumerate((1.0, math.nan, 2.0, 2.0, math.inf, 1.5)):
         improved.append(evaluations.finish("validation", {"validation/loss": loss}, step, updates=step))
@@ -66,7 +66,7 @@ def test_the_best_evaluation_has_the_lowest_finite_validation_loss_of_a_trained_
     assert (evaluations.base_loss, evaluations.best_step) == (1.0, None)
 
 
-def test_the_best_by_a_score_is_the_highest_and_an_evaluation_without_it_does_not_count() -> None:
+def test_best_by_score_is_the_highest() -> None:
     evaluations, improved = made(best_by="f1", eval_generate=8), []
     figures = [{"validation/f1": 0.9}, {"validation/f1": 0.2}, {}, {"validation/f1": 0.2}, {"validation/f1": 0.5}]
     for step, scores in enumerate(figures):
@@ -77,7 +77,7 @@ def test_the_best_by_a_score_is_the_highest_and_an_evaluation_without_it_does_no
     assert (*best, evaluations.base_loss) == (0.9, 0.5, 4, 0.5, 1.0)
 
 
-def test_the_best_by_nll_is_the_lowest_whatever_loss_trains() -> None:
+def test_best_by_nll_is_the_lowest() -> None:
     evaluations, improved = made(best_by="validation/nll", stop_after_no_gain=2), []
     for step, (loss, nll) in enumerate(((5.0, 2.0), (1.0, 4.0), (2.0, 3.0), (0.5, 3.5), (3.0, math.nan), (0.4, 3.0))):
         figures = {"validation/loss": loss, "validation/nll": nll}
@@ -90,7 +90,7 @@ def test_the_best_by_nll_is_the_lowest_whatever_loss_trains() -> None:
     assert "validation" in again(evaluations, best_by="validation/loss").due(5, 5)
 
 
-def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_resume() -> None:
+def test_run_stalls_without_gain_across_resumes() -> None:
     evaluations, stalled = made(), []
     for step, loss in enumerate((9.0, 3.0, 4.0, 2.0, 2.0, math.nan, 2.5, 2.5)):
         evaluations.finish("validation", {"validation/loss": loss}, step, step)
@@ -103,7 +103,7 @@ def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_re
     assert made().why_stalled(5) == "ended early after step 5, by a condition of train.py"
 
 
-def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_the_best() -> None:
+def test_changed_criterion_forgets_the_best() -> None:
     evaluations = made()
     evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
     evaluations.finish("validation", {"validation/loss": 0.4}, 6, 6)
@@ -119,7 +119,7 @@ def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_t
     assert not changed.is_judged  # so that a finished run is not "already finished", but evaluated again
 
 
-def test_the_best_by_forgetting_stays_the_best_with_other_validation_data() -> None:
+def test_best_by_forgetting_survives_other_validation_data() -> None:
     evaluations = made(best_by="forgetting/kl")
     evaluations.validation = ["before"]
     evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
@@ -151,7 +151,7 @@ def test_the_documents_of_an_evaluation_are_dealt_once() -> None:
     assert len(dealt) == 3
 
 
-def test_a_plan_that_an_edited_loop_replaces_decides_what_is_trained_and_what_divides_it() -> None:
+def test_replaced_plan_decides_documents_and_divisor() -> None:
     corpus = Corpus((in_memory([np.full(4, item) for item in range(4)], [np.arange(4) > 0] * 4),))
     dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
     inputs = Inputs(corpus, plan, 2, 0, None, (), dealer, lambda items: dealer.deal(items, corpus, 1), None, CONFIG)
@@ -167,7 +167,7 @@ def test_a_plan_that_an_edited_loop_replaces_decides_what_is_trained_and_what_di
     assert [edited.deal(step).items for step in range(2)] == [(((3,),),), (((2,),),)]
 
 
-def test_a_plan_that_is_no_function_of_the_step_is_named() -> None:
+def test_impure_plan_is_refused() -> None:
     """Micro-batches are made in advance: those of a plan that depends on the loss would be those of an earlier loss."""
     corpus, asked = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
     dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)

@@ -77,7 +77,7 @@ def of(tmp_path, monkeypatch):
     return made
 
 
-def test_every_key_of_a_config_is_part_of_the_identity_or_not() -> None:
+def test_every_config_key_is_classified() -> None:
     keys = {
         f"{name}.{field.name}"
         for name, section in typing.get_type_hints(Config).items()
@@ -110,7 +110,7 @@ OTHER = {
 }
 
 
-def test_each_setting_that_decides_is_refused_by_its_name(folder, of) -> None:
+def test_changed_deciding_settings_are_refused_by_name(folder, of) -> None:
     config = config_of(folder)
     first, _ = of(config)
     assert first == json.loads(json.dumps(first))  # as a manifest gives it back
@@ -135,7 +135,7 @@ def test_an_anchor_and_its_weight_decide(folder, of) -> None:
     assert found == ["forgetting.anchor_weight=1.0, now it is 2.0"]
 
 
-def test_no_free_setting_is_refused_but_each_is_listed(folder, of) -> None:
+def test_free_settings_are_listed_and_not_refused(folder, of) -> None:
     config = with_value(config_of(folder), "data.validation", (str(folder / "other.jsonl"),))
     first, settings = of(config)
     values = {"optimizer.epochs": 3, "optimizer.max_steps": 7, "data.validation": (str(folder / "train.jsonl"),)}
@@ -156,7 +156,7 @@ def test_no_free_setting_is_refused_but_each_is_listed(folder, of) -> None:
         assert any(line.startswith(f"    {name}: ") for line in lines), (name, lines)
 
 
-def test_the_content_of_files_decides_and_not_their_names(folder, of, tmp_path) -> None:
+def test_file_contents_decide_and_not_names(folder, of, tmp_path) -> None:
     config = config_of(folder)
     first, settings = of(config)
 
@@ -195,7 +195,7 @@ def test_the_content_of_files_decides_and_not_their_names(folder, of, tmp_path) 
         check_identity(Path("c"), {"identity": first, "settings": settings, "step": 4}, now, listed, "auto")
 
 
-def test_changed_goes_on_and_leaves_another_fingerprint_than_a_run_that_began_so(folder, of) -> None:
+def test_resume_changed_leaves_its_own_fingerprint(folder, of) -> None:
     """tests/distributed/test_durable_runs.py has what is said."""
     config = config_of(folder)
     (first, settings), (other, _) = of(config), of(with_value(config, "optimizer.learning_rate", 1e-5))
@@ -250,7 +250,7 @@ def code(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code, monkeypatch) -> None:
+def test_code_is_compared_by_syntax_tree(code, monkeypatch) -> None:
     before, scores = code_of(code / "train.py")
     assert list(before) == [*(f"room/{name}.py" for name in ("__init__", "late", "loss", "near")), *LOOP] and not scores
     rewritten = '"""A module."""\n\n\ndef chunked(\n    x,\n):\n    "Another."\n    return (x) * 2\n'
@@ -277,7 +277,7 @@ def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code, m
     assert code_of(code / "train.py")[0].keys() == before.keys()
 
 
-def test_the_function_that_makes_examples_belongs_to_the_code_and_to_the_data(code, folder, monkeypatch) -> None:
+def test_row_function_belongs_to_code_and_data(code, folder, monkeypatch) -> None:
     """Its module, and what that imports; the digest names the tokenised data, so that an edit tokenises them again."""
     before, digest = code_of_row("mine:convert"), digest_of_row("mine:convert")
     assert list(before) == ["elsewhere/helper.py", "elsewhere/mine.py"] and digest
@@ -335,7 +335,7 @@ def test_the_projects_own_scores_are_found(folder, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_an_edited_loss_is_refused_at_a_resume_and_after_the_end(tmp_path) -> None:
+def test_edited_loss_is_refused(tmp_path) -> None:
     workplace(tmp_path, 20, optimizer="max_steps=2", run="log_to=()")
     text = (ROOT / "train.py").read_text()
     edited = text.replace('reduction="none")', 'reduction="none") * 2')
@@ -359,7 +359,7 @@ def test_an_edited_loss_is_refused_at_a_resume_and_after_the_end(tmp_path) -> No
 # ---- large files ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch) -> None:
+def test_large_file_is_hashed_once(tmp_path, monkeypatch) -> None:
     file, memory, read = tmp_path / "weights", tmp_path / "memory" / "sha256", []
     file.write_bytes(b"a" * 100)
     whole = sha256(file)

@@ -13,7 +13,7 @@ CPU = Ranks(0, 1, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
 GPU = Ranks(3, 8, 3, torch.device("cuda", 3), None)  # type: ignore[arg-type]
 
 
-def test_where_memory_runs_out_the_error_names_the_snapshot_and_what_to_try(tmp_path, monkeypatch) -> None:
+def test_out_of_memory_error_names_the_snapshot(tmp_path, monkeypatch) -> None:
     recorded = []
     monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *a, **options: recorded.append(options))
     monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_text("blocks"))
@@ -32,7 +32,7 @@ def test_where_memory_runs_out_the_error_names_the_snapshot_and_what_to_try(tmp_
     assert recorded[0]["max_entries"] == 100_000 and recorded[-1] == {"enabled": None}  # on, and off again
 
 
-def test_a_profile_after_the_end_is_refused_and_one_before_the_start_is_said(tmp_path) -> None:
+def test_profile_outside_the_run_is_reported(tmp_path) -> None:
     with pytest.raises(UserError, match="run.profile=9:2: the run has only 8 steps; choose an earlier one"):
         Profile("9:2", 8, tmp_path, CPU, print)
     said: list[str] = []
@@ -51,7 +51,7 @@ class Stop:
     told_by_ranks = torch.zeros(4, 2)
 
 
-def test_a_straggler_is_slow_in_total_and_per_token_over_several_rows(monkeypatch) -> None:
+def test_straggler_is_slow_in_total_and_per_token(monkeypatch) -> None:
     monkeypatch.setattr("training.observe.gather_objects", lambda value, ranks: ["a", "a", "b", "b"])
     stop, said = Stop(), []
     pace = Pace([], stop, 0)  # type: ignore[arg-type]

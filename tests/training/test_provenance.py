@@ -36,7 +36,7 @@ def checkout(tmp_path) -> Path:
     return root
 
 
-def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypatch) -> None:
+def test_missing_checkout_commit_and_git_are_reported(checkout, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -68,7 +68,7 @@ def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **options) -> d
 IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}, "the weights": {"model.safetensors": "4"}}
 
 
-def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, ranks, monkeypatch) -> None:
+def test_config_json_describes_the_newest_start(checkout, tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", checkout)
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     run = tmp_path / "run"
@@ -98,9 +98,7 @@ def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, 
     assert written["devices"][0]["device"].startswith("cpu (") and written["time"].endswith("+00:00")
 
 
-def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
-    checkout, tmp_path, ranks, monkeypatch
-) -> None:
+def test_each_start_keeps_its_diff(checkout, tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", checkout)
     run = tmp_path / "run"
     for number, text in enumerate(("first", "second"), 1):
@@ -119,7 +117,7 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
     assert not (checkout / "notes.py").exists()
 
 
-def test_processors_with_one_name_and_other_instructions_are_told_apart(monkeypatch) -> None:
+def test_equally_named_processors_are_distinguished(monkeypatch) -> None:
     """Else a replay where the instructions for bf16 are missing would call the record untrue (tools/verify.py)."""
     cpu = torch.device("cpu")
     for name in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR"):
@@ -137,7 +135,7 @@ def test_ranks_are_grouped_by_host_and_device() -> None:
     assert [tuple(one.values()) for one in found] == [("a", "H100", [0, 1]), ("b", "H100", [2]), ("b", "A100", [3])]
 
 
-def test_of_many_small_files_only_some_are_read_at_each_start(tmp_path, monkeypatch) -> None:
+def test_large_sets_of_files_are_read_partly(tmp_path, monkeypatch) -> None:
     """A corpus of 5,000 files of 40 MB would be read at every start."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(provenance, "LONG", 250)

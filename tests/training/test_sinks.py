@@ -79,7 +79,7 @@ def write(run, ranks, start_step, steps, names=("wandb", "mlflow"), evaluated=No
     return log
 
 
-def test_services_get_every_row_once_over_a_resume_that_repeats_steps(tmp_path, ranks, services):
+def test_services_get_each_row_once(tmp_path, ranks, services):
     wandb, mlflow = services
     run = tmp_path / "trial"
     write(run, ranks, 0, {1: {"train/loss": 1.0}, 2: {"train/loss": 2.0}, 3: {"train/loss": 3.0}})
@@ -99,7 +99,7 @@ def test_services_get_every_row_once_over_a_resume_that_repeats_steps(tmp_path, 
     assert not (run / "tensorboard").exists()
 
 
-def test_a_fresh_start_and_a_service_that_is_new_begin_a_run_of_their_own(tmp_path, ranks, services):
+def test_fresh_start_begins_a_new_service_run(tmp_path, ranks, services):
     wandb, mlflow = services
     write(tmp_path, ranks, 0, {1: {"train/loss": 1.0}}, ("wandb",))
     write(tmp_path, ranks, 0, {1: {"train/loss": 1.5}, 2: {"train/loss": 2.0}}, ("wandb",))  # it left no checkpoint
@@ -121,7 +121,7 @@ def test_texts_are_shown_as_texts(tmp_path, ranks, services):
 
 
 @pytest.mark.parametrize("when", ["init", "log"])
-def test_a_service_that_fails_is_one_warning_and_the_others_go_on(tmp_path, ranks, services, monkeypatch, capsys, when):
+def test_failed_service_is_one_warning(tmp_path, ranks, services, monkeypatch, capsys, when):
     wandb, mlflow = services
 
     def fail(*arguments, **options):
@@ -139,7 +139,7 @@ def test_a_service_that_fails_is_one_warning_and_the_others_go_on(tmp_path, rank
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_service_that_does_not_answer_does_not_hold_up_the_end(tmp_path, ranks, services, monkeypatch, capsys):
+def test_silent_service_does_not_delay_the_end(tmp_path, ranks, services, monkeypatch, capsys):
     answers, init = threading.Event(), services[0].init
     monkeypatch.setattr(services[0], "init", lambda **options: answers.wait() and init(**options))
     monkeypatch.setattr(training.sinks, "CLOSE_SECONDS", 0.0)
@@ -149,7 +149,7 @@ def test_a_service_that_does_not_answer_does_not_hold_up_the_end(tmp_path, ranks
     log.sinks[0].thread.join()
 
 
-def test_a_package_that_is_not_installed_is_one_sentence(services):
+def test_missing_package_is_one_sentence(services):
     for name in ("wandb", "mlflow"):
         sys.modules[name].__spec__ = object()  # pyright: ignore[reportAttributeAccessIssue]
         check_sinks([name])
