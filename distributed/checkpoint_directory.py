@@ -232,7 +232,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict) -> dict[str, str]:
-    """Write manifest.json, the last file of a checkpoint, and return its `digests`. files: entries of `CheckpointWriter`."""
+    """Write manifest.json, the last file of a checkpoint, and return its `digests`. files: from `CheckpointWriter.entries`."""
     content = manifest_of(state, files, values)
     write_json(folder / MANIFEST, content)
     return digests(content)

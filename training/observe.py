@@ -18,7 +18,7 @@ from distributed.process_group import Ranks, StopSignal, gather_objects
 from distributed.rank_names import ranks_on_hosts
 
 SLOW = 1.5  # a straggler takes this many times as long as the median rank,
-PATIENCE = 5  # in this many logged rows in a row
+PATIENCE = 5  # in this many consecutive rows of curves
 
 
 class Profile:
@@ -103,7 +103,7 @@ class Pace:
         self.stop, self.step = stop, step
         self.spans: list[tuple[Any, Any]] = []  # (begin, end) of each layer's forward
         self.tokens = 0
-        self.streak = [0] * stop.ranks.world_size  # of each rank: rows in a row in which it was slow
+        self.streak = [0] * stop.ranks.world_size  # of each rank: consecutive rows in which it was slow
         self.hosts = gather_objects(socket.gethostname(), stop.ranks)
         if stop.ranks.world_size > 1:
             for layer in layers:

@@ -106,14 +106,14 @@ def record_start(run: TrainingRun, checkpointer: Checkpointer, log: Log) -> str:
 def files_read(config: Config, inputs: Inputs, identity: Identity, say: Say) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of the files that decide a run, by absolute path: `the base` with its tokenizer, and `the data`."""
     base, paths = Path(config.model.path).resolve(), data_paths(inputs.local)
-    others = [config.data.chat_template] if config.data.chat_template else []
+    more_paths = [config.data.chat_template] if config.data.chat_template else []
     fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
-    others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
+    more_paths += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
     small = [path for path in base.iterdir() if path.suffix in OF_A_TOKENIZER and path.is_file()]
     small = [path for path in small if path.name not in (EXPORT, BOM)]  # in a base that is an export: they are renewed
     known = {str(base / name): digest for name, digest in identity["the weights"].items()}
     folders = [path for path in paths if is_store(path)]
-    files = [*expand(path for path in paths if path not in folders), *map(Path, others)]
+    files = [*expand(path for path in paths if path not in folders), *map(Path, more_paths)]
     files += [file for folder in folders for file in sorted(Path(folder).iterdir()) if file.is_file()]
     return {
         "the base": known | _sums([path for path in small if str(path) not in known], say),

@@ -1,4 +1,4 @@
-"""Before the first step: what every rank must have alike, and whether the disk is fit for the run."""
+"""The start of a run: its config, the agreement of all ranks, and the room on the disk."""
 
 import hashlib
 import os
@@ -38,15 +38,15 @@ from training.sinks import check_sinks
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run as this rank sees it: config, data and model, and all that the ranks have agreed on."""
+    """A run on this rank: config, data and model, and the values on which all ranks have agreed."""
 
     config: Config
     data: Inputs  # `data.plan` decides which documents a step has
     model: PackedLanguageModel  # on meta until `first_weights`
     model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    identity: Identity  # all that decides the weights
-    settings: dict  # all that may change between two starts (`free_settings`)
+    identity: Identity  # decides the weights (training/identity.py)
+    settings: dict  # may change between two starts (`free_settings`)
     compute_dtype: torch.dtype  # the same on all ranks
     stop: StopSignal  # tells all ranks of a signal at the same line
     ranks: Ranks
@@ -54,7 +54,10 @@ class TrainingRun:
 
 
 def read_config(documentation: str | None) -> Config:
-    """The config of the command line, checked for the number of processes that torchrun has started. Raises UserError."""
+    """Return the config of the command line, checked for the number of processes that torchrun has started.
+
+    Raise UserError for a mistake in it.
+    """
     keep_freed_memory()  # before tokenising starts threads
     world_size, ranks_per_node = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -63,7 +66,7 @@ def read_config(documentation: str | None) -> Config:
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     if config.sharding.strategy == "hybrid" and config.sharding.shard_size is None:
-        # The ranks will compare it: nodes may have unlike numbers of ranks, and no mesh fits both.
+        # The ranks will compare it: if nodes have different numbers of ranks, no mesh fits both.
         config = replace(config, "sharding.shard_size", ranks_per_node)
     return config
 
@@ -112,10 +115,9 @@ def join_run(
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
-    """Raise UserError on all ranks if run.resume=never and the run exists. A collective.
+    """Raise UserError on all ranks if run.resume=never and the run exists. Every rank must call this.
 
-    A restart by torchrun (`--max-restarts`) continues the run. Each node counts its own restarts, so one that has counted
-    is enough.
+    A restart by torchrun (`--max-restarts`) continues the run. Each node counts its own restarts, so a count on one node is enough.
     """
     restarted = agree_any(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0", ranks)
     if resume == "never" and not restarted and read_on_first(run_directory.exists, ranks):
@@ -123,7 +125,7 @@ def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
 
 
 def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
-    """The compute dtype called `name`; fp32, and rank 0 says so, if a rank has no native bf16. A collective."""
+    """Return the compute dtype `name`, or fp32 with a message if any rank has no native bf16. Every rank must call this."""
     dtype = DTYPES[name]
     if dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         if ranks.rank == 0:
