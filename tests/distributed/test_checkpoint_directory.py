@@ -154,10 +154,10 @@ def test_previous_continues_from_newest_whole_checkpoint(damage, tmp_path, ranks
         saver.load(find_checkpoint(tmp_path, "auto", ranks)[0])
     assert sentence in str(raised.value) and "run.resume=previous" in str(raised.value)
     assert len(complete_checkpoints(tmp_path)) == 3 and latest_checkpoint(tmp_path).name == "step-000006"
-    found, passed_over = find_checkpoint(tmp_path, "previous", ranks)
-    assert found == tmp_path / "step-000004"
+    checkpoint, passed_over = find_checkpoint(tmp_path, "previous", ranks)
+    assert checkpoint == tmp_path / "step-000004"
     assert len(passed_over) == 1 and sentence in passed_over[0]
-    saver.load(found)
+    saver.load(checkpoint)
     assert parameters["weight"].unique().tolist() == [4.0]
 
 

@@ -190,8 +190,8 @@ def test_nothing_bad_is_saved_over_good_checkpoints(folder, first, second) -> No
 
 
 def test_diverging_resume_keeps_its_good_checkpoint(folder, second) -> None:
-    said = "step-000003 was made with optimizer.learning_rate=0.001, now it is 1e+39; run.resume=changed continues"
-    assert said in second
+    warning = "step-000003 was made with optimizer.learning_rate=0.001, now it is 1e+39; run.resume=changed continues"
+    assert warning in second
     assert "start again with run.resume=changed: the run continues from the checkpoint of step 3" in second
     assert "which is good" in second
     assert "'step-000003', 'step-000004.bad'" in (folder / "later").read_text()

@@ -55,11 +55,11 @@ def runs(folder) -> Path:
 
 def steps_seen(run: Path, what: str) -> dict[str, int]:
     """Hash of an example -> its step. No example is in two."""
-    found = {}
+    step_of_example = {}
     for line in list(seen(read_record(run), what))[:-1]:
         digest, _, where = line.split(" | ")
-        found[digest] = int(where.split()[1]) if where.startswith("steps") else 0
-    return found
+        step_of_example[digest] = int(where.split()[1]) if where.startswith("steps") else 0
+    return step_of_example
 
 
 def edit(old: bytes, new: bytes) -> Callable[[Path], None]:
@@ -83,11 +83,11 @@ def problem(run: Path, head: str | None = None) -> str:
 
 def test_run_resumed_on_other_ranks_verifies(folder, runs) -> None:
     entries = read_record(runs / "run")
-    said = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
-    assert "is the head after entry 6" in said and f"and {len(entries) - 6} entries came later" in said
+    report = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
+    assert "is the head after entry 6" in report and f"and {len(entries) - 6} entries came later" in report
     assert "no entry has the head" in problem(runs / "run", "0" * 64)  # only a head that was kept shows a lost end
-    assert "starts: 2, the last by " in said and "approved by A. Person, on 2 ranks" in said
-    assert "checkpoints: 3 whole, 1 removed" in said and "base and data: " in said and "not here" not in said
+    assert "starts: 2, the last by " in report and "approved by A. Person, on 2 ranks" in report
+    assert "checkpoints: 3 whole, 1 removed" in report and "base and data: " in report and "not here" not in report
     kinds = [entry.kind for entry in entries]
     assert kinds[0] == "start" and kinds[-2:] == ["stop", "export"] and kinds.count("start") == kinds.count("stop") == 2
     assert [entry.content["why"] for entry in entries if entry.kind == "stop"] == ["run.stop_at", "finished"]
@@ -114,12 +114,12 @@ def test_resume_stops_if_verification_fails(folder, runs) -> None:
     output = (folder / "two.out").read_text()
     assert f"warning: {runs / 'torn' / 'record.jsonl'}: the last line was cut off by a kill, and is removed" in output
     assert any("checkpoints: " in line for line in check_files(runs / "torn", read_record(runs / "torn"), None))
-    for said in (
+    for sentence in (
         "rows/metrics.jsonl is not what entry 6 (stop, step 3) of record.jsonl says: a row up to step 3 was changed or",
         "foreign/record.jsonl has no entry about the checkpoint of step 3 as it is: another run has made it",
         "chain/record.jsonl: entry 2 in line 2 does not follow the line before it",
     ):
-        assert f"error: {runs}/{said}" in output
+        assert f"error: {runs}/{sentence}" in output
 
 
 # What is changed -> (the file, the change, what is said)
@@ -143,12 +143,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_each_change_is_named(change, runs) -> None:
-    name, do, said = CHANGES[change]
+    name, do, sentence = CHANGES[change]
     path = (runs / "run" / name).resolve()
     before = path.read_bytes()
     try:
         do(path)
-        assert said in problem(runs / "run")
+        assert sentence in problem(runs / "run")
     finally:
         path.write_bytes(before)
 
@@ -168,8 +168,8 @@ def forge_export(run: Path, by: float = 0.25) -> None:
 
 def test_recorded_export_of_other_weights_is_named(runs, tmp_path) -> None:
     run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
-    said = "the last weights of step 6, equal to the tensors of their checkpoint"
-    assert any(line.endswith(said) for line in check_files(run, read_record(run), None))
+    sentence = "the last weights of step 6, equal to the tensors of their checkpoint"
+    assert any(line.endswith(sentence) for line in check_files(run, read_record(run), None))
     forge_export(run)
     assert f"{run / 'export'}: model.norm.weight is not what" in problem(run)
 
@@ -211,19 +211,19 @@ def forked(folder, monkeypatch) -> list[Path]:
 
 
 def test_replay_of_all_steps_is_bitwise(runs, forked) -> None:
-    said: list[str] = []
-    assert replay(runs / "run", read_record(runs / "run"), None, said.append) == EXACT
-    assert said[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
-    assert said[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and said[1].endswith(" to the bit")
-    assert said[2].startswith("training steps 4 to 6 on 2 ranks") and "tensors of 2 checkpoints" in said[3]
+    lines: list[str] = []
+    assert replay(runs / "run", read_record(runs / "run"), None, lines.append) == EXACT
+    assert lines[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
+    assert lines[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and lines[1].endswith(" to the bit")
+    assert lines[2].startswith("training steps 4 to 6 on 2 ranks") and "tensors of 2 checkpoints" in lines[3]
     assert len(forked) == 2 and not list(runs.glob("replay-*"))
 
 
 def test_replay_from_checkpoint_finds_changes(folder, runs, forked, monkeypatch) -> None:
-    run, said = runs / "other", list[str]()
+    run, lines = runs / "other", list[str]()
     entries = read_record(run)
-    assert replay(run, entries, 2, said.append) == EXACT
-    assert said[-1].startswith("steps 3 to 3: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit")
+    assert replay(run, entries, 2, lines.append) == EXACT
+    assert lines[-1].startswith("steps 3 to 3: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit")
 
     def again(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
         shutil.copytree(forked[0], Path(command[-1]).parent, dirs_exist_ok=True)
@@ -235,26 +235,26 @@ def test_replay_from_checkpoint_finds_changes(folder, runs, forked, monkeypatch)
         return [replace(e, content=e.content | content) if e.kind == kind else e for e in entries]
 
     with pytest.raises(Differs, match=r"the tensors after step 3 are not those of entry \d+ \(checkpoint, step 3\)"):
-        replay(run, changed("checkpoint", tensors="0" * 64), 2, said.append)
+        replay(run, changed("checkpoint", tensors="0" * 64), 2, lines.append)
     with pytest.raises(Differs, match=r"the documents of the steps up to 3 are not those of entry"):
-        replay(run, changed("checkpoint", plan="0" * 64), 2, said.append)
+        replay(run, changed("checkpoint", plan="0" * 64), 2, lines.append)
     before, row = (run / "metrics.jsonl").read_bytes(), rows(run)[3]
-    other = row | {"train/loss": row["train/loss"] + 0.5}
-    edit(json.dumps(row).encode(), json.dumps(other).encode())(run / "metrics.jsonl")
+    changed_row = row | {"train/loss": row["train/loss"] + 0.5}
+    edit(json.dumps(row).encode(), json.dumps(changed_row).encode())(run / "metrics.jsonl")
     with pytest.raises(Differs, match="the train curves of step 3 in .*metrics.jsonl are not those that the replay"):
-        replay(run, entries, 2, said.append)
+        replay(run, entries, 2, lines.append)
     data = folder / "train.jsonl"
     whole = data.read_bytes()
     edit(b"Report 7", b"Report 8")(data)
     with pytest.raises(Differs, match=r"train.jsonl \(the data\) is not what entry 1"):
-        replay(run, entries, 2, said.append)
+        replay(run, entries, 2, lines.append)
     data.write_bytes(whole)
     for reason, error in (("no GPU is here", UserError), ("run/record.jsonl has no entry about it", Differs)):
         with monkeypatch.context() as patch, pytest.raises(error, match=f"exit code 2, .*{reason}"):
-            patch.setattr(verify, "run_train", lambda *arguments, said=reason: (2, f"step 1\nerror: {said}\n"))
-            replay(run, entries, 2, said.append)
-    assert replay(run, changed("start", processor="another"), 2, said.append) == NOT_EXACT
-    assert "processor another, here " in said[-1] and said[-1].endswith("losses differ by 0.5 at most")
+            patch.setattr(verify, "run_train", lambda *arguments, lines=reason: (2, f"step 1\nerror: {lines}\n"))
+            replay(run, entries, 2, lines.append)
+    assert replay(run, changed("start", processor="another"), 2, lines.append) == NOT_EXACT
+    assert "processor another, here " in lines[-1] and lines[-1].endswith("losses differ by 0.5 at most")
     (run / "metrics.jsonl").write_bytes(before)
     assert len(forked) == 1
 
@@ -263,13 +263,13 @@ def test_replay_from_checkpoint_finds_changes(folder, runs, forked, monkeypatch)
 
 
 def test_every_example_is_seen_in_one_step(folder, runs) -> None:
-    found = steps_seen(runs / "run", str(folder / "train.jsonl"))
-    assert sorted(found.values()) == sorted(4 * list(range(1, STEPS + 1)))
-    said = list(seen(read_record(runs / "run"), "example-7"))
-    assert len(said) == 2 and "train.jsonl, line 8 | steps " in said[0] and "Report" not in said[0]
-    assert list(seen(read_record(runs / "run"), "Report 7:")) == said
-    digest = said[0].split(" | ")[0]
-    assert list(seen(read_record(runs / "run"), digest)) == said
+    step_of_example = steps_seen(runs / "run", str(folder / "train.jsonl"))
+    assert sorted(step_of_example.values()) == sorted(4 * list(range(1, STEPS + 1)))
+    lines = list(seen(read_record(runs / "run"), "example-7"))
+    assert len(lines) == 2 and "train.jsonl, line 8 | steps " in lines[0] and "Report" not in lines[0]
+    assert list(seen(read_record(runs / "run"), "Report 7:")) == lines
+    digest = lines[0].split(" | ")[0]
+    assert list(seen(read_record(runs / "run"), digest)) == lines
     assert list(seen(read_record(runs / "run"), "nobody"))[0].startswith("0 examples of the training data")
     on_two = [line for line in seen(read_record(runs / "run"), str(folder / "train.jsonl")) if "steps 5" in line]
     assert {line.rpartition("(")[2] for line in on_two} == {"rank 0)", "rank 1)"}

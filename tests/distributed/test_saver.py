@@ -91,21 +91,21 @@ def test_any_optimizer_updates_as_without_us(name, tmp_path, ranks) -> None:
         take_steps(ours, optimizer, steps)
         assert all(torch.equal(ours[key], bare[key]) for key in bare), steps  # the first update, too
     saver.save({"step": 4})
-    resumed, other = make(name)
-    (line,) = Saver(tmp_path, resumed, other, ranks).load(tmp_path / "step-000004")
+    resumed, new_optimizer = make(name)
+    (line,) = Saver(tmp_path, resumed, new_optimizer, ranks).load(tmp_path / "step-000004")
     assert "have their checksums" in line
-    assert other.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert new_optimizer.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     for steps in (range(0), range(4, 7)):
         take_steps(bare, bare_optimizer, steps)
-        take_steps(resumed, other, steps)
+        take_steps(resumed, new_optimizer, steps)
         assert all(torch.equal(resumed[key], bare[key]) for key in bare), steps
 
 
 def test_later_saves_reuse_the_first_plan(tmp_path, ranks, monkeypatch) -> None:
     """A plan for 512 ranks takes minutes. torch would take the plan of fp32 for bf16 of the same shape."""
-    made, make_plan = [], default_planner.create_default_global_save_plan
+    plans_made, make_plan = [], default_planner.create_default_global_save_plan
     monkeypatch.setattr(
-        default_planner, "create_default_global_save_plan", lambda plans: made.append(plans) or make_plan(plans)
+        default_planner, "create_default_global_save_plan", lambda plans: plans_made.append(plans) or make_plan(plans)
     )
     for dtype, folder in ((torch.float32, tmp_path / "a"), (torch.bfloat16, tmp_path / "b")):
         weight = nn.Parameter(torch.arange(64).to(dtype))
@@ -116,7 +116,7 @@ def test_later_saves_reuse_the_first_plan(tmp_path, ranks, monkeypatch) -> None:
         for step, value in ((1, 1), (2, 3), (3, 6)):
             saver.load(folder / f"step-00000{step}")
             assert torch.equal(weight.detach(), (torch.arange(64) + value).to(dtype))
-    assert len(made) == 2
+    assert len(plans_made) == 2
 
 
 def test_unchanged_settings_come_from_the_new_start(tmp_path, ranks) -> None:
@@ -125,10 +125,10 @@ def test_unchanged_settings_come_from_the_new_start(tmp_path, ranks) -> None:
     take_steps(parameters, optimizer, range(2))
     saver.save({"step": 2})
     resumed, _ = make("Adapting")
-    other = Adapting(list(resumed.values()), lr=5.0, decay=0.7)
-    Saver(tmp_path, resumed, other, ranks).load(tmp_path / "step-000002")
-    found = [other.param_groups[0][key] for key in ("lr", "decay", "k", "betas")]
-    assert found == [5.0, 0.7, 2, (0.9, 1 - 1 / 3)]
+    new_optimizer = Adapting(list(resumed.values()), lr=5.0, decay=0.7)
+    Saver(tmp_path, resumed, new_optimizer, ranks).load(tmp_path / "step-000002")
+    values = [new_optimizer.param_groups[0][key] for key in ("lr", "decay", "k", "betas")]
+    assert values == [5.0, 0.7, 2, (0.9, 1 - 1 / 3)]
 
 
 def test_unstorable_values_are_refused(tmp_path, ranks) -> None:
@@ -171,14 +171,14 @@ def test_optimizer_has_exactly_the_trained_parameters(ranks) -> None:
     model = nn.Module()
     model.matrix, model.vector = parameters.values()
     check_optimizer(optimizer, parameters, model, "16N", ranks)
-    for other, trained, memory, words in (
+    for tried, trained, memory, words in (
         (torch.optim.Adam(matrix.values()), parameters, "16N", "lacks 1 of 2 trained parameters, such as vector: add"),
         (optimizer, matrix, "16N", "Adam has a parameter that is not trained; give it `parameters` alone"),
         (optimizer, parameters, "8N", "8N is a format of this project's AdamW; with Adam set optimizer.memory=16N"),
         (torch.optim.LBFGS(parameters.values()), parameters, "16N", "LBFGS computes the loss again in its step; the"),
     ):
         with pytest.raises(UserError, match=words):
-            check_optimizer(other, trained, nn.Module(), memory, ranks)
+            check_optimizer(tried, trained, nn.Module(), memory, ranks)
     model.value_head = nn.Linear(2, 1)  # which an edited train.py has added
     with pytest.raises(UserError, match="value_head.weight has a gradient and is not in `parameters`"):
         check_optimizer(optimizer, parameters, model, "16N", ranks)
@@ -216,12 +216,12 @@ def test_registered_state_keeps_its_types(tmp_path, ranks) -> None:
     saver.register("sampler", Thing(**state))
     assert saver.stored_bytes() == before + 12
     saver.save({"step": 1})
-    other = Thing(mean=torch.zeros(3), count=0, rate=0, name="", on=False, last=[], none=1)
+    loaded = Thing(mean=torch.zeros(3), count=0, rate=0, name="", on=False, last=[], none=1)
     resumed = Saver(tmp_path, *weight_and_optimizer(0.0), ranks)
-    resumed.register("sampler", other)
+    resumed.register("sampler", loaded)
     resumed.load(tmp_path / "step-000001")
-    assert torch.equal(other.state.pop("mean"), state.pop("mean")) and other.state == state
-    assert all(type(other.state[key]) is type(value) for key, value in state.items())
+    assert torch.equal(loaded.state.pop("mean"), state.pop("mean")) and loaded.state == state
+    assert all(type(loaded.state[key]) is type(value) for key, value in state.items())
 
 
 def test_unstorable_registration_is_refused(tmp_path, ranks) -> None:
@@ -246,14 +246,14 @@ def test_unstorable_registration_is_refused(tmp_path, ranks) -> None:
 
 
 def test_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
-    plain, other = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9) for _ in range(2))
-    other.register("ema", Thing(key=1))
-    other.save({"step": 1})
+    plain, with_ema = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9) for _ in range(2))
+    with_ema.register("ema", Thing(key=1))
+    with_ema.save({"step": 1})
     plain.save({"step": 2})
     with pytest.raises(UserError, match="it has registered.ema, and the run has not"):
         plain.load(tmp_path / "step-000001")
     with pytest.raises(UserError, match="it has no registered.ema"):
-        other.load(tmp_path / "step-000002")
+        with_ema.load(tmp_path / "step-000002")
 
 
 # --- Bytes, damage ---
@@ -309,14 +309,14 @@ def held(monkeypatch) -> threading.Event:
 def test_background_save_stores_the_state_of_its_step(tmp_path, ranks, held) -> None:
     parameters, optimizer = weight_and_optimizer(1.0)
     saver = Saver(tmp_path, parameters, optimizer, ranks, 2, True)
-    thing = Thing(positions=[1])
-    saver.register("thing", thing)
+    registered = Thing(positions=[1])
+    saver.register("thing", registered)
     state = {"step": 1, "loop": {"step": 1}}
     saver.save(state)
     with torch.no_grad():
         parameters["weight"].fill_(2.0)  # training goes on
     state["loop"]["step"] = 2
-    thing.state["positions"].append(2)
+    registered.state["positions"].append(2)
     assert saver.poll() == [] and latest_checkpoint(tmp_path) is None
     held.set()
     (times,) = saver.close()
@@ -324,10 +324,10 @@ def test_background_save_stores_the_state_of_its_step(tmp_path, ranks, held) -> 
     assert latest_checkpoint(tmp_path).name == "step-000001"
     assert read_manifest(tmp_path / "step-000001")["state"]["loop"] == {"step": 1}
     resumed = weight_and_optimizer(0.0)
-    other = Saver(tmp_path, *resumed, ranks)
-    other.register("thing", thing)
-    other.load(tmp_path / "step-000001")
-    assert resumed[0]["weight"].unique().tolist() == [1.0] and thing.state == {"positions": [1]}
+    resumed_saver = Saver(tmp_path, *resumed, ranks)
+    resumed_saver.register("thing", registered)
+    resumed_saver.load(tmp_path / "step-000001")
+    assert resumed[0]["weight"].unique().tolist() == [1.0] and registered.state == {"positions": [1]}
 
 
 def test_background_thread_uses_the_gpu_of_its_rank(tmp_path, ranks, monkeypatch) -> None:

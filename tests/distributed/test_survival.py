@@ -72,13 +72,13 @@ def runs(folder) -> dict:
         run_of(folder, "damaged", *PLAIN, "run.save_every=1", "run.stop_at=2"),
         run_of(folder, "stopped-in-a-save", FISHER, *BACKGROUND, plant="signal_in_background"),
     ]
-    found: dict = {"newest": {}, "stopped": launch(folder, "two", 2, first)}
+    outcome: dict = {"newest": {}, "stopped": launch(folder, "two", 2, first)}
     for name, (plant, overrides) in KILLS.items():
         plan = write_plan(folder, name, [run_of(folder, name, FISHER, *overrides, plant=plant)])
         assert run_ranks(2, WORKER, plan, **ENVIRONMENT).returncode != 0
-        found["newest"][name] = latest_checkpoint(runs / name / "checkpoints").name
+        outcome["newest"][name] = latest_checkpoint(runs / name / "checkpoints").name
     flip_bit(damaged / DAMAGED)
-    found["before"] = contents(damaged)
+    outcome["before"] = contents(damaged)
     left = f"first:shutil.copytree('{damaged}/checkpoints', '{folder}/left/checkpoints')"
     resumed = [run_of(folder, name, FISHER, *overrides) for name, (_, overrides) in KILLS.items()]
     resumed += [
@@ -86,9 +86,9 @@ def runs(folder) -> dict:
         run_of(folder, "damaged", *PLAIN, expect=2),
         run_of(folder, "damaged", *PLAIN, "run.resume=previous", plant=left),
     ]
-    found["output"] = launch(folder, "resumed", 2, resumed)
-    found["after"] = contents(folder / "left")
-    return found
+    outcome["output"] = launch(folder, "resumed", 2, resumed)
+    outcome["after"] = contents(folder / "left")
+    return outcome
 
 
 @pytest.mark.parametrize("name", KILLS)

@@ -157,8 +157,8 @@ def four(folder, two) -> Path:
 
 def first_steps(run: Path, reference: Path) -> tuple[dict, dict]:
     """The rows of a run that was ended early, and those of the same steps of another one."""
-    found = rows(run)
-    return found, {step: row for step, row in rows(reference).items() if step in found}
+    rows_by_step = rows(run)
+    return rows_by_step, {step: row for step, row in rows(reference).items() if step in rows_by_step}
 
 
 @pytest.mark.parametrize("other", ["r2", "r2-grad-op", "r2-none", "r2-cpu-offload", "r4"])
@@ -276,8 +276,8 @@ def test_clean_start_prints_six_lines(folder, two) -> None:
 
 
 def test_slow_rank_is_named_once(folder, two) -> None:
-    said = f"warning: rank 1 on host {platform.node()} takes 30.0 times as long as the median rank for its part of forward, in 5"
-    assert (folder / "two.out").read_text().count(said) == 1
+    warning = f"warning: rank 1 on host {platform.node()} takes 30.0 times as long as the median rank for its part of forward, in 5"
+    assert (folder / "two.out").read_text().count(warning) == 1
     slowest = rows(two / "r2-long", "time/slowest_rank_seconds")
     assert list(slowest) == list(range(2, 2 * STEPS + 1))  # each row has the times of the row before
     for row in slowest.values():  # 2 micro-batches
@@ -370,9 +370,9 @@ def test_number_of_collectives_per_step(folder, two, four) -> None:
 
 @pytest.mark.parametrize("mode", ["selective", "offload", "second"])
 def test_activation_checkpointing_is_bitwise_identical(one, mode) -> None:
-    found, plain = first_steps(one / f"r1-{mode}", one / "r1")
+    checkpointed, plain = first_steps(one / f"r1-{mode}", one / "r1")
     for key in ("train/loss", "train/grad_norm"):  # those of step 2 show the update of step 1
-        assert len(plain) == 2 and relative_difference(plain, found, key) == 0
+        assert len(plain) == 2 and relative_difference(plain, checkpointed, key) == 0
 
 
 def adapters(run: Path) -> dict:
@@ -394,7 +394,7 @@ def test_lora_resumes_bitwise(two) -> None:
 
 def test_lora_exports_adapters_merged_and_alone(folder, one) -> None:
     """The export is base + alpha / rank x B A: the adapter in peft on the base has its logits, and the run had its loss."""
-    base, merged, found = (
+    base, merged, exported = (
         load_file(folder / "model" / "model.safetensors"),
         weights(one / "r1-lora"),
         adapters(one / "r1-lora"),
@@ -403,11 +403,11 @@ def test_lora_exports_adapters_merged_and_alone(folder, one) -> None:
     assert merged.keys() == base.keys()
     for name, weight in merged.items():
         prefix = f"base_model.model.{name.removesuffix('.weight')}"
-        a, b = (found.get(f"{prefix}.lora_{side}.weight") for side in "AB")
+        a, b = (exported.get(f"{prefix}.lora_{side}.weight") for side in "AB")
         expected = base[name] if a is None or b is None else base[name] + 2.0 * b @ a
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
         changed += not torch.equal(weight, base[name])
-    assert changed == LAYERS * 7 and len(found) == 2 * changed
+    assert changed == LAYERS * 7 and len(exported) == 2 * changed
     from peft import PeftModel  # slow to import
 
     ids = torch.arange(40)[None] % 300
@@ -420,7 +420,7 @@ def test_lora_exports_adapters_merged_and_alone(folder, one) -> None:
     assert (before - together).abs().max() > 0.01
     # In the checkpoint: A and B, two moments of each, the step, the random state of the rank.
     stored = FileSystemReader(one / "r1-lora" / "checkpoints" / "step-000003").read_metadata().state_dict_metadata
-    assert len(stored) == 4 * len(found) + 1 and not any("base_layer" in name for name in stored)
+    assert len(stored) == 4 * len(exported) + 1 and not any("base_layer" in name for name in stored)
     forgetting = [row["forgetting/kl"] for row in rows(one / "r1-lora", "forgetting/kl").values()]
     assert forgetting[0] == pytest.approx(0, abs=1e-6) and forgetting[-1] > 1e-4
 
@@ -463,12 +463,12 @@ def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
         messages, tokenize=False
     )
     # The same logits: the exported model reproduces the last validation loss of the run, document by document.
-    made = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
+    documents = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
     total = 0.0
-    for ids, flags in map(made.get, range(len(made))):
+    for ids, flags in map(documents.get, range(len(documents))):
         log_p = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
         total -= sum(log_p[t - 1, ids[t]].item() for t in flags.nonzero()[0])
     assert rows(one / "r1", "validation/loss")[STEPS]["validation/loss"] == pytest.approx(
-        total / made.targets.sum(), rel=1e-5
+        total / documents.targets.sum(), rel=1e-5
     )
     assert model.config.use_cache and model.config.architectures == ["Qwen2ForCausalLM"]

@@ -60,9 +60,9 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     run, out = folder / "runs" / "trial", folder / "out" / "last"
     card = folder / "dataset.json"  # of scripts/make_reports.py
     card.write_text(json.dumps({"arguments": {"profile": "laptop"}}))
-    said = export(run, "--out", out)
+    output = export(run, "--out", out)
     card.unlink()  # which makes it no other export
-    assert f"the last weights of {run} (step 4) -> {out}: " in said
+    assert f"the last weights of {run} (step 4) -> {out}: " in output
     before, after = weights(run / "export"), weights(out)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     same = {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"}
@@ -70,23 +70,24 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
         assert json_or_text(run / "export" / name) == json_or_text(out / name), name
     record = json.loads((out / "export.json").read_text())
     mine = json.loads((run / "export" / "export.json").read_text())
-    found = [record[key] for key in ("weights", "step", "checkpoint", "dtype", "profile")]
-    assert found == ["last", 4, mine["checkpoint"], "float32", "laptop"]
+    contents = [record[key] for key in ("weights", "step", "checkpoint", "dtype", "profile")]
+    assert contents == ["last", 4, mine["checkpoint"], "float32", "laptop"]
     assert record["identity"] == mine["identity"] and record["files"] == sums_of(out)
     (out / "README.md").write_text("old")
-    said = export(run, "--out", out, "--push", "me/m", code=2)  # no test reaches the hub
-    assert f"{out} already holds the last weights" in said
-    assert f"so {out} is not pushed: OfflineModeIsEnabled" in said and "HF_HUB_OFFLINE" in said
+    output = export(run, "--out", out, "--push", "me/m", code=2)  # no test reaches the hub
+    assert f"{out} already holds the last weights" in output
+    assert f"so {out} is not pushed: OfflineModeIsEnabled" in output and "HF_HUB_OFFLINE" in output
     assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
-    said = export(run, "--step", 2, "--out", out, code=2)
+    output = export(run, "--step", 2, "--out", out, code=2)
     assert (
-        f"error: {out} exists and does not hold these weights; remove it, or name another directory with --out" in said
+        f"error: {out} exists and does not hold these weights; remove it, or name another directory with --out"
+        in output
     )
     (mine_too := folder / "notes").mkdir(exist_ok=True)
     assert f"error: {mine_too} exists and does not hold these weights;" in export(run, "--out", mine_too, code=2)
     (out / "export.json").write_text(json.dumps(record | {"files": {}}))
-    said = export(run, "--out", out, code=2)
-    assert f"error: {out} is not what {run}/record.jsonl says of an export; remove it, and export again" in said
+    output = export(run, "--out", out, code=2)
+    assert f"error: {out} is not what {run}/record.jsonl says of an export; remove it, and export again" in output
 
 
 def test_release_is_signed_only_if_whole(folder) -> None:
@@ -95,17 +96,17 @@ def test_release_is_signed_only_if_whole(folder) -> None:
 
     run, out = folder / "runs" / "trial", folder / "out" / "signed"
     private, public = new_keys(folder, "release")
-    said = export(run, "--out", out, "--sign", private, "--base-flops", "1e12")
-    assert f"signed: {out / 'model.sig'}" in said and "of the base's 1e+12" in said
+    output = export(run, "--out", out, "--sign", private, "--base-flops", "1e12")
+    assert f"signed: {out / 'model.sig'}" in output and "of the base's 1e+12" in output
     assert verify_release(out, public) == []
     check_bom((out / "bom.json").read_text())
-    said = export(run, "--out", out, code=2)
-    assert f"error: {out} is signed, and its card would change; name the key with --sign" in said
+    output = export(run, "--out", out, code=2)
+    assert f"error: {out} is signed, and its card would change; name the key with --sign" in output
     file = out / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    said = export(run, "--out", out, "--sign", private, code=1)
-    assert f"{file} has changed: its SHA-256 is not that of export.json" in said and "signed: " not in said
+    output = export(run, "--out", out, "--sign", private, code=1)
+    assert f"{file} has changed: its SHA-256 is not that of export.json" in output and "signed: " not in output
     assert verify_release(out, public)
 
 
@@ -120,14 +121,14 @@ def read(folder) -> Iterator[Callable[..., Export]]:
     options = {"step": None, "best": False, "base": None, "dtype": "auto"}
     options |= {"merge_lora": False, "average_with_base": None}
     with process_group(device=torch.device("cpu")) as ranks:
-        yield lambda run=folder / "runs" / "trial", **given: read_export(run, Namespace(**(options | given)), ranks)
+        yield lambda run=folder / "runs" / "trial", **changes: read_export(run, Namespace(**(options | changes)), ranks)
 
 
 def test_step_is_averaged_with_its_base(folder, read) -> None:
     run, out = folder / "runs" / "trial", folder / "out" / "averaged"
-    said = export(run, "--step", 2, "--average-with-base", 0.25, "--dtype", "bf16", "--out", out, "--verify")
-    assert "the chosen weights" in said and ", 0.25 x tuned + 0.75 x base -> " in said
-    assert f"verified: transformers computes from {out} the logits of the averaged weights in bfloat16" in said
+    output = export(run, "--step", 2, "--average-with-base", 0.25, "--dtype", "bf16", "--out", out, "--verify")
+    assert "the chosen weights" in output and ", 0.25 x tuned + 0.75 x base -> " in output
+    assert f"verified: transformers computes from {out} the logits of the averaged weights in bfloat16" in output
     base, tuned, averaged = weights(folder / "base"), read(step=2).weights, weights(out)
     assert not torch.equal(tuned.read("model.norm.weight"), weights(run / "export")["model.norm.weight"])
     for name, tensor in averaged.items():
@@ -143,9 +144,9 @@ def test_step_is_averaged_with_its_base(folder, read) -> None:
 @pytest.fixture(scope="module")
 def verified(folder, read) -> tuple[Path, Callable[[], tuple[bool, list[str]]]]:
     """An export of step 2 in bf16, and its verification."""
-    out, made = folder / "out" / "verified", read(step=2, dtype="bf16")
-    write_export(out, made, None, "", "")
-    return out, lambda: verify(out, made)
+    out, exported = folder / "out" / "verified", read(step=2, dtype="bf16")
+    write_export(out, exported, None, "", "")
+    return out, lambda: verify(out, exported)
 
 
 def test_cost_of_the_dtype_is_stated(verified) -> None:
@@ -215,8 +216,10 @@ def write_lora_run(folder: Path, name: str = "lora") -> Path:
 
 def test_an_adapter_is_exported_for_peft_or_merged(folder, read, monkeypatch) -> None:
     run, adapter = write_lora_run(folder), folder / "out" / "adapter"
-    said = export(run, "--out", adapter, "--verify")
-    assert "an adapter" in said and f"verified: transformers computes from {adapter} the logits of the trained" in said
+    output = export(run, "--out", adapter, "--verify")
+    assert (
+        "an adapter" in output and f"verified: transformers computes from {adapter} the logits of the trained" in output
+    )
     file, checkpoint = adapter / "adapter_model.safetensors", run / "checkpoints" / "step-000004"
     entry = Record(run).read()[-1]
     assert "with the adapter of their" in _compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
@@ -257,8 +260,8 @@ def test_export_mistakes_are_one_sentence(folder, read, tmp_path, monkeypatch) -
     run = folder / "runs" / "trial"
     best = json.loads((run / "checkpoints" / "step-000004" / "manifest.json").read_text())["state"]["best_step"]
     assert (read(best=True).contents["weights"], read(best=True).contents["step"]) == ("best", best)
-    other = shutil.copytree(folder / "base", tmp_path / "other")
-    save_file({name: tensor + 1 for name, tensor in weights(other).items()}, other / "model.safetensors")
+    other_base = shutil.copytree(folder / "base", tmp_path / "other")
+    save_file({name: tensor + 1 for name, tensor in weights(other_base).items()}, other_base / "model.safetensors")
     shaped_alike = shutil.copytree(folder / "base", tmp_path / "shaped_alike")
     settings = json.loads((shaped_alike / "config.json").read_text())
     (shaped_alike / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 0.01}))
@@ -268,7 +271,7 @@ def test_export_mistakes_are_one_sentence(folder, read, tmp_path, monkeypatch) -
         "has no checkpoint of step 3; those that it has: 2, 4": {"step": 3},
         "trial/export is not the directory of a run": {"run": run / "export"},
         "is not there; name its directory with --base": {"base": tmp_path},
-        "are not those that .*trial was started from": {"base": other, "average_with_base": 0.5},
+        "are not those that .*trial was started from": {"base": other_base, "average_with_base": 0.5},
         r"another config.json or RoPE than .*shaped_alike .*\(rms_norm_eps\); name its base": {"base": shaped_alike},
         "must be from 0": {"average_with_base": 1.5},
         "not an adapter; leave out --merge-lora": {"merge_lora": True},
@@ -279,10 +282,12 @@ def test_export_mistakes_are_one_sentence(folder, read, tmp_path, monkeypatch) -
             read(**options)
 
     def without_norm(checkpoint: Path, prefix: str = "model.") -> Weights:
-        found = tensors_of_checkpoint(checkpoint, prefix)
-        return Weights({name: shape for name, shape in found.shapes.items() if name != "model.norm.weight"}, found.read)
+        tensors = tensors_of_checkpoint(checkpoint, prefix)
+        return Weights(
+            {name: shape for name, shape in tensors.shapes.items() if name != "model.norm.weight"}, tensors.read
+        )
 
     monkeypatch.setattr("model.weights.tensors_of_checkpoint", without_norm)  # as if an edited loop had frozen it
     assert torch.equal(read().weights.read("model.norm.weight"), weights(folder / "base")["model.norm.weight"])
     with pytest.raises(UserError, match="are not those that .*trial was started from; name its base with --base"):
-        read(base=other)
+        read(base=other_base)

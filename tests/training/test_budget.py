@@ -103,19 +103,19 @@ def certificate(run: Path) -> dict:
     return json.loads((run / "export" / "certificate.json").read_text())
 
 
-def options_of(**given: object) -> Namespace:
+def options_of(**changes: object) -> Namespace:
     """The command line of scripts/export.py."""
-    options = {"step": None, "best": False, "average_with_base": None, "merge_lora": False, "base": None}
-    return Namespace(**options | {"dtype": "auto"} | given)
+    defaults = {"step": None, "best": False, "average_with_base": None, "merge_lora": False, "base": None}
+    return Namespace(**defaults | {"dtype": "auto"} | changes)
 
 
 def test_bisection_returns_the_largest_alpha():
     for limit in (0.9, 0.5, 0.2, 0.01, 0.0):
-        asked = []
-        alpha = largest_alpha(lambda alpha, asked=asked, limit=limit: asked.append(alpha) or 0.8 * alpha**2 <= limit)
+        tried = []
+        alpha = largest_alpha(lambda alpha, tried=tried, limit=limit: tried.append(alpha) or 0.8 * alpha**2 <= limit)
         right = min(1.0, math.sqrt(limit / 0.8))
-        assert right - TOLERANCE < alpha <= right and (alpha < 1 or asked == [1.0])
-        assert len(asked) <= 1 - math.log2(TOLERANCE)
+        assert right - TOLERANCE < alpha <= right and (alpha < 1 or tried == [1.0])
+        assert len(tried) <= 1 - math.log2(TOLERANCE)
     # Where all pieces of a kind but one are trained on, no budget is met.
     for left in (0, 1):
         found = {"prose": Interval(0.1, 0.1, 0.1), "code": _ratio(np.ones((left, 2)))}
@@ -211,8 +211,8 @@ def test_kill_and_signal_in_search_change_nothing(folder, runs):
 
 def test_certificate_agrees_with_the_exported_files(folder, runs):
     """KL, the numbers of its tokens, the score and the choice, from the files alone."""
-    said = certificate(runs / "straight")
-    judged, selection = (text["kl"] for text in said["texts"])
+    content = certificate(runs / "straight")
+    judged, selection = (text["kl"] for text in content["texts"])
     for found, path in ((judged, CERTIFICATE), (selection, SELECTION)):
         pieces = [json.loads(line) for line in path.read_text().splitlines()]
         assert found.keys() == KINDS.keys()
@@ -223,10 +223,10 @@ def test_certificate_agrees_with_the_exported_files(folder, runs):
             assert of["value"] == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum(), rel=1e-3)
             assert of["low"] < of["value"] < of["high"]
     assert 0.095 < max(of["high"] for of in selection.values()) <= 0.1  # and no larger alpha is within the budget
-    assert said["worst"] == max(of["value"] for of in judged.values())
-    assert [one["step"] for one in said["candidates"]] == [2, 4]
-    assert said["value"] == min(one["value"] for one in said["candidates"])
-    assert said["low"] < said["value"] < said["high"]
+    assert content["worst"] == max(of["value"] for of in judged.values())
+    assert [one["step"] for one in content["candidates"]] == [2, 4]
+    assert content["value"] == min(one["value"] for one in content["candidates"])
+    assert content["low"] < content["value"] < content["high"]
 
 
 MODELS: dict[Path, torch.nn.Module] = {}
@@ -274,8 +274,8 @@ def test_unmet_budget_is_exit_code_3_if_strict(folder, runs):
 def test_remedies_of_training_are_named():
     corpus = SimpleNamespace(names=("main", "a", "b"), anchored=("b",))
     config = SimpleNamespace(forgetting=SimpleNamespace(anchor_weight=0.5), lora=LoRA(rank=2), ewc=EWC(strength=10.0))
-    said = "data.mix of a, forgetting.anchor_weight=0.5 on b, ewc.strength=10 (ewc.estimator=model), lora.rank=2"
-    assert ", ".join(means_of(config, corpus)) == said  # pyright: ignore
+    expected = "data.mix of a, forgetting.anchor_weight=0.5 on b, ewc.strength=10 (ewc.estimator=model), lora.rank=2"
+    assert ", ".join(means_of(config, corpus)) == expected  # pyright: ignore
 
 
 def test_text_is_trained_on_by_its_middle(ranks):
@@ -394,16 +394,16 @@ def test_texts_of_budgets_share_nothing():
 def test_task_prompts_are_bounded_and_spread():
     assert task_prompts(texts([30] * 5)) is None
     short = chats([20] * 4)
-    found = task_prompts(short)
-    assert found is not None and len(found) == 4
+    prompts = task_prompts(short)
+    assert prompts is not None and len(prompts) == 4
     for item in range(4):  # the prompt, and the first token of the answer
-        ids, is_target = found.get(item)
+        ids, is_target = prompts.get(item)
         assert ids.tolist() == short.get(item)[0][:11].tolist() and is_target.tolist() == [False] + [True] * 10
     for lengths in ([60] * 500, [3000] * 40, [50] * 20):
-        found = task_prompts(chats(lengths))
-        assert found is not None and len(found) >= FEWEST_PROMPTS
-        assert TASK_TOKENS // 4 < found.targets.sum() <= TASK_TOKENS
-        assert all(found.get(item)[1][-1] for item in range(len(found)))
+        prompts = task_prompts(chats(lengths))
+        assert prompts is not None and len(prompts) >= FEWEST_PROMPTS
+        assert TASK_TOKENS // 4 < prompts.targets.sum() <= TASK_TOKENS
+        assert all(prompts.get(item)[1][-1] for item in range(len(prompts)))
 
 
 def test_task_curve_is_the_kl_on_prompts(folder, runs):
@@ -412,6 +412,6 @@ def test_task_curve_is_the_kl_on_prompts(folder, runs):
         question, answer = json.loads(line)["messages"]
         prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True)["input_ids"]
         sums += kl_of(folder / "model", runs / "large-export", [*prompt, tokenizer.encode(answer["content"])[0]])
-    found = rows(runs / "large", "forgetting/task_kl")
-    assert found[4]["forgetting/task_kl"] == pytest.approx(sums[0] / sums[1], rel=1e-3)
-    assert 0 <= found[0]["forgetting/task_kl"] < 1e-5
+    rows_by_step = rows(runs / "large", "forgetting/task_kl")
+    assert rows_by_step[4]["forgetting/task_kl"] == pytest.approx(sums[0] / sums[1], rel=1e-3)
+    assert 0 <= rows_by_step[0]["forgetting/task_kl"] < 1e-5

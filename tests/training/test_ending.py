@@ -119,10 +119,25 @@ def test_export_edited_with_its_certificate_is_refused(tmp_path, ranks) -> None:
 
 def test_certificate_of_another_budget_is_ignored(tmp_path, ranks) -> None:
     text = {"kl": {"prose": {"value": 0.3, "low": 0.2, "high": 0.4}}, "file": "f", "left_out": 0}
-    said = {"max_kl": 0.1, "met": False, "worst": 0.3, "alpha": 1.0, "step": 8, "low": None, "high": None, "value": 2.0}
-    said |= {"means": [], "readings": 1, "texts": [text, text], "curve": "validation/loss:min", "dtype": "float32"}
+    certificate = {
+        "max_kl": 0.1,
+        "met": False,
+        "worst": 0.3,
+        "alpha": 1.0,
+        "step": 8,
+        "low": None,
+        "high": None,
+        "value": 2.0,
+    }
+    certificate |= {
+        "means": [],
+        "readings": 1,
+        "texts": [text, text],
+        "curve": "validation/loss:min",
+        "dtype": "float32",
+    }
     (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "certificate.json").write_text(json.dumps(said))
+    (tmp_path / "export" / "certificate.json").write_text(json.dumps(certificate))
     check_budget(run_of(tmp_path, ranks, replace(CONFIG, forgetting=Forgetting(max_kl=0.5, strict=True))))
     with pytest.raises(NotMet, match="forgetting.max_kl=0.1 is NOT met: the KL to the base is 0.3"):
         check_budget(run_of(tmp_path, ranks, replace(CONFIG, forgetting=Forgetting(max_kl=0.1, strict=True))))
@@ -159,13 +174,13 @@ def test_adapter_gets_its_name_after_its_entry(tmp_path, ranks, monkeypatch) -> 
     for name in ("write_files", "parameter_names", "merged", "stored_form"):
         monkeypatch.setattr(ending, name, lambda *arguments: None)
     monkeypatch.setattr(ending, "export_model", export_model)
-    record, found = RunRecord(tmp_path, Corpus(()), ranks), []
+    record, weights_at_entry = RunRecord(tmp_path, Corpus(()), ranks), []
     append = record.append
     monkeypatch.setattr(
-        record, "append", lambda *a, **o: found.append((adapter / "weights").read_text()) or append(*a, **o)
+        record, "append", lambda *a, **o: weights_at_entry.append((adapter / "weights").read_text()) or append(*a, **o)
     )
     config = replace(CONFIG, lora=LoRA(rank=2))
     export_run(run_of(tmp_path, ranks, config), {"step": 8, "updates": 8}, Evaluations(CONFIG, None), record)
-    assert found == ["old"] and (adapter / "weights").read_text() == "new"
+    assert weights_at_entry == ["old"] and (adapter / "weights").read_text() == "new"
     written = json.loads((tmp_path / "export.tmp" / EXPORT).read_text())
     assert written["adapter"] == {"weights": sha256(adapter / "weights")}

@@ -139,15 +139,18 @@ def test_best_by_forgetting_survives_other_validation_data() -> None:
 def test_the_documents_of_an_evaluation_are_dealt_once() -> None:
     """For 30,000 documents on 512 ranks that takes seconds, in which all of them wait."""
     documents = [in_memory([np.arange(4)] * 6, [np.arange(4) > first] * 6) for first in (0, 1)]
-    train, validation = (Corpus((one,)) for one in documents)
+    train, validation = (Corpus((items_of_batch,)) for items_of_batch in documents)
     dealer, dealt = Dealer(8, one_per_token), []
     counted = SimpleNamespace(deal=lambda *arguments: dealt.append(arguments) or dealer.deal(*arguments))
     inputs = Inputs(train, None, 0, 0, validation, (), counted, dealer.deal, None, None)  # type: ignore[arg-type]
     rank = SimpleNamespace(world_size=2, rank=1, device=torch.device("cpu"))
     for items, corpus in (((0, 1, 2, 3), validation), ((4, 5), validation), ((4, 5), train)) * 2:
-        found = [batch.target_ids.tolist() for batch in inputs.micro_batches(items, corpus, rank)]  # type: ignore[arg-type]
-        expected = [collate(one, corpus).target_ids.tolist() for one in dealer.deal(items, corpus, 2).of_rank(1)]
-        assert found == expected
+        ids = [batch.target_ids.tolist() for batch in inputs.micro_batches(items, corpus, rank)]  # type: ignore[arg-type]
+        expected = [
+            collate(items_of_batch, corpus).target_ids.tolist()
+            for items_of_batch in dealer.deal(items, corpus, 2).of_rank(1)
+        ]
+        assert ids == expected
     assert len(dealt) == 3
 
 
@@ -158,21 +161,21 @@ def test_replaced_plan_decides_documents_and_divisor() -> None:
     last_first = dataclasses.replace(plan, batch=lambda step: step_batch([3 - step], corpus))
     edited = dataclasses.replace(inputs, plan=last_first)
     rank = SimpleNamespace(world_size=1, rank=0, device=torch.device("cpu"))
-    found = [
+    steps = [
         (batch.input_ids.tolist(), batch.divisor)
         for _, micro_batches in edited.steps(0, rank)  # type: ignore[arg-type]
         for batch, _ in micro_batches
     ]
-    assert found == [([[3] * 4], 3), ([[2] * 4], 3)]
+    assert steps == [([[3] * 4], 3), ([[2] * 4], 3)]
     assert [edited.deal(step).items for step in range(2)] == [(((3,),),), (((2,),),)]
 
 
 def test_impure_plan_is_refused() -> None:
     """Micro-batches are made in advance: those of a plan that depends on the loss would be those of an earlier loss."""
-    corpus, asked = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
+    corpus, requested = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
     dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
     moving = dataclasses.replace(
-        plan, batch=lambda step: asked.append(step) or step_batch([asked.count(step) % 2], corpus)
+        plan, batch=lambda step: requested.append(step) or step_batch([requested.count(step) % 2], corpus)
     )
     deal = lambda items: dealer.deal(items, corpus, 1)  # noqa: E731
     inputs = Inputs(corpus, moving, 2, 0, None, (), dealer, deal, None, CONFIG)

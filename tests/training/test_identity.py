@@ -115,11 +115,11 @@ def test_changed_deciding_settings_are_refused_by_name(folder, of) -> None:
     first, _ = of(config)
     assert first == json.loads(json.dumps(first))  # as a manifest gives it back
     for name, value in OTHER.items():
-        found = differences(first, of(with_value(config, name, value))[0])
+        phrases = differences(first, of(with_value(config, name, value))[0])
         expected = [f"{name}={first['settings'][name]}, now it is {json.loads(json.dumps(value))}"]
         if name == "lora.rank":
             expected.insert(0, "lora.alpha=None, now it is 8.0")
-        assert [difference for difference in found if "=" in difference] == expected
+        assert [difference for difference in phrases if "=" in difference] == expected
     rest = ("ewc.", "forgetting.", "lora.", "model.rope_", "data.chat_date", "batch.global_tokens")
     assert set(DECIDES) == {*OTHER, *(name for name in DECIDES if name.startswith(rest))}
 
@@ -131,8 +131,8 @@ def test_an_anchor_and_its_weight_decide(folder, of) -> None:
     anchored = with_value(plain, "data.mix", (dataclasses.replace(mix, anchor=True),))
     first = of(anchored)[0]
     assert "another data.mix" in differences(of(plain)[0], first)
-    found = differences(first, of(with_value(anchored, "forgetting.anchor_weight", 2.0))[0])
-    assert found == ["forgetting.anchor_weight=1.0, now it is 2.0"]
+    phrases = differences(first, of(with_value(anchored, "forgetting.anchor_weight", 2.0))[0])
+    assert phrases == ["forgetting.anchor_weight=1.0, now it is 2.0"]
 
 
 def test_free_settings_are_listed_and_not_refused(folder, of) -> None:
@@ -145,8 +145,8 @@ def test_free_settings_are_listed_and_not_refused(folder, of) -> None:
         now = getattr(getattr(config, section), key)
         if name in ("run.eval_generate", "run.best_by", "eval.metric", "eval.max_new_tokens", "model.layer_class"):
             continue  # they need others, or are a name that is looked up
-        other = not now if isinstance(now, bool) else now + 1 if isinstance(now, int | float) else "other"
-        value = values.get(name, other)
+        changed_value = not now if isinstance(now, bool) else now + 1 if isinstance(now, int | float) else "other"
+        value = values.get(name, changed_value)
         changed, listed = of(with_value(config, name, value))
         assert differences(first, changed) == [], name
         assert fingerprint(changed) == fingerprint(first)
@@ -198,14 +198,14 @@ def test_file_contents_decide_and_not_names(folder, of, tmp_path) -> None:
 def test_resume_changed_leaves_its_own_fingerprint(folder, of) -> None:
     """tests/distributed/test_durable_runs.py has what is said."""
     config = config_of(folder)
-    (first, settings), (other, _) = of(config), of(with_value(config, "optimizer.learning_rate", 1e-5))
+    (first, settings), (changed_identity, _) = of(config), of(with_value(config, "optimizer.learning_rate", 1e-5))
     saved = {"identity": first, "settings": settings, "step": 4}
     assert check_identity(Path("step-000004"), saved, first, settings, "changed") == (first, [])
-    merged, _ = check_identity(Path("step-000004"), saved, other, settings, "changed")
-    assert len({fingerprint(each) for each in (first, other, merged)}) == 3
+    merged, _ = check_identity(Path("step-000004"), saved, changed_identity, settings, "changed")
+    assert len({fingerprint(each) for each in (first, changed_identity, merged)}) == 3
     # The next start of the changed run is that run; its history stays.
     saved = {"identity": merged, "settings": settings, "step": 6}
-    assert check_identity(Path("step-000006"), saved, other, settings, "auto") == (merged, [])
+    assert check_identity(Path("step-000006"), saved, changed_identity, settings, "auto") == (merged, [])
     back, _ = check_identity(Path("step-000006"), saved, first, settings, "changed")
     assert [change["step"] for change in back["changed"]] == [4, 6]
 
@@ -376,8 +376,8 @@ def test_large_file_is_hashed_once(tmp_path, monkeypatch) -> None:
         if place.name != "lock":
             place.write_text("torn")
     assert remembered_sha256([file], memory=memory)[file] != whole and len(read) == 3
-    said: list[str] = []
+    lines: list[str] = []
     monkeypatch.setattr(common.sha256, "LONG", 99)
     blocked = tmp_path / "weights" / "sha256"  # below a file: no folder can be made
-    assert remembered_sha256([file], said.append, blocked)[file] == sha256(file)
-    assert "cannot be made" in said[0] and "GiB, once for these files" in said[1]
+    assert remembered_sha256([file], lines.append, blocked)[file] == sha256(file)
+    assert "cannot be made" in lines[0] and "GiB, once for these files" in lines[1]

@@ -153,7 +153,7 @@ def test_slow_save_gives_a_warning(tmp_path, ranks, monkeypatch, capsys) -> None
         monkeypatch.setattr("training.log.torchrun_grace", lambda grace=grace: grace)
         log.save(SaveTimes(7, 2.0, 41.0))
     log.close()
-    said = "saved step 7 in 41.0 s; training waited 2.0 s"
-    warning = f"warning: {said}: longer than the 40 s that torchrun grants after a signal; start torchrun with "
-    assert capsys.readouterr().out.splitlines() == [said, f"{warning}--shutdown-timeout=62", said]
+    sentence = "saved step 7 in 41.0 s; training waited 2.0 s"
+    warning = f"warning: {sentence}: longer than the 40 s that torchrun grants after a signal; start torchrun with "
+    assert capsys.readouterr().out.splitlines() == [sentence, f"{warning}--shutdown-timeout=62", sentence]
     assert rows(tmp_path) == [{"step": 7, "save/pause_seconds": 2.0, "save/total_seconds": 41.0}] * 3

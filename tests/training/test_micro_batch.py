@@ -49,11 +49,11 @@ def settle(model_config, tmp_path, monkeypatch):
     """`batch.micro_batch` and what is said, of a run in tmp_path with so much free memory."""
 
     def run(config: Config = CONFIG, free: int = 1 << 40) -> tuple[int | str, list[str]]:
-        said: list[str] = []
+        lines: list[str] = []
         monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: free)
         model = build_on_meta(model_config)
-        settled = settle_micro_batch(config, model, model_config, tmp_path, 1, said.append)
-        return settled.batch.micro_batch, said
+        settled = settle_micro_batch(config, model, model_config, tmp_path, 1, lines.append)
+        return settled.batch.micro_batch, lines
 
     return run
 
@@ -96,17 +96,17 @@ def test_gpu_is_chosen_before_its_memory_is_read(model_config, tmp_path, monkeyp
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.setenv(name, "")  # so that what the device sets is undone
         monkeypatch.delenv(name)
-    asked = []
+    calls = []
 
     def free_bytes(device: torch.device, local_world: int) -> int:
-        asked.append((device, os.environ.get("PYTORCH_CUDA_ALLOC_CONF")))
+        calls.append((device, os.environ.get("PYTORCH_CUDA_ALLOC_CONF")))
         return 1 << 40
 
     monkeypatch.setattr(micro_batch, "free_bytes", free_bytes)
     monkeypatch.setattr(micro_batch, "has_native_bf16", lambda device: True)
     settled = settle_micro_batch(CONFIG, build_on_meta(model_config), model_config, tmp_path, 1, print)
     assert settled.batch.micro_batch == 64
-    assert asked == [(torch.device("cuda", 0), "expandable_segments:True")]
+    assert calls == [(torch.device("cuda", 0), "expandable_segments:True")]
 
 
 def test_resume_reuses_the_recorded_micro_batch(settle, tmp_path, free_for) -> None:
@@ -119,8 +119,8 @@ def test_resume_reuses_the_recorded_micro_batch(settle, tmp_path, free_for) -> N
     settled, (line,) = settle(free=free_for(3.5))
     assert settled == 5 and "as at the last start; memory holds 3: 70% of" in line
     groups = {"config": record["config"] | {"sharding": {"context": 2}}}
-    for other in ("{", json.dumps(record | {"world_size": 2}), json.dumps(record | groups)):
-        (tmp_path / "config.json").write_text(other)
+    for config_json in ("{", json.dumps(record | {"world_size": 2}), json.dumps(record | groups)):
+        (tmp_path / "config.json").write_text(config_json)
         assert settle()[0] == 64
 
 

@@ -118,11 +118,11 @@ def test_user_task_results_have_own_scores(export) -> None:
 def test_results_of_other_weights_are_left_out(export) -> None:
     assert not read_results(Path("out"), export).left_out
     for change in ({"checkpoint": "xyz"}, {"averaged": {"share_of_tuned": 0.25, "base": "x"}}):
-        other = replace(export, contents=CONTENTS | change)
-        results = read_results(Path("out"), other)
+        changed = replace(export, contents=CONTENTS | change)
+        results = read_results(Path("out"), changed)
         assert not results.evaluations and results.forgetting is None and len(results.left_out) == 2
         assert all("is of other weights" in why for why in results.left_out)
-    averaged = card(other, results)
+    averaged = card(changed, results)
     assert "0.75 of the base and 0.25 of the tuned" in averaged and "never trained as such" in averaged
     assert "Not measured on a test set" in averaged and "0.4321" not in averaged  # the run's results are not its own
     beside = read_results(

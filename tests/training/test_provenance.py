@@ -131,8 +131,12 @@ def test_equally_named_processors_are_distinguished(monkeypatch) -> None:
 
 
 def test_ranks_are_grouped_by_host_and_device() -> None:
-    found = devices([("a", "H100"), ("a", "H100"), ("b", "H100"), ("b", "A100")])
-    assert [tuple(one.values()) for one in found] == [("a", "H100", [0, 1]), ("b", "H100", [2]), ("b", "A100", [3])]
+    groups = devices([("a", "H100"), ("a", "H100"), ("b", "H100"), ("b", "A100")])
+    assert [tuple(group.values()) for group in groups] == [
+        ("a", "H100", [0, 1]),
+        ("b", "H100", [2]),
+        ("b", "A100", [3]),
+    ]
 
 
 def test_large_sets_of_files_are_read_partly(tmp_path, monkeypatch) -> None:

@@ -77,8 +77,8 @@ def test_start_from_earlier_step_drops_later_entries(tmp_path) -> None:
 
 def test_plan_hash_covers_history_sources_and_documents() -> None:
     known = ("", 1, ["a"], (1, 2))
-    others = [("before", *known[1:]), ("", 2, ["a"], (1, 2)), ("", 1, ["b"], (1, 2)), ("", 1, ["a"], (2, 1))]
-    assert len({plan_after(*one) for one in (known, *others)}) == 5
+    changed = [("before", *known[1:]), ("", 2, ["a"], (1, 2)), ("", 1, ["b"], (1, 2)), ("", 1, ["a"], (2, 1))]
+    assert len({plan_after(*arguments) for arguments in (known, *changed)}) == 5
 
 
 def test_prepared_files_are_compared_at_each_start(tmp_path, ranks, monkeypatch) -> None:
@@ -99,7 +99,7 @@ def test_prepared_files_are_compared_at_each_start(tmp_path, ranks, monkeypatch)
     record = started()
     assert started().read()[-1].kind == "start"  # nothing new
     prepared = [entry.content for entry in record.read() if entry.kind == "prepared"]
-    assert [(one["folder"], sorted(one["files"])) for one in prepared] == [
+    assert [(content["folder"], sorted(content["files"])) for content in prepared] == [
         ("anchor", ["documents.npy", "rows"]),
         ("ewc", ["fisher-1"]),
     ]
@@ -175,9 +175,9 @@ def test_resume_verifies_checkpoint_rows_and_plan(tmp_path, ranks, monkeypatch) 
     again = resumed()
     assert (again.plan, again.step) == (record.plan, 2) and again.plan != ""
     again.add_step(3, batch)
-    other = resumed()
-    other.add_step(3, StepBatch((2, 1), 3, (3,), (4,)))
-    assert again.plan != other.plan
+    reordered = resumed()
+    reordered.add_step(3, StepBatch((2, 1), 3, (3,), (4,)))
+    assert again.plan != reordered.plan
     with pytest.raises(UserError, match="no entry about the checkpoint of step 2 as it is: another run has made it"):
         resumed("b" * 64)
     (tmp_path / "metrics.jsonl").write_bytes(rows.replace(b"1", b"7"))

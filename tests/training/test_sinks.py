@@ -132,9 +132,9 @@ def test_failed_service_is_one_warning(tmp_path, ranks, services, monkeypatch, c
     else:
         monkeypatch.setattr(wandb, "Html", fail)
     write(tmp_path, ranks, 0, {step: {"train/loss": 1.0, "validation/sample": "text"} for step in range(1, 5)})
-    said = capsys.readouterr().out
-    assert said.count("warning: ") == 1
-    assert "the run goes on without wandb, which has failed (ConnectionError: no route to host)" in said
+    output = capsys.readouterr().out
+    assert output.count("warning: ") == 1
+    assert "the run goes on without wandb, which has failed (ConnectionError: no route to host)" in output
     assert len(mlflow.rows) == 4
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
@@ -160,7 +160,7 @@ def test_missing_package_is_one_sentence(services):
 
 def test_the_last_line_says_where_the_curves_are(tmp_path, ranks, services):
     assert write(tmp_path / "a", ranks, 0, {}, ()).where() == f"curves: {tmp_path / 'a' / 'metrics.jsonl'}"
-    both = write(tmp_path / "b", ranks, 0, {}, ("wandb", "tensorboard")).where()
-    assert both == f"curves: tensorboard --logdir {tmp_path / 'b' / 'tensorboard'} and wandb"
+    both_places = write(tmp_path / "b", ranks, 0, {}, ("wandb", "tensorboard")).where()
+    assert both_places == f"curves: tensorboard --logdir {tmp_path / 'b' / 'tensorboard'} and wandb"
     spaced = write(tmp_path / "two words", ranks, 0, {}, ("tensorboard",)).where()  # a shell takes it as it is
     assert shlex.split(spaced)[2:] == ["--logdir", str(tmp_path / "two words" / "tensorboard")]
