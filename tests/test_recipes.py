@@ -1,6 +1,6 @@
 """The recipes of README's "Edit the loop": each patch applies to train.py, and the edited loop trains, logs and resumes.
 
-Recipes whose effects can be told apart share a copy of train.py, which trains on two ranks with an untied head. Those that keep a
+Recipes with distinguishable effects share a copy of train.py, which trains on two ranks with an untied head. Recipes that keep a
 state of their own lose their last checkpoint and continue: what they save then is what they had saved. The check (`--check`) runs
 on a copy with recipes of all kinds.
 """
@@ -118,7 +118,7 @@ def curves(run: Path) -> dict[int, dict]:
 
 
 def took_effect(folder: Path, name: str, rows_by_step: dict[int, dict], plain: dict[int, dict]) -> bool:
-    """Whether a recipe did what its name says."""
+    """Return whether a recipe had its effect."""
     base = load_file(folder / "model" / "model.safetensors")
     ours, theirs = (weights(folder / "runs" / run) for run in (RUN_OF[name], "plain"))
     first = rows_by_step[1]["train/loss"] - plain[1]["train/loss"]
@@ -164,7 +164,7 @@ def test_a_recipe_trains(folder, runs, name) -> None:
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_recipe_resumes(runs, name) -> None:
-    """Continued from half of its steps, it saves to the bit what it has saved before: weights, optimizer, and what it has registered."""
+    """A run continued from half of its steps saves the same bits as before: weights, optimizer and registered objects."""
     entries = Record(runs / name).read()
     assert [entry.step for entry in entries if entry.kind == "start"] == [0, STEPS // 2]
     first, second = [
@@ -188,7 +188,7 @@ def test_an_average_that_is_exported_verifies(runs) -> None:
 
 
 def test_an_average_of_weights_in_bf16_moves(tmp_path) -> None:
-    """A hundredth of a change is below the last digit of bf16: the average stayed what the weights were at the start."""
+    """A hundredth of a change is below the last digit of bf16, in which the average would never move."""
     text, names = edited(tmp_path, "ema").read_text(), {"torch": torch}
     exec(text[text.index("class Average") : text.index("def validate(")], names)
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
@@ -215,7 +215,7 @@ def test_the_check_of_a_recipe_runs(folder) -> None:
     assert done.stdout.count("exit code") == 1, (done.stdout + done.stderr)[-3000:]
     results = {result["name"]: result for result in json.loads(out.read_text())["results"]}
     wrong = {key: result["text"] for key, result in results.items() if result["status"] == "fails"}
-    assert set(wrong) == {"export"}, wrong  # which is the average and not the last checkpoint
+    assert set(wrong) == {"export"}, wrong  # the average, and not the last checkpoint
     assert results["kill and resume"]["figures"]["relative"] == 0.0 and results["loss"]["status"] == "ok"
     assert results["gradient"]["status"] == "skipped", results["gradient"]["text"]  # of layers that are not all trained
 

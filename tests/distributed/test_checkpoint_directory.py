@@ -50,7 +50,7 @@ def names(folder: Path) -> list[str]:
 def test_newest_best_and_proven_checkpoints_are_kept(tmp_path, ranks) -> None:
     for step in range(1, 7):
         save(tmp_path, ranks, step, keep_last=2, best_step=2, proven_step=3 if step < 6 else 4)
-    # Steps 5 and 6 are the newest; the state of step 5 names the proven step 3, that of step 6 the proven step 4.
+    # Steps 5 and 6 are the newest; the state of step 5 names the proven step 3, the state of step 6 the proven step 4.
     assert names(tmp_path) == [f"step-00000{n}" for n in (2, 3, 4, 5, 6)]
     assert latest_checkpoint(tmp_path).name == "step-000006"
 

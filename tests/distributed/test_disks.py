@@ -91,7 +91,7 @@ def test_free_space_check_creates_nothing(tmp_path, ranks, monkeypatch, disk) ->
         (0, 2.0, None),  # the first checkpoint, and the second beside it
         (0, 1.9, "free 102 MiB, or set run.directory"),
         (1, 1.0, None),  # one is there already
-        (3, 0.5, "free 512 MiB, or"),  # those that exist do not make room for a new one
+        (3, 0.5, "free 512 MiB, or"),  # existing checkpoints do not make room for a new one
     ],
 )
 def test_run_needs_room_for_two_checkpoints(tmp_path, ranks, disk, existing, free, problem) -> None:
@@ -127,7 +127,7 @@ def test_warning_counts_all_kept_checkpoints(tmp_path, ranks, disk, monkeypatch)
     saver = checkpoint.Saver(tmp_path / "saved", {"w": weight}, torch.optim.SGD([weight], 1.0), ranks, 2)
     for step in range(1, 8):  # the first one is the best
         saver.save({"step": step, "best_step": 1, "proven_step": step - 1})
-    assert max(there) == 5  # 2, the best, the proven one of the older of the 2, and the new one
+    assert max(there) == 5  # 2 checkpoints, the best, the proven one before them, and the new one
     fits = check_room_for_run(tmp_path, GIB, GIB // 2, 2, ranks)
     assert fits == "a save writes 1.0 GiB; the disk has 5.0 GiB free"
     aside = tmp_path / "checkpoints" / "step-000001.bad"  # makes no room

@@ -114,7 +114,7 @@ def manifest(run: Path, step: int) -> dict:
 
 
 def test_finished_run_with_more_steps_continues(folder, second) -> None:
-    """It was stopped after the last step was saved, when the export was still that of the shorter run."""
+    """It was stopped after its last save, when the export still held the shorter run's weights."""
     assert "optimizer.max_steps: 3 -> 5" in second and "steps in total: 3 -> 5" in second
     assert "signal: stopped after step 5/5, saved" in second
     assert "exported the last weights (step 5, float32)" in second
@@ -205,7 +205,7 @@ def test_bad_final_weights_are_an_error(folder, first) -> None:
 
 
 def test_bad_last_batch_keeps_good_weights(folder, first) -> None:
-    """The last step was skipped. Its weights are those of step 4, and the batch of that step proves them."""
+    """The last step was skipped, so the weights of step 4 remain. The batch of step 4 proves them."""
     run = folder / "runs" / "last-batch"
     assert [row["train/skipped_steps"] for row in rows(run).values()] == [0, 0, 0, 0, 1]
     assert math.isnan(rows(run)[5]["train/loss"]) and record(run)["step"] == 5
@@ -227,7 +227,7 @@ def test_spike_is_skipped_and_counted(folder, first) -> None:
     assert [loop[key] for key in ("step", "updates", "skipped_steps", "bad_steps_in_a_row")] == [3, 2, 1, 0]
     assert len(loop["norms"]) == 3 and "SKIPPED, a spike of the gradient norm (1 so far)" in first
     logged = [row["train/grad_norm"] for row in rows(folder / "runs" / "spikes").values()]
-    assert logged == loop["norms"] and logged[2] > 10 * logged[1]  # that of the step that was skipped, unclipped
+    assert logged == loop["norms"] and logged[2] > 10 * logged[1]  # the norm of the skipped step, unclipped
 
 
 def test_flipped_bit_in_finished_export_is_mended(folder, second) -> None:

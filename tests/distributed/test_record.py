@@ -122,7 +122,7 @@ def test_resume_stops_if_verification_fails(folder, runs) -> None:
         assert f"error: {runs}/{sentence}" in output
 
 
-# What is changed -> (the file, the change, what is said)
+# Change -> (the file, the change, the message)
 STEP = "checkpoints/step-000006"
 CHANGES = {
     "an entry": ("record.jsonl", edit(b'"kind": "start"', b'"kind": "stop"'), "entry 2 in line 2 does not follow"),
@@ -259,7 +259,7 @@ def test_replay_from_checkpoint_finds_changes(folder, runs, forked, monkeypatch)
     assert len(forked) == 1
 
 
-# ---- What was seen, and what is left out ----
+# ---- The examples that were seen ----
 
 
 def test_every_example_is_seen_in_one_step(folder, runs) -> None:

@@ -1,4 +1,4 @@
-"""Saves and loads of the training state: any optimizer, what is registered, saves in the background, bytes read, failures."""
+"""Saves and loads of the training state: any optimizer, registered objects, saves in the background, bytes read, failures."""
 
 import dataclasses
 import threading

@@ -1,4 +1,4 @@
-"""What a run survives: kills, and damage in the file of another rank. All on 2 ranks, in four launches.
+"""Survival of a run: kills, and damage in the file of another rank. All on 2 ranks, in four launches.
 
 The run is that of workload.py. The kills come at chosen moments; those of scripts/chaos.py are random. test_checkpoint_directory.py has
 every kind of damage, in one process; test_train.py has moves to other numbers of ranks.
@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> dict:
-    """All launches. `output`: what the last one printed; `before` and `after`: files around the start from a damaged checkpoint."""
+    """All launches. `output`: of the last launch. `before` and `after`: files around the start from a damaged checkpoint."""
     runs = folder / "runs"
     damaged = runs / "damaged"
     first = [
@@ -94,7 +94,7 @@ def runs(folder) -> dict:
 @pytest.mark.parametrize("name", KILLS)
 def test_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
     assert runs["newest"][name] == ("step-000002" if name == "killed-in-a-save" else "step-000004")
-    assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # what was half written is gone
+    assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # half-written checkpoints are removed
     assert differences(folder / "runs" / name, folder / "runs" / "straight") == []
 
 

@@ -156,7 +156,7 @@ def four(folder, two) -> Path:
 
 
 def first_steps(run: Path, reference: Path) -> tuple[dict, dict]:
-    """The rows of a run that was ended early, and those of the same steps of another one."""
+    """Return the rows of a run that ended early, and another run's rows of the same steps."""
     rows_by_step = rows(run)
     return rows_by_step, {step: row for step, row in rows(reference).items() if step in rows_by_step}
 
@@ -371,7 +371,7 @@ def test_number_of_collectives_per_step(folder, two, four) -> None:
 @pytest.mark.parametrize("mode", ["selective", "offload", "second"])
 def test_activation_checkpointing_is_bitwise_identical(one, mode) -> None:
     checkpointed, plain = first_steps(one / f"r1-{mode}", one / "r1")
-    for key in ("train/loss", "train/grad_norm"):  # those of step 2 show the update of step 1
+    for key in ("train/loss", "train/grad_norm"):  # the rows of step 2 show the update of step 1
         assert len(plain) == 2 and relative_difference(plain, checkpointed, key) == 0
 
 

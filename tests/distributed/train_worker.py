@@ -50,7 +50,7 @@ WEIGHTS = (0.0, 0.25, 1.0, 3.0)
 RANK = int(os.environ.get("RANK", 0))
 LAST = int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK
 FORWARD = ("model.language_model:PackedLanguageModel", "forward")
-# Plant -> what the last rank, or every rank, sends itself before which call. Argument: the number of the call.
+# Plant -> the signal that the last rank, or every rank, sends itself before a call. Argument: the number of the call.
 SIGNALS = {
     # One forward before that with this number: the ranks read each other's flags one micro-batch later.
     "signal_at_micro_batch": (signal.SIGTERM, LAST, *FORWARD, -1),
@@ -134,7 +134,7 @@ def plant(name: str | None, set_attribute) -> None:
 
             def counted(*arguments, original=original, what=what, **options) -> object:
                 tensor = arguments[0] if arguments else options.get("output_tensor", options.get("output"))
-                # Not the polls of the stop signal, and not what a save compares (`unlike_copies`).
+                # Without the polls of the stop signal and the comparison of a save (`unlike_copies`).
                 counts[what] += tensor.numel() > 1 and tensor.dtype not in (torch.float64, torch.int64)
                 if RANK == 0:
                     counted_file.write_text(json.dumps(counts))

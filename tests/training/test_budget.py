@@ -1,4 +1,4 @@
-"""A budget for forgetting: which weights a run exports under it, and what its certificate says, on 1 and 2 ranks."""
+"""A budget for forgetting: the weights that a run exports under it, and its certificate, on 1 and 2 ranks."""
 
 import json
 import math
@@ -175,7 +175,7 @@ def test_best_checkpoint_is_judged_by_certificate_text(selection, judged, alpha,
     assert alpha - TOLERANCE < said["alpha"] <= alpha and said["averaged"]["share_of_tuned"] == said["alpha"]
     assert said["value"] == 3.0 - said["alpha"] and said["worst"] == pytest.approx(judged * said["alpha"] ** 2)
     assert [text["file"] for text in said["texts"]] == [CERTIFICATE.name, SELECTION.name]
-    assert (here.step, here.alpha) == (2, said["alpha"])  # what the model holds is exported
+    assert (here.step, here.alpha) == (2, said["alpha"])  # the export has the weights that the model holds
 
 
 @pytest.mark.parametrize("name", ["straight", "signalled", "extended"])
@@ -353,7 +353,7 @@ def test_alpha_multiplies_the_adapters(folder, base, first_new_row):
     line.tuned = {name: parameter.detach().clone() for name, parameter in line.moved.items()}
     for alpha in (0.25, 0.0, 1.0):
         line.go(alpha)
-        for name, parameter in model.named_parameters():  # also what is frozen
+        for name, parameter in model.named_parameters():  # frozen parameters, too
             assert torch.equal(parameter, before[name] * (alpha if ".lora_B." in name else 1)), name
     line.to_base()
     assert len(rows) == (base == "extended") and all(torch.equal(trained[name], rows[name]) for name in rows)

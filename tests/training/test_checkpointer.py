@@ -140,7 +140,7 @@ def test_resume_continues_with_the_counts(tmp_path, ranks) -> None:
     assert changed.saves[-1]["identity"]["settings"] == new["settings"] and not changed.is_changed
     mixed = old | {"the data": {"data.mix": ["other"]}}
     find(checkpointer_of(tmp_path, ranks, mixed, resume="changed"), state := counted(0))
-    assert state["targets"] == [0]  # those of step 4 are of other sources
+    assert state["targets"] == [0]  # the counts of step 4 belong to other sources
 
 
 def test_loop_state_has_its_own_names(tmp_path, ranks) -> None:

@@ -1,4 +1,4 @@
-"""What an export says it holds, and when that is what a finished run asks for."""
+"""The contents of an export, and when a finished run is satisfied with them."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Which evaluations are due, which checkpoint is the best, and what of it a resume keeps."""
+"""The evaluations that are due, the best checkpoint, and the state that a resume keeps."""
 
 import dataclasses
 import json
@@ -171,7 +171,7 @@ def test_replaced_plan_decides_documents_and_divisor() -> None:
 
 
 def test_impure_plan_is_refused() -> None:
-    """Micro-batches are made in advance: those of a plan that depends on the loss would be those of an earlier loss."""
+    """Micro-batches are made in advance: a plan that depends on the loss would follow an earlier loss."""
     corpus, requested = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
     dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
     moving = dataclasses.replace(

@@ -180,7 +180,7 @@ def test_transformers_4_and_5_read_equal_rope(kind, rope, old, tmp_path):
 
 
 def test_licence_texts_are_exported(base, tmp_path):
-    """Into an export, an adapter and an extension; a folder, a damaged link and what is too large for a text stay behind."""
+    """Into an export, an adapter and an extension; a folder, a damaged link and a file too large for a text stay behind."""
     source = shutil.copytree(base, tmp_path / "base")
     for name in ("LICENSE", "LICENCE.txt", "NOTICE", "USE_POLICY.md"):
         (source / name).write_text(name)

@@ -1,4 +1,4 @@
-"""A run's identity: whatever decides the weights is refused by its name at a resume, and nothing else is."""
+"""A run's identity: a resume refuses every change that decides the weights, by name, and no other change."""
 
 import dataclasses
 import json
@@ -196,7 +196,7 @@ def test_file_contents_decide_and_not_names(folder, of, tmp_path) -> None:
 
 
 def test_resume_changed_leaves_its_own_fingerprint(folder, of) -> None:
-    """tests/distributed/test_durable_runs.py has what is said."""
+    """tests/distributed/test_durable_runs.py tests the messages."""
     config = config_of(folder)
     (first, settings), (changed_identity, _) = of(config), of(with_value(config, "optimizer.learning_rate", 1e-5))
     saved = {"identity": first, "settings": settings, "step": 4}
@@ -266,7 +266,7 @@ def test_code_is_compared_by_syntax_tree(code, monkeypatch) -> None:
         assert first.keys() - before.keys() == {f"elsewhere/{module}", "elsewhere/helper.py"}  # of PYTHONPATH
         (code / "elsewhere" / "helper.py").write_text("x = 2\n")
         assert changed(first, code_of(code / "train.py")[0]) == ["elsewhere/helper.py"]
-    # So is a package that is installed as editable: its version stays what it is, whatever is edited.
+    # So is a package that is installed as editable: edits do not change its version.
     (code / "kit").mkdir()
     (code / "kit" / "losses.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(code / "kit"))
@@ -278,7 +278,7 @@ def test_code_is_compared_by_syntax_tree(code, monkeypatch) -> None:
 
 
 def test_row_function_belongs_to_code_and_data(code, folder, monkeypatch) -> None:
-    """Its module, and what that imports; the digest names the tokenised data, so that an edit tokenises them again."""
+    """Its module with all imports. The digest names the tokenised data, so that an edit tokenises them again."""
     before, digest = code_of_row("mine:convert"), digest_of_row("mine:convert")
     assert list(before) == ["elsewhere/helper.py", "elsewhere/mine.py"] and digest
     (code / "elsewhere" / "helper.py").write_text("x = 2\n")
@@ -310,7 +310,7 @@ def test_scores_count_where_they_choose_the_weights(code, folder) -> None:
     chosen_by = {name: scores_module(with_value(config, "run.export", "best")) for name, config in best.items()}
     assert chosen_by == {"nll": None, "validation/loss": None, "forgetting/kl": "eval.forgetting"}
     first, scores = code_of(code / "train.py", "mine")
-    # The metric with what it imports, and what generates the answers; not the scores in whose place the metric stands.
+    # The metric with its imports, and the code that generates answers; not the scores that the metric replaces.
     generate = ["eval/generate.py", "training/answers.py"]
     assert list(scores) == ["elsewhere/helper.py", "elsewhere/mine.py", *generate]
     assert first == code_of(code / "train.py")[0]

@@ -58,7 +58,7 @@ def test_full_disk_error_names_metrics_file(tmp_path, ranks) -> None:
 
 
 def test_run_continues_without_a_terminal(tmp_path, ranks, monkeypatch) -> None:
-    """The terminal was closed, or `tee` was killed: only what is in files is left."""
+    """The terminal was closed, or `tee` was killed: only files are left."""
     reader, writer = os.pipe()
     os.close(reader)
     log = Log(tmp_path, ranks, ()).open(0, {}, total_steps=9)
@@ -92,7 +92,7 @@ def test_fresh_start_removes_all_rows(tmp_path, ranks, capsys) -> None:
     assert "the rows of an earlier start, which left no checkpoint, are removed" in capsys.readouterr().out
     assert rows(tmp_path) == [{"step": 0, "validation/loss": 8.0}, {"step": 1, "train/loss": 0.5}]
     check_tensorboard(tmp_path)
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one event file, and what is not ours
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one event file, and files of others
 
 
 def test_resume_keeps_only_recorded_evaluations(tmp_path, ranks) -> None:

@@ -1,4 +1,4 @@
-"""batch.micro_batch=auto: what is counted, and which number is taken. That all ranks take the same: distributed/test_durable_runs.py."""
+"""batch.micro_batch=auto: the counted memory and the chosen number. distributed/test_durable_runs.py tests that all ranks agree."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def free_for(model_config):
 
 @pytest.fixture
 def settle(model_config, tmp_path, monkeypatch):
-    """`batch.micro_batch` and what is said, of a run in tmp_path with so much free memory."""
+    """Returns `batch.micro_batch` and the printed lines of a run in tmp_path with this much free memory."""
 
     def run(config: Config = CONFIG, free: int = 1 << 40) -> tuple[int | str, list[str]]:
         lines: list[str] = []
@@ -94,7 +94,7 @@ def test_gpu_is_chosen_before_its_memory_is_read(model_config, tmp_path, monkeyp
     for name, value in {"device_count": 1, "is_available": True, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.setenv(name, "")  # so that what the device sets is undone
+        monkeypatch.setenv(name, "")  # so that settings by the device are undone
         monkeypatch.delenv(name)
     calls = []
 

@@ -184,7 +184,7 @@ def test_base_is_identified_by_its_digest(export) -> None:
     text = card(replace(export, state=state))
     assert ModelCard(text).data.base_model_fingerprint == fingerprint_of_base(export.base)
     assert f"SHA-256 `{known['the weights']['model.safetensors']}` (model.safetensors)" in text
-    text = card(replace(export, state={"step": 2}))  # what is missing is said
+    text = card(replace(export, state={"step": 2}))  # missing results are reported
     for part in ("Not measured on a test set.", "has lost against its base was not measured", "not recorded"):
         assert part in text, part
     assert "Licence: unknown" in text and "does not say where it is from: check" in text

@@ -1,4 +1,4 @@
-"""Every start is recorded, whatever git has to say."""
+"""Every start is recorded, also without a commit or without git."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Which examples run.eval_generate asks, how long answers may be, and what is refused before a run starts."""
+"""run.eval_generate: the chosen examples, the length of answers, and refusals before a run starts."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The record of a run: what breaks its chain, what a kill leaves, and which entries count after a start from an earlier step."""
+"""The record of a run: breaks of its chain, traces of a kill, and the entries that count after a start from an earlier step."""
 
 import hashlib
 import json
@@ -130,7 +130,7 @@ def test_missing_checkpoint_gives_a_warning(tmp_path, ranks) -> None:
         (folder / name).rmdir()
         (line,) = record.continue_from(0, None, bytes)
         assert line.startswith(f"warning: {folder}/step-000003, which record.jsonl names, is not there: its steps")
-    record.append("start", step=0)  # begun again from the base, which gives up what came later
+    record.append("start", step=0)  # a new start from the base gives up the later steps
     assert record.continue_from(0, None, bytes) == []
 
 

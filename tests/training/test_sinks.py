@@ -17,7 +17,7 @@ CONFIG = {"run": {"name": "r"}, "optimizer": {f"key{i}": i for i in range(120)}}
 
 
 class FakeWandB:
-    """What train uses of `wandb`; `rows` has what the server would show, by run."""
+    """The part of `wandb` that train.py uses. `rows` has the rows that the server would show, by run."""
 
     def __init__(self) -> None:
         self.runs, self.inits, self.metrics = {}, [], []
@@ -108,7 +108,10 @@ def test_fresh_start_begins_a_new_service_run(tmp_path, ranks, services):
         [{"step": 1, "train/loss": 1.5}, {"step": 2, "train/loss": 2.0}],
     ]
     write(tmp_path, ranks, 1, {2: {"train/loss": 2.0}}, ("mlflow",))
-    assert mlflow.rows == [(1, {"train/loss": 1.0 + 0.5}), (2, {"train/loss": 2.0})]  # what it has not had
+    assert mlflow.rows == [
+        (1, {"train/loss": 1.0 + 0.5}),
+        (2, {"train/loss": 2.0}),
+    ]  # rows that it has not received before
 
 
 def test_texts_are_shown_as_texts(tmp_path, ranks, services):
