@@ -205,13 +205,12 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
     if not complete:
         raise UserError(f"{run} has no checkpoint; what a finished run has exported is in {run / 'export'}")
     steps, which = ", ".join(str(step_of(path)) for path in complete), "chosen"
-    if step is None:
-        step = read_manifest(complete[-1], "name a step with --step")["state"]["best_step"]
-        which = "best" if options.best or (config.run.export == "best" and step is not None) else "last"
-        if which == "last":
-            return complete[-1], which, share
-        if step is None:
+    if step is None and (options.best or config.run.export == "best"):
+        step, which = read_manifest(complete[-1], "name a step with --step")["state"]["best_step"], "best"
+        if step is None and options.best:
             raise UserError(f"{run} has no evaluation of a trained model; name a step with --step: {steps}")
+    if step is None:
+        return complete[-1], "last", share
     if folder / checkpoint_name(step) not in complete:
         raise UserError(f"{run} has no checkpoint of step {step}; those that it has: {steps}")
     return folder / checkpoint_name(step), which, share
