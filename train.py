@@ -70,7 +70,7 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
     """Return the optimizer of `parameters`, which are this rank's shards by name. Any optimizer of torch can stand here.
 
-    The `lr` of a group is its peak; `learning_rate` lowers all of them by the same factor. This AdamW takes 16 to 6 bytes per
+    The `lr` of a group is its peak; `learning_rate` lowers all rates by the same factor. This AdamW takes 16 to 6 bytes per
     parameter.
     """
     return adamw(parameters, settings, seed)
@@ -116,7 +116,7 @@ def main() -> int:
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
     # `config` now has a number for batch.micro_batch=auto and the date of chats. `data.plan` has the documents of each step.
     config, data = open_data(config, model, model_config, tokenizer, __file__)
-    # The ranks agree on all of this before anything is trained. A run directory has one owner.
+    # The ranks agree on all inputs before anything is trained. A run directory has one owner.
     with join_run(config, data, model, model_config, tokenizer) as run:
         return train(run)
 

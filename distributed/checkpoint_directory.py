@@ -3,7 +3,7 @@
     checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), manifest.json
 
 manifest.json is written last. It holds the saved state (JSON of the loop), the plain values of the optimizer and of registered
-objects, the size of every other file, and a SHA-256 of each 16 MiB of it. One more SHA-256 covers the manifest itself. The state
+objects, and for every other file its size and a SHA-256 per 16 MiB. One more SHA-256 covers the manifest itself. The state
 names the best checkpoint, so that a single file, replaced atomically, describes the run.
 
 A directory named `step-<digits>` is complete, because its name comes from a rename; the name of an interrupted one ends in

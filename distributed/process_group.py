@@ -362,7 +362,7 @@ class StopSignal:
             self._saving = False
 
     def _remember(self, number: int, frame: object) -> None:
-        """Handle a signal in the main thread, so that the next `agreed` knows of it."""
+        """Handle a signal in the main thread, so that the next `agreed` sees it."""
         self.name = self.name or signal.Signals(number).name
 
     def _listen(self, reader: socket.socket, writer: socket.socket) -> None:

@@ -162,7 +162,7 @@ class Line:
 
     For each alpha every rank reads its slices of the base from the files. This rank's part of the tuned weights is kept in host
     memory. A point is computed from both in fp32 and rounded once to the dtype of the parameters; fp32 parameters are rounded to
-    the dtype of the export, so that the measured weights equal those in its files. Rows of new tokens are always the tuned ones.
+    the dtype of the export, so that the measured weights equal its files. Rows of new tokens are always the tuned ones.
     With LoRA, alpha multiplies B, and so the change that the adapters make.
     """
 
@@ -241,7 +241,7 @@ class Texts:
 
 
 def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarray:
-    """Return which of these texts, as token ids, occur in the training data: bool `(texts,)`.
+    """Return which texts, as token ids, occur in the training data: bool `(texts,)`.
 
     Every rank must call this; the ranks share the data.
     """

@@ -282,8 +282,8 @@ def damage_of(out: Path, ranks: Ranks) -> list[str]:
 def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
     """Return whether `out` holds the weights that were trained, and one line for each finding.
 
-    transformers, for an adapter with peft, loads `out`. Its logits in fp32 must equal those of the trained weights, rounded to the
-    dtype of the export, in the model as it is trained here. Every tensor must equal the rounded one, too: no logit shows the
+    transformers, for an adapter with peft, loads `out`. Its logits in fp32 must equal the logits of our own model with the
+    trained weights, rounded to the dtype of the export. Every tensor must equal the rounded one, too: no logit shows the
     row of a token that no text has. The second line compares the export in its own dtype with the trained weights in fp32.
     Needs the memory of one model in fp32.
     """

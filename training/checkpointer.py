@@ -273,7 +273,7 @@ class RunRecord(Record):
         return {path.name: digest for path, digest in remembered_sha256(paths).items()} if paths else {}
 
     def add_step(self, step: int, batch: StepBatch) -> None:
-        """Extend the hash of the plan by a finished step. `step` counts finished steps, the last of which took `batch`."""
+        """Extend the hash of the plan by a finished step. `step` counts finished steps; the last one took `batch`."""
         self.plan, self.step = plan_after(self.plan, step, self.sources, batch.items), step
 
     def so_far(self) -> dict:
@@ -288,7 +288,7 @@ class RunRecord(Record):
                 with path.open("rb") as file:
                     file.seek(self.size)
                     new = file.read()
-                    os.fsync(file.fileno())  # an entry is durable, and speaks of these rows
+                    os.fsync(file.fileno())  # the entry is durable, and so must its rows be
                 self.metrics.update(new)
                 self.size += len(new)
             return self._state()
@@ -448,7 +448,7 @@ class Checkpointer:
         self.saver.save(self._manifest(state), **self.record.so_far())
 
     def update(self, state: dict) -> None:
-        """Replace the saved state of this step, if it is saved already, by one that has the evaluations since."""
+        """If this step is saved already, replace its saved state by one that has the evaluations since."""
         if 0 < state["step"] == self.saved_step:
             self.saver.update_state(self._manifest(state), **self.record.so_far())
 

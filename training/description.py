@@ -131,7 +131,7 @@ def _data_line(inputs: Inputs) -> str:
 
 
 def _parameters(config: Config, model: torch.nn.Module) -> str:
-    """Return the number of parameters and which of them are trained, in words."""
+    """Return the number of parameters and of trained ones, in words."""
     count, trained = num_parameters(model), num_trained(model)
     if not config.lora.rank:
         return f"{count:,} parameters, {'all' if trained == count else f'{trained:,}'} trained"

@@ -2,7 +2,7 @@
 
 The identity holds the settings that decide (configs/config.py: DECIDES), the tokens of the data and the order of documents, the
 weights and the tokenizer of the base model, torch and transformers, and the code that train.py loads. It is plain JSON, section
--> name -> value or digest. Every checkpoint's manifest and record.jsonl hold all of it, an export its `fingerprint`.
+-> name -> value or digest. Every checkpoint's manifest and record.jsonl hold the whole identity, an export its `fingerprint`.
 """
 
 import ast
@@ -326,7 +326,7 @@ def _digest(tree: ast.FunctionDef | ast.Module) -> str:
 def _text_of(node: Any) -> str:
     """Return the text of a syntax tree as `ast.dump` does, in a third of the time.
 
-    Empty fields are left out, because a later Python has more of them.
+    Empty fields are left out, because a later Python has more fields.
     """
     if isinstance(node, list):
         return f"[{', '.join(map(_text_of, node))}]"

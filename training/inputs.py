@@ -86,10 +86,10 @@ class Inputs:
     files: Identity = field(default_factory=dict)  # the part of the identity that `hash_files` returns
     chats: ChatSettings = ChatSettings()  # how chats are rendered
     stop_ids: tuple[int, ...] = ()  # the tokens that end an answer
-    of_tokenizer: str = ""  # identifies the token ids of this tokenizer (data/tokens.py)
+    of_tokenizer: str = ""  # identifies the tokenizer's token ids (data/tokens.py)
     # Deals of evaluations, which repeat: (whether the items are of `train`, the items of a batch) -> their deal
     dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
-    # Adds the base's predictions for anchored targets to the micro-batch of these items (training/anchor.py)
+    # Adds the base's predictions for anchored targets to a micro-batch (training/anchor.py)
     add_base: Callable[[MicroBatch, Items], MicroBatch] = lambda micro_batch, items: micro_batch
 
     def deal(self, step: int) -> Deal:
@@ -246,7 +246,7 @@ def read_inputs(
 
 
 def data_paths(config: Config) -> list[str]:
-    """Return all data paths that a run of this config reads."""
+    """Return all data paths that a run with `config` reads."""
     data, ewc = config.data, config.ewc
     mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]
     return [*data.train, *data.validation, *(ewc.data if ewc.strength else ()), *mixed_in]

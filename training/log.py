@@ -293,7 +293,7 @@ def _is_kept(row: dict, start_step: int, evaluated: dict[str, int]) -> bool:
 def seconds_since_process_start() -> float:
     """Return the age of this process, on Linux from the kernel to 10 ms.
 
-    Elsewhere it is the processor time so far: most of it is imports, which use one thread.
+    Elsewhere it is the processor time so far: it is mostly imports, which use one thread.
     """
     try:
         # Field 22. The name of the program, which is field 2, may contain spaces and brackets: proc_pid_stat(5).

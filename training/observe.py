@@ -65,7 +65,7 @@ class Profile:
 
 @contextmanager
 def memory_snapshot(directory: Path, ranks: Ranks) -> Iterator[None]:
-    """If a GPU's memory runs out within this context, write a snapshot of it to `directory` and add hints to the error.
+    """If a GPU's memory runs out within this context, write a snapshot to `directory` and add hints to the error.
 
     The snapshot has every block with the line that allocated it, and the last 100,000 allocations. No-op on the CPU.
     https://docs.pytorch.org/docs/stable/torch_cuda_memory.html
