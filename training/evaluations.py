@@ -75,7 +75,10 @@ class Evaluations:
         return [f"{'; '.join(changed)}: the next evaluation is the first that counts"]
 
     def due(self, step: int, total_steps: int) -> list[str]:
-        """Return the evaluations that are due at `step` and have not finished there: at the first and last step, and every `run.eval_every` steps."""
+        """Return the evaluations that are due at `step` and have not finished there.
+
+        An evaluation is due at the first and the last step, and every `run.eval_every` steps.
+        """
         is_due = step in (0, total_steps) or (self.every > 0 and step % self.every == 0)
         return [name for name in self.functions if is_due and self.evaluated.get(name) != step]
 
