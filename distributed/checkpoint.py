@@ -124,7 +124,8 @@ class Saver:
     # --- What a checkpoint holds --------------------------------------------------------------------------------------
 
     def register(self, name: str, stateful: Any) -> None:
-        """Store an object with `state_dict()` and `load_state_dict(state)` in every checkpoint, such as an average of the weights.
+        """Store an object with `state_dict()` and `load_state_dict(state)` in every checkpoint, such as an average of the
+        weights.
 
         The state is a flat dictionary of tensors and of JSON values. A tensor that is not a DTensor must be equal on all ranks.
         Raise UserError for any other state, for a name that is taken, and after a load or a save.
@@ -142,7 +143,8 @@ class Saver:
         self.registered[name] = stateful
 
     def contents(self) -> tuple[Tensors, dict[str, Any]]:
-        """Return all that a checkpoint stores, by name: tensors, which share memory except for the random state, and plain values.
+        """Return all that a checkpoint stores, by name: tensors, which share memory except for the random state, and plain
+        values.
 
         Raise UserError for values that it cannot store.
         """
@@ -328,7 +330,10 @@ class Saver:
         return read_on_first(complete, ranks)
 
     def poll(self) -> list[SaveTimes]:
-        """Return the saves that have finished since the last call. Raise UserError on all ranks if a save has failed on any rank."""
+        """Return the saves that have finished since the last call.
+
+        Raise UserError on all ranks if a save has failed on any rank.
+        """
         self._look()
         finished, self.finished = self.finished, []
         return finished
@@ -413,7 +418,8 @@ def _read(tensors: Tensors, reader: CheckpointReader, ranks: Ranks) -> None:
 def _differences(stored: dict, tensors: Tensors, before: set[str], now: set[str]) -> list[str]:
     """Return a sentence for each difference between a checkpoint and a run.
 
-    stored: DCP's metadata of the checkpoint. before, now: the names of all tensors and plain values in the checkpoint, in the run.
+    stored: DCP's metadata of the checkpoint. before, now: the names of all tensors and plain values in the checkpoint, in the
+    run.
     """
     differences = []
     for words, names in (("it has no {}", now - before), ("it has {}, and the run has not", before - now)):

@@ -120,8 +120,8 @@ class _Files(FileSystem):
 class _SummedFile(io.BufferedWriter):
     """A file that DCP appends to, with its size and the checksums of its blocks so far.
 
-    Threads hash the blocks of a large write while the system copies its bytes. The bytes belong to DCP and are gone when `write`
-    returns.
+    Threads hash the blocks of a large write while the system copies its bytes. The bytes belong to DCP and are gone when
+    `write` returns.
     """
 
     def __init__(self, path: Path, hasher: ThreadPoolExecutor) -> None:
@@ -422,8 +422,8 @@ def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> Non
 def check_room_for_run(directory: Path, checkpoint_bytes: int, export_bytes: int, keep_last: int, ranks: Ranks) -> str:
     """Return a line on whether the checkpoints and the export of a run will fit on its disk. Every rank must call this.
 
-    directory: runs/NAME, which may not exist yet. Raise UserError on all ranks if there is no room for a new checkpoint beside the
-    last one. The line is a warning if the kept checkpoints (`prune`), one being written and the export will not all fit.
+    directory: runs/NAME, which may not exist yet. Raise UserError on all ranks if there is no room for a new checkpoint beside
+    the last one. The line is a warning if the kept checkpoints (`prune`), one being written and the export will not all fit.
     """
     saved = directory.glob("checkpoints/step-*[0-9]")  # without NAME.bad, which no save removes
     present = read_on_first(lambda: sum(map(_bytes_under, saved)), ranks)
@@ -456,7 +456,10 @@ def torchrun_grace() -> float | None:
 
 
 def _check(directory: Path, size: int, ranks: Ranks, what: str) -> tuple[int, str]:
-    """Return the smallest free space over the nodes, and a sentence on it. Raise UserError on all ranks if it is below `size`."""
+    """Return the smallest free space over the nodes, and a sentence on it.
+
+    Raise UserError on all ranks if it is below `size`.
+    """
 
     def free() -> tuple[int, str] | None:
         """Return the free bytes of this node and its host name, on its first rank."""

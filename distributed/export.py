@@ -33,9 +33,9 @@ def export_model(
     """Write `directory` in the layout of `save_pretrained`, replacing an older export. It is complete or absent at any moment.
 
     Every rank must call this: all ranks gather, and rank 0 writes. A parameter with the attribute `unpadded_rows`
-    (model/language_model.py) is cut to this number of rows. write_rest: adds configuration and tokenizer to a folder, on rank 0.
-    merge: from `model.language_model.merged`. form: from `model.language_model.stored_form`. Raise UserError if a file cannot be
-    written.
+    (model/language_model.py) is cut to this number of rows. write_rest: adds configuration and tokenizer to a folder, on rank
+    0. merge: from `model.language_model.merged`. form: from `model.language_model.stored_form`. Raise UserError if a file
+    cannot be written.
     """
     shapes = {name: _unpadded_shape(parameter) for name, parameter in parameters.items()}
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in shapes.items()}

@@ -1,7 +1,7 @@
 """The process group, under torchrun or in a single process, and collectives between the ranks that do not wait for a device.
 
-Two nodes may have different files, another config or other libraries. Such a run would train on silently, or hang where one rank
-takes a step that another does not have. So the ranks compare everything before the first step (`check_agreement`).
+Two nodes may have different files, another config or other libraries. Such a run would train on silently, or hang where one
+rank takes a step that another does not have. So the ranks compare everything before the first step (`check_agreement`).
 """
 
 import functools
@@ -81,8 +81,8 @@ def process_group(
 
     device: of this rank; None chooses its GPU, or the CPU. directory: runs/NAME, where the remaining ranks write their last
     collectives if one is lost. timeout_minutes: the limit for the start, for every collective, and for the time that the main
-    thread may spend without `ranks.watch.at` or `StopSignal.agreed`. If another rank ends first, hangs or cannot be reached, raise
-    PeerLost or end the process with its exit code and sentence. Raise UserError if the node has too few GPUs.
+    thread may spend without `ranks.watch.at` or `StopSignal.agreed`. If another rank ends first, hangs or cannot be reached,
+    raise PeerLost or end the process with its exit code and sentence. Raise UserError if the node has too few GPUs.
     """
     watch, heartbeat = Watch(), None
     device = device or _device()
@@ -307,8 +307,8 @@ class StopSignal:
     """A stop that all ranks agree on: the loop polls `agreed`, and a second signal of STOPS ends the process at once.
 
     Python runs its signal handlers only in the main thread, and not while that thread waits inside a collective. A thread
-    therefore reads the signals' numbers from a socket (`signal.set_wakeup_fd`). Signals within two seconds count as one, because
-    a launcher may pass Ctrl-C on.
+    therefore reads the signals' numbers from a socket (`signal.set_wakeup_fd`). Signals within two seconds count as one,
+    because a launcher may pass Ctrl-C on.
     """
 
     SAME_SIGNAL = 2.0  # seconds
@@ -335,7 +335,8 @@ class StopSignal:
         threading.Thread(target=self._listen, args=(reader, writer), name="stop signal", daemon=True).start()
 
     def agreed(self) -> bool:
-        """Return whether any rank had received a signal by the previous call. Every rank must call this and gets the same answer.
+        """Return whether any rank had received a signal by the previous call. Every rank must call this and gets the same
+        answer.
 
         Each call starts a reduction on the CPU and reads the result of the previous one, which has had a whole micro-batch to
         finish. A stop therefore comes one call after the signal. Once true, the answer stays true.

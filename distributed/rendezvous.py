@@ -1,8 +1,9 @@
 """The meeting of the ranks of one start in the launcher's store.
 
 `torchrun --max-restarts` gives a restarted run the store of the run that failed, with its keys: a rank would connect to the
-address of a dead process (pytorch#135712; seen with torch 2.13), and each node counts restarts for itself. Rank 0 therefore draws a
-name for every start, each rank confirms the name with its own token, and all keys of the start are stored under the name.
+address of a dead process (pytorch#135712; seen with torch 2.13), and each node counts restarts for itself. Rank 0 therefore
+draws a name for every start, each rank confirms the name with its own token, and all keys of the start are stored under the
+name.
 """
 
 import json
@@ -24,8 +25,8 @@ def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
     """Wait for all ranks of this start, and return a store to which only they write. Every rank must call this.
 
     Read the environment of torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT). purpose: the
-    reason for the meeting, in words. Raise PeerLost after `timeout_minutes`, naming the ranks that have not joined, and UserError
-    on every rank if their purposes differ.
+    reason for the meeting, in words. Raise PeerLost after `timeout_minutes`, naming the ranks that have not joined, and
+    UserError on every rank if their purposes differ.
     """
     timeout = timedelta(minutes=timeout_minutes)
     end = time.monotonic() + timeout.total_seconds()
@@ -74,7 +75,10 @@ def _connect(address: str, timeout: timedelta) -> tuple[dist.Store, int, int]:
 
 
 def _first(store: dist.Store, world_size: int, end: float, purpose: str) -> tuple[str, list[str]]:
-    """On rank 0: publish a new name and wait until all ranks have confirmed it. Return the name and the tokens of ranks 1 and up."""
+    """On rank 0: publish a new name and wait until all ranks have confirmed it.
+
+    Return the name and the tokens of ranks 1 and up.
+    """
     name = f"{purpose}:{uuid.uuid4().hex}"
     store.set("name", name)
     keys = [f"{name}/{rank}" for rank in range(1, world_size)]

@@ -1,9 +1,9 @@
 """The base's predictions for the targets of anchored sources (`Source.anchor`), computed once and kept in runs/NAME/anchor.
 
 Each target of a document that the run's steps take has 386 bytes: the log-probabilities of the base's `TOKENS` most probable
-tokens, their ids, and the log-probability of all other tokens together. model/loss.py (`anchored`) trains by KL to them. A resume
-reads them after the record has compared the files. If it has more steps, all predictions are computed again: the model has the
-base's weights until a checkpoint is loaded.
+tokens, their ids, and the log-probability of all other tokens together. model/loss.py (`anchored`) trains by KL to them. A
+resume reads them after the record has compared the files. If it has more steps, all predictions are computed again: the model
+has the base's weights until a checkpoint is loaded.
 """
 
 import itertools
@@ -34,7 +34,10 @@ ROWS, DOCUMENTS, SETTINGS = "rows", "documents.npy", "settings.json"  # the file
 
 @dataclass(frozen=True)
 class BasePredictions:
-    """Predictions on disk. documents: int64 `(items of the corpus, 2)`, first and end ROW of each item in `rows`; 0, 0: none."""
+    """Predictions on disk.
+
+    documents: int64 `(items of the corpus, 2)`, first and end ROW of each item in `rows`; 0, 0: none.
+    """
 
     corpus: Corpus
     rows: Path

@@ -1,13 +1,13 @@
 """A budget for forgetting: export the best task score whose KL to the base on general text is at most `forgetting.max_kl`.
 
-At the end of a run, bisection determines for every checkpoint the largest alpha for which the weights base + alpha (tuned - base)
-meet the budget (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task score (run.best_by) of each point
-decides which one is exported, with a certificate.
+At the end of a run, bisection determines for every checkpoint the largest alpha for which the weights base + alpha (tuned -
+base) meet the budget (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task score (run.best_by) of each
+point decides which one is exported, with a certificate.
 
 KL is KL(base || model) in nats per token on this project's own texts of three kinds: prose, code or tables, questions. No other
 code reads them, and pieces that occur in the training data are left out. An alpha meets the budget if, for each kind, the upper
-bound of the 95% bootstrap interval over the pieces of the selection text is within it. Only the exported weights are measured on
-the certificate's text: the budget is met if the KL of its worst kind is within the budget as well.
+bound of the 95% bootstrap interval over the pieces of the selection text is within it. Only the exported weights are measured
+on the certificate's text: the budget is met if the KL of its worst kind is within the budget as well.
 """
 
 import json
@@ -139,7 +139,8 @@ def keep_budget(
 
 
 def largest_alpha(meets: Callable[[float], bool]) -> float:
-    """Return the largest alpha in [0, 1] that meets a budget, to within TOLERANCE and from below; 0, the base, if no other does.
+    """Return the largest alpha in [0, 1] that meets a budget, to within TOLERANCE and from below; 0, the base, if no other
+    does.
 
     Try alpha = 1, then bisect. This assumes that KL grows with alpha.
     """
@@ -161,9 +162,9 @@ class Line:
     """The weights base + alpha (tuned - base) in the parameters of the sharded model, in place.
 
     For each alpha every rank reads its slices of the base from the files. This rank's part of the tuned weights is kept in host
-    memory. A point is computed from both in fp32 and rounded once to the dtype of the parameters; fp32 parameters are rounded to
-    the dtype of the export, so that the measured weights equal its files. Rows of new tokens are always the tuned ones.
-    With LoRA, alpha multiplies B, and so the change that the adapters make.
+    memory. A point is computed from both in fp32 and rounded once to the dtype of the parameters; fp32 parameters are rounded
+    to the dtype of the export, so that the measured weights equal its files. Rows of new tokens are always the tuned ones. With
+    LoRA, alpha multiplies B, and so the change that the adapters make.
     """
 
     def __init__(self, run: AgainstBase, config: Config, dtype: torch.dtype) -> None:

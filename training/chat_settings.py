@@ -21,8 +21,8 @@ def chat_settings(data: Data) -> ChatSettings:
 def settle_chat_settings(config: Config, tokenizer: PreTrainedTokenizerBase, run_directory: Path) -> Config:
     """Return the config with the run's date in data.chat_date, or with None if the chat template writes no date.
 
-    A template that writes today's date would tokenise the same chats differently every day, and the run could not be resumed. So
-    the date of the run's first start holds, which its config.json records. (Ranks that start on different sides of midnight
+    A template that writes today's date would tokenise the same chats differently every day, and the run could not be resumed.
+    So the date of the run's first start holds, which its config.json records. (Ranks that start on different sides of midnight
     refuse to go on, as with any setting that differs between ranks.) Raise UserError if an option is not a variable of the
     template.
     """

@@ -73,11 +73,11 @@ from training.identity import of_model_config
 class Export:
     """A checkpoint of a run, and the weights that are written from it.
 
-    run: the directory. start: its config.json, which describes its newest start. config: its settings, with the directory of the
-    base in model.path. state: of the checkpoint. optimizer: its name. weights: of the whole model, before they are converted to
-    the dtype of the files. adapter: set if it is written in place of the whole model. contents: the description of the weights in
-    export.json; two exports with the same contents hold the same weights. registered: names of the objects that the checkpoint
-    also holds (checkpointer.register), such as an average, from which the run's own export may come.
+    run: the directory. start: its config.json, which describes its newest start. config: its settings, with the directory of
+    the base in model.path. state: of the checkpoint. optimizer: its name. weights: of the whole model, before they are
+    converted to the dtype of the files. adapter: set if it is written in place of the whole model. contents: the description of
+    the weights in export.json; two exports with the same contents hold the same weights. registered: names of the objects that
+    the checkpoint also holds (checkpointer.register), such as an average, from which the run's own export may come.
     """
 
     run: Path
@@ -106,8 +106,8 @@ class Export:
 def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     """Return the checkpoint that the command line of scripts/export.py names; no weights are read yet.
 
-    Raise UserError if there is no such checkpoint or base, if they do not fit the options, if they are damaged, or if the record
-    of the run does not name the checkpoint.
+    Raise UserError if there is no such checkpoint or base, if they do not fit the options, if they are damaged, or if the
+    record of the run does not name the checkpoint.
     """
     start, config = read_run(run)
     checkpoint, which, share = _choose_checkpoint(run, config, options)
@@ -188,7 +188,8 @@ def read_run(run: Path) -> tuple[dict, Config]:
 
 
 def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str, float | None]:
-    """Return the checkpoint to export, its role (last, best or chosen), and the share of its weights in an average with the base.
+    """Return the checkpoint to export, its role (last, best or chosen), and the share of its weights in an average with the
+    base.
 
     Without --step and --best it is the checkpoint that the run itself exports. Raise UserError if there is no such checkpoint.
     """

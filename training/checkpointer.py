@@ -1,7 +1,7 @@
 """The saved state of a run: its checkpoints, and the record of its history. Both are written and verified here.
 
-A checkpoint holds the tensors that `distributed.checkpoint.Saver` saves. Its manifest holds the loop's `state`, the state of the
-evaluations, and the run's identity and other settings (training/identity.py).
+A checkpoint holds the tensors that `distributed.checkpoint.Saver` saves. Its manifest holds the loop's `state`, the state of
+the evaluations, and the run's identity and other settings (training/identity.py).
 
 runs/NAME/record.jsonl is the record: entries that nobody can change without a trace (docs/check.md). Entry N is line N, a JSON
 object with `entry` N, the SHA-256 of the line before it in `previous`, its `kind` and its `time`; the first one also has the
@@ -152,7 +152,8 @@ class Record:
     def named(self, step: int, manifest: str, entries: list[Entry] | None = None) -> Entry:
         """Return the newest entry about the checkpoint of `step`, whose manifest.json has the SHA-256 `manifest`.
 
-        entries: from `not_given_up`, if they have been read already. Raise UserError if no entry about this step has this SHA-256.
+        entries: from `not_given_up`, if they have been read already. Raise UserError if no entry about this step has this
+        SHA-256.
         """
         counted = not_given_up(self.read()) if entries is None else entries
         of_step = [entry for entry in counted if entry.kind == "checkpoint" and entry.step == step]

@@ -1,4 +1,5 @@
-"""The end of a run: which weights are exported, the files beside them with their SHA-256, and whether the export is done already.
+"""The end of a run: which weights are exported, the files beside them with their SHA-256, and whether the export is done
+already.
 
 scripts/export.py writes and checks the same files (training/checkpoint_export.py).
 """
@@ -49,9 +50,9 @@ def contents_of_export(
     """Describe the export of a run that has ended after `step`, as plain JSON. Read no weights.
 
     `weights` is last or best, `step` their step, `checkpoint` and `identity` the marks of their checkpoint (`marks_of`), and
-    `dtype` describes the files. The base model is never exported: `best` is the best of the trained checkpoints. If no trained model was
-    evaluated, the last weights stand in for the best. With a budget for forgetting the run itself chooses the weights, and this
-    description is stored as `asked` in export.json.
+    `dtype` describes the files. The base model is never exported: `best` is the best of the trained checkpoints. If no trained
+    model was evaluated, the last weights stand in for the best. With a budget for forgetting the run itself chooses the
+    weights, and this description is stored as `asked` in export.json.
     """
     best = evaluations.best_step if config.run.export == "best" else None
     exported = step if best is None else best
@@ -184,11 +185,13 @@ def certificate_of(run: Path, contents: dict) -> dict:
 
 
 def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record: RunRecord) -> dict | None:
-    """Write the Hugging Face directory of a finished run, and return the contents of its export.json. Every rank must call this.
+    """Write the Hugging Face directory of a finished run, and return the contents of its export.json. Every rank must call
+    this.
 
-    The files have the dtype of config.json. With run.export=best the best checkpoint is first loaded into the parameters. With LoRA the adapters are merged into the export, and `adapter/` beside it has them alone, as peft reads them.
-    With a budget training/budget.py chooses the weights; a signal ends its search, and the function returns None without an
-    export. export.json holds the head of the record before the export's own entry, which has the SHA-256 of export.json.
+    The files have the dtype of config.json. With run.export=best the best checkpoint is first loaded into the parameters. With
+    LoRA the adapters are merged into the export, and `adapter/` beside it has them alone, as peft reads them. With a budget
+    training/budget.py chooses the weights; a signal ends its search, and the function returns None without an export.
+    export.json holds the head of the record before the export's own entry, which has the SHA-256 of export.json.
     """
     config, ranks, model, model_config, tokenizer = run.config, run.ranks, run.model, run.model_config, run.tokenizer
     directory, checkpoints = run.directory / "export", run.directory / "checkpoints"
@@ -301,7 +304,8 @@ def write_files(
     """Write everything but the weights to `folder`. Raise UserError if generation_config.json of the base is damaged.
 
     transformers and the servers that read its directories stop at `eos_token_id` of generation_config.json. It becomes
-    `stop_ids`, the tokens that end an answer (`ExampleEncoder.stop_ids`): the ends that training has taught, and the base's own.
+    `stop_ids`, the tokens that end an answer (`ExampleEncoder.stop_ids`): the ends that training has taught, and the base's
+    own.
     """
     model_config = copy.copy(model_config)
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not

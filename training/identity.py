@@ -46,7 +46,7 @@ WIDTH = 120  # characters of a value in a message
 Identity = dict[str, Any]
 
 
-# ---- The identity of a run -------------------------------------------------------------------------------------------------------
+# ---- The identity of a run -----------------------------------------------------------------------------------------------------
 
 
 def hash_files(config: Config, script: str, say: Callable[[str], None]) -> Identity:

@@ -40,8 +40,8 @@ MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dea
 class Asked:
     """The examples of run.eval_generate, with their prompts as token ids: the same at every evaluation, on any number of ranks.
 
-    metric: scores the answers, on rank 0 alone, whose scores all ranks get. ideal: the scores of the references. line: describes
-    the choice of examples, for the log.
+    metric: scores the answers, on rank 0 alone, whose scores all ranks get. ideal: the scores of the references. line:
+    describes the choice of examples, for the log.
     """
 
     examples: list[dict]
@@ -142,8 +142,8 @@ def open_data(
 ) -> tuple[Config, Inputs]:
     """Return the config, now with the date of its chats and a number in batch.micro_batch, and the data of the run.
 
-    model: on meta. script: train.py, whose code is hashed before the data is read, because this process does not run later edits.
-    Raise UserError for a missing or bad file. With batch.micro_batch=auto every process of torchrun must call this.
+    model: on meta. script: train.py, whose code is hashed before the data is read, because this process does not run later
+    edits. Raise UserError for a missing or bad file. With batch.micro_batch=auto every process of torchrun must call this.
     """
     directory, (world_size, _) = Path(config.run.directory, config.run.name), world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -170,9 +170,9 @@ def read_inputs(
     """Read and tokenise all files of a config, and plan the steps.
 
     vocab_size: the rows of the model's embedding. costs: the FLOPs of documents (`model.flops.Work.costs`). The processes of a
-    node share the work in data.cache: one tokenises and draws a progress bar, and with `show_progress` this process prints that it
-    waits for another. Only the deals and the batches of validation depend on `world_size`. Raise UserError for a missing or bad
-    file.
+    node share the work in data.cache: one tokenises and draws a progress bar, and with `show_progress` this process prints that
+    it waits for another. Only the deals and the batches of validation depend on `world_size`. Raise UserError for a missing or
+    bad file.
     """
     say = functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None
     paths = data_paths(config)

@@ -148,8 +148,8 @@ class Log:
     def _sort_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[bytes, list[dict], list[dict]]:
         """Return the bytes of all kept rows, the kept rows of `start_step`, and the rows that will be written again.
 
-        A line that is not a row was being written when the process or the machine died, so it is dropped like the rows after it.
-        If a row after it should be kept, the file was damaged in another way: raise UserError.
+        A line that is not a row was being written when the process or the machine died, so it is dropped like the rows after
+        it. If a row after it should be kept, the file was damaged in another way: raise UserError.
         """
         content = self.path.read_bytes() if self.path.is_file() else b""
         kept, at_start, dropped, broken = [], [], [], 0
@@ -237,7 +237,8 @@ class Meter:
         return row
 
     def line(self, row: dict[str, float], step: int, total_steps: int, was_skipped: bool, is_finite: bool) -> str:
-        """Return a row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether the step was skipped.
+        """Return a row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether the step was
+        skipped.
 
         is_finite: whether loss and gradient norm of the last step are finite.
         """

@@ -31,8 +31,9 @@ def settle_micro_batch(
 ) -> Config:
     """Return the config with a number in `batch.micro_batch`. If it was `auto`, every rank must call this.
 
-    model: on meta. All ranks take the smallest number that any rank has computed. A resume with the same numbers of ranks and of
-    ranks that share a micro-batch takes the number of the run's last start from config.json, so that it repeats the same sums.
+    model: on meta. All ranks take the smallest number that any rank has computed. A resume with the same numbers of ranks and
+    of ranks that share a micro-batch takes the number of the run's last start from config.json, so that it repeats the same
+    sums.
     """
     if config.batch.micro_batch != "auto":
         return config

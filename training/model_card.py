@@ -109,8 +109,8 @@ class Results:
     """The results that were measured on the exported weights.
 
     evaluations, forgetting: the JSON of each result file (forgetting is None if it was not measured), with `file`, its name and
-    SHA-256, and `files`, the dtype of the measured files. An evaluation also has `figures` and `intervals`. left_out: a sentence
-    for each file that is about other weights. certificate: the lines of the certificate of a budget for forgetting.
+    SHA-256, and `files`, the dtype of the measured files. An evaluation also has `figures` and `intervals`. left_out: a
+    sentence for each file that is about other weights. certificate: the lines of the certificate of a budget for forgetting.
     """
 
     evaluations: tuple[dict, ...] = ()

@@ -94,8 +94,8 @@ class Pace:
     """The pace of each rank: the time of its own forward through the decoder layers.
 
     FSDP waits for the other ranks between layers and not inside them, so the time depends on the rank's processor alone; with
-    sharding.context it depends on the slowest rank of the group. The ranks exchange their times with the polls of the stop signal,
-    which needs no further collective. A row therefore shows the times of the previous row.
+    sharding.context it depends on the slowest rank of the group. The ranks exchange their times with the polls of the stop
+    signal, which needs no further collective. A row therefore shows the times of the previous row.
     """
 
     def __init__(self, layers: list[nn.Module], stop: StopSignal, step: int) -> None:
@@ -111,7 +111,8 @@ class Pace:
                 layer.register_forward_hook(self._leave)
 
     def row(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
-        """Return the curves of a logged step, in seconds per step, and `say` a line about a straggler. Every rank must call this.
+        """Return the curves of a logged step, in seconds per step, and `say` a line about a straggler. Every rank must call
+        this.
 
         The device must have finished the step. A straggler is slow in total and per token: a rank that was dealt more tokens is
         not one.

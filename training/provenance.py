@@ -142,8 +142,8 @@ def git_state(root: Path, code: Iterable[str] = ()) -> dict[str, str]:
     """Return git_commit and git_diff of the checkout at `root`.
 
     The diff contains all changes of files that git knows, and the full text of the files named in `code` that it does not know.
-    Bytes that are not UTF-8 are written as \\xNN. If git fails, is missing, or `root` is no checkout, the first value that cannot
-    be read holds the reason.
+    Bytes that are not UTF-8 are written as \\xNN. If git fails, is missing, or `root` is no checkout, the first value that
+    cannot be read holds the reason.
     """
     state = {"git_commit": "", "git_diff": ""}
     try:

@@ -23,8 +23,8 @@ def choose_questions(config: Config, reader: Reader, train: Documents | Windows,
     """Choose run.eval_generate chats of data.validation, encode their prompts, and try the metric on their references.
 
     `scripts/evaluate.py --limit` chooses the same chats if the file has no other examples. Only the first process gets the
-    metric. Raise UserError if there is no chat, if none fits into the model's window, for a chat that cannot be rendered (unless
-    data.on_bad=skip leaves it out), and for a metric that cannot be used.
+    metric. Raise UserError if there is no chat, if none fits into the model's window, for a chat that cannot be rendered
+    (unless data.on_bad=skip leaves it out), and for a metric that cannot be used.
     """
     model, encoder = config.model, reader.encoder
     candidates = _candidates(config, reader)

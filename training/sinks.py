@@ -1,7 +1,7 @@
 """The sinks of a run's curves beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow. On rank 0 alone.
 
-Weights & Biases and MLflow are services. Each needs its package, takes project, server and offline mode from its own environment
-variables, and runs in its own thread.
+Weights & Biases and MLflow are services. Each needs its package, takes project, server and offline mode from its own
+environment variables, and runs in its own thread.
 """
 
 import html

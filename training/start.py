@@ -117,7 +117,8 @@ def join_run(
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
     """Raise UserError on all ranks if run.resume=never and the run exists. Every rank must call this.
 
-    A restart by torchrun (`--max-restarts`) continues the run. Each node counts its own restarts, so a count on one node is enough.
+    A restart by torchrun (`--max-restarts`) continues the run. Each node counts its own restarts, so a count on one node is
+    enough.
     """
     restarted = agree_any(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0", ranks)
     if resume == "never" and not restarted and read_on_first(run_directory.exists, ranks):
