@@ -67,7 +67,7 @@ def export(tmp_path) -> Export:
     """A run with its own export, two results in `eval/`, and a data card."""
     run, data = tmp_path / "run", tmp_path / "data"
     base, own = write_tiny_model(tmp_path / "base"), write_tiny_model(run / "export")
-    (own / "export.json").write_text(json.dumps({"checkpoint": "abc", "dtype": "float32"}))
+    (own / "export.json").write_text(json.dumps({"format": 1, "checkpoint": "abc", "dtype": "float32"}))
     for folder in (run / "eval", data):
         folder.mkdir()
     (run / "eval" / "test.json").write_text(json.dumps(evaluation(fingerprint_of_base(own))))
