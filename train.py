@@ -10,23 +10,10 @@ All weights are trained. Parameters, gradients and optimizer state are sharded o
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.
 """
 
-import gc
-import os
-import sys
-from pathlib import Path
-
-# With one of these options another program runs in place of this one, before anything heavy is imported.
-INSTEAD = {"--dry-run": ("plan.py", "--here"), "--check": ("check.py", "--train", __file__)}
 if __name__ == "__main__":
-    for option, (script, *options) in INSTEAD.items():
-        if option in sys.argv[1:]:
-            others = [argument for argument in sys.argv[1:] if argument != option]
-            path = Path(__file__).resolve().parent / "scripts" / script
-            os.execv(sys.executable, [sys.executable, str(path), *options, *others])
-    from configs.load import check_command_line
+    from training.launch import before_imports
 
-    check_command_line(__doc__)  # a mistake ends here: what follows takes seconds to import
-    gc.disable()  # the collector would take a third of these seconds, and find nothing among the libraries
+    before_imports(__file__, __doc__)  # a mistake ends here: the imports below take seconds
 
 import functools
 import math
@@ -36,10 +23,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.errors import run_script
-from configs.config import Config, Optimizer, as_dict
+from configs.config import Optimizer, as_dict
 from data.batches import StepBatch
 from data.sources import MAIN, Corpus, mean_losses
 from distributed.gradients import WINDOW, clip_gradients, gradient_norm, is_spike
@@ -53,21 +38,20 @@ from model.language_model import PackedLanguageModel, trained_parameters
 from model.loss import LossSums, anchored, chunked, negative_log_likelihood
 from training.checkpointer import Checkpointer
 from training.description import describe_run
-from training.ending import check_budget, export_run, is_finished
+from training.ending import check_budget, export_run, is_finished, lines_of_export
 from training.evaluations import Evaluations
 from training.inputs import Inputs, open_data
+from training.launch import collect_garbage, freeze_garbage, run_program
 from training.log import Log, Meter
 from training.observe import Pace, Profile
 from training.provenance import record_start
-from training.record import RunRecord
-from training.start import check_disks, join_run, read_config
+from training.start import TrainingRun, check_disks, join_run, read_config
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
-COLLECT_GARBAGE_EVERY = 50  # steps
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, min_ratio: float) -> float:
-    """Learning rate at 0-based `step`: linear warm-up, then cosine decay to `min_ratio * peak` at the last step."""
+    """Return the learning rate at 0-based `step`: linear warm-up, then cosine decay to `min_ratio * peak` at the last step."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
@@ -75,18 +59,19 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, m
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The loss of each target token: logits fp32 `(targets, vocabulary)`, targets `(targets,)` -> fp32 `(targets,)`.
+    """Return the loss of each target token: logits fp32 `(targets, vocabulary)`, targets `(targets,)` -> fp32 `(targets,)`.
 
-    Any differentiable function. The loop adds the losses up and divides them once by the number of targets of the step.
+    Any differentiable function can stand here. The loop sums the losses and divides once by the number of targets of the step.
     Targets come in parts of at most 256, which depend on the ranks: do not compute a mean or a quantile over them here.
     """
     return F.cross_entropy(logits, targets, reduction="none")
 
 
 def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
-    """The optimizer of `parameters`, which are this rank's shards by name. Any optimizer of torch can stand here.
+    """Return the optimizer of `parameters`, which are this rank's shards by name. Any optimizer of torch can stand here.
 
-    The `lr` of a group is its peak; `learning_rate` lowers all of them alike. AdamW here takes 16 to 6 bytes per parameter.
+    The `lr` of a group is its peak; `learning_rate` lowers all rates by the same factor. This AdamW takes 16 to 6 bytes per
+    parameter.
     """
     return adamw(parameters, settings, seed)
 
@@ -94,13 +79,13 @@ def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimize
 def validate(
     model: PackedLanguageModel, batches: Sequence[StepBatch], data: Inputs, corpus: Corpus, stop: StopSignal
 ) -> dict | None:
-    """`validation/loss` by `token_losses` and `validation/nll`, -log p: means over targets in nats. Every rank calls it.
+    """Return `validation/loss` by `token_losses` and `validation/nll`, -log p: means over targets in nats; None after a signal.
 
-    Those of another source than the main one are `validation/loss/NAME`. None after a signal.
+    Sources beside the main one have curves of their own, `validation/loss/NAME`. Every rank must call this.
     """
     device, count = stop.ranks.device, len(corpus.sources)
     loss_sums, nll_sums, num_targets = LossSums(count, device), LossSums(count, device), np.zeros(count)
-    nll: list[torch.Tensor] = []  # of a micro-batch, whose targets come in parts
+    nll: list[torch.Tensor] = []  # of one micro-batch, whose targets come in parts
 
     def both_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         nll.append(negative_log_likelihood(logits, targets))
@@ -108,7 +93,7 @@ def validate(
 
     with evaluating(model):
         for batch in batches:
-            num_targets += batch.targets_by_source  # where targets have weights, the sums of these
+            num_targets += batch.targets_by_source  # if targets have weights, the sums of their weights
             for micro_batch in data.micro_batches(batch.items, corpus, stop.ranks):
                 if stop.agreed():  # the same on every rank
                     return None
@@ -125,81 +110,68 @@ def validate(
 
 
 def main() -> int:
-    """One run, from its config to the exported model. Every rank runs this. Returns the exit code."""
+    """Do one run, from its config to the exported model, and return the exit code. Every rank runs this."""
     # Before the process group, so that a mistake in a file ends in one sentence.
     config = read_config(__doc__)
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
-    # Settles batch.micro_batch=auto and the date of chats. `data.plan` decides which documents a step has.
+    # `config` now has a number for batch.micro_batch=auto and the date of chats. `data.plan` has the documents of each step.
     config, data = open_data(config, model, model_config, tokenizer, __file__)
-    # The ranks agree on all of this before anything is trained. A run directory has one owner. `identity` is what decides the
-    # weights, and `settings` what may change between two starts; `stop` tells all ranks of a signal at the same line.
-    with join_run(config, data, model_config, tokenizer) as (stop, identity, settings, compute_dtype):
-        return train(config, data, model, model_config, tokenizer, identity, settings, compute_dtype, stop)
+    # The ranks agree on all inputs before anything is trained. A run directory has one owner.
+    with join_run(config, data, model, model_config, tokenizer) as run:
+        return train(run)
 
 
-def train(
-    config: Config,
-    data: Inputs,
-    model: PackedLanguageModel,
-    model_config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    identity: dict,
-    settings: dict,
-    compute_dtype: torch.dtype,
-    stop: StopSignal,
-) -> int:
-    """Continue a run from its last checkpoint, or start it.
+def train(run: TrainingRun) -> int:
+    """Continue a run from its last checkpoint, or start it. Return the exit code.
 
-    Every rank runs every line: most calls are collectives, and one that a rank skips lets the others wait for ever.
+    Every rank runs every line: most calls are collectives, and if a rank skips one, the others wait for ever.
     """
     # --- 1. Where the run stands --------------------------------------------------------------------------------------
-    ranks, directory, total_steps = stop.ranks, Path(config.run.directory, config.run.name), data.total_steps
+    config, data, model, model_config = run.config, run.data, run.model, run.model_config
+    stop, ranks, directory, total_steps = run.stop, run.ranks, run.directory, run.data.total_steps
     log = Log(directory, ranks, config.run.log_to, as_dict(config))
-    record = RunRecord(directory, data.train, ranks)  # record.jsonl: what the run did
     evaluations = Evaluations(config, data.validation)
-    checkpointer = Checkpointer(
-        directory / "checkpoints", config.run, identity, settings, evaluations, stop, log, record
-    )
-    # What the loop counts: numbers and lists, the same on every rank. Every checkpoint has it. `updates` are the steps that
+    checkpointer = Checkpointer(run, evaluations)
+    record = checkpointer.record  # record.jsonl: what the run did
+    # The counts of the loop: numbers and lists, the same on every rank and in every checkpoint. `updates` are the steps that
     # changed the weights, `targets` are counted by source, `norms` are the last gradient norms (skip_spikes).
     state = {"step": 0, "updates": 0, "tokens": 0, "targets": [0] * len(data.train.sources)}
     state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": []}
-    notes = checkpointer.find(state, total_steps, data.exclusion)  # `state` is that of the newest checkpoint now
-    is_changed = checkpointer.is_changed  # with run.resume=changed
-    export = directory / "export"
-    if is_finished(config, state["step"], total_steps, evaluations, is_changed, model_config, export, ranks):
+    notes = checkpointer.find(state, total_steps, log.kept)  # from here on `state` continues the newest checkpoint
+    if is_finished(run, state["step"], evaluations, checkpointer.is_changed):
         return 0
-    log.say(record_start(config, data, checkpointer.identity, evaluations.evaluated, record, log))
+    log.say(record_start(run, checkpointer, log))
     log.open(state["step"], evaluations.evaluated, total_steps)
 
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     torch.manual_seed(config.run.seed + ranks.rank)
     layers = decoder_layers(model, config.model.layer_class)
     mesh = make_mesh(ranks.device.type, ranks.world_size, config.sharding)
-    gathering = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
+    units = model.extra_fsdp_units()
+    gathering = parallelize(model, layers, units, mesh, run.compute_dtype, config.model, config.sharding)
     first_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
     model.train()
-    # What requires a gradient here, and nothing else, is trained. What shall be trained later gets a rate of 0 until then.
+    # The run trains exactly the parameters that require a gradient here. For later training, give them a rate of 0 until then.
     parameters = trained_parameters(model)
 
-    # --- 3. What is measured, and what holds the model to its base, whose weights it still has here -------------------
-    # A resume has them only if the config needs them. For a reference of your own set is_resumed=False above, or register it.
+    # --- 3. Evaluations, and remedies against forgetting. They use the base's weights, which the model still has here --
+    # A resume reads them only if the config needs them. For a reference of your own set is_resumed=False above, or register it.
     if data.validation:
         measure = functools.partial(validate, model, data.validation_batches, data, data.validation, stop)
-        if data.asked:  # run.eval_generate
+        if data.questions:  # run.eval_generate
             from training.answers import Answers
 
-            base = config.model.path
-            measure = Answers(measure, base, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say)
+            base, dtype, tokenizer = config.model.path, run.compute_dtype, run.tokenizer
+            measure = Answers(measure, base, data.questions, model, model_config, dtype, tokenizer, stop, log.say)
         evaluations.functions["validation"] = measure
     if config.run.eval_general:
         from training.budget import AgainstBase
 
-        evaluations.functions["forgetting"] = AgainstBase(model, compute_dtype, tokenizer, data, stop, log.say)
+        evaluations.functions["forgetting"] = AgainstBase(model, run.compute_dtype, run.tokenizer, data, stop, log.say)
     if data.train.anchored:  # sources of data.mix that are trained by KL to the base
         from training.anchor import with_base
 
-        data = with_base(data, model, identity, directory / "anchor", stop, log.say)
+        data = with_base(data, model, run.identity, directory / "anchor", stop, log.say)
         record.add_prepared("anchor")
     ewc = None
     if config.ewc.strength:
@@ -219,31 +191,28 @@ def train(
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     check_optimizer(optimizer, parameters, model, config.optimizer.memory, ranks)
     checkpointer.save_from(parameters, optimizer)
-    # checkpointer.register(name, thing): whatever else has a `state_dict()`, such as an average of the weights
+    # checkpointer.register(name, object): anything else with a `state_dict()`, such as an average of the weights
     notes += checkpointer.load(state)
-    peak = find_peak(compute_dtype, ranks)
+    peak = find_peak(run.compute_dtype, ranks)
     meter = Meter(data.train, count_work(model, model_config), peak.flops, ranks.device)
-    disk = check_disks(config, model, checkpointer.saver.stored_bytes(), model_config, ranks)
-    for line in describe_run(config, data, model, layers, model_config, optimizer, ranks, peak, notes, disk):
+    disk = check_disks(run, checkpointer.saver.stored_bytes())
+    for line in describe_run(run, layers, optimizer, peak, notes, disk):
         log.say(line)
 
     # --- 5. The loop --------------------------------------------------------------------------------------------------
     steps = data.steps(state["step"], ranks)  # a thread prepares micro-batches while the device computes
-    # Python's garbage collector would pause one rank at a time, and the others would wait: collect at the same steps.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    freeze_garbage()
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
     factors = [group["lr"] / peak_rate for group in optimizer.param_groups]  # 1, unless make_optimizer has other rates
     pace = Pace(layers, stop, state["step"])  # which rank is slow
     profile = Profile(config.run.profile, total_steps, directory, ranks, log.say) if config.run.profile else None
     stopping = False
     while True:
-        # ---- what is due between two steps: evaluate, save, stop where all ranks agree --------------------------------
+        # ---- between two steps: evaluate and save if due, stop where all ranks agree -----------------------------------
         with meter.paused():
             if state["bad_steps_in_a_row"] >= STOP_AFTER_BAD_STEPS:
-                what = f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step {state['step']}"
-                checkpointer.give_up(what, state["updates"])
+                bad = f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step {state['step']}"
+                checkpointer.give_up(bad, state["updates"])
             improved = False
             due = [] if stopping else evaluations.due(state["step"], total_steps)
             for name in due:
@@ -254,22 +223,27 @@ def train(
                     improved |= is_best
                     log.evaluation(state["step"], total_steps, figures, is_best)
                     record.evaluation(figures)
-                    checkpointer.update(state)  # if this step is saved already, its checkpoint has the evaluation too
+                    log.sync()
+                    checkpointer.update(state)  # if this step is saved already, its checkpoint gets the evaluation too
             stopping = stopping or stop.agreed() or state["step"] >= (config.run.stop_at or math.inf)
             finished = state["step"] == total_steps or evaluations.is_stalled
             if finished and not stopping:
-                # No step is left that would show bad weights. So these must have a finite loss on the last good step.
+                # No step is left that would reveal bad weights, so they must have a finite loss on the last good step.
                 last_good = max(0, state["step"] - 1 - state["bad_steps_in_a_row"])
                 figures = validate(model, [data.plan.batch(last_good)], data, data.train, stop)
                 stopping = figures is None  # a signal came
                 if figures and not all(map(math.isfinite, figures.values())):
-                    what = f"the loss of the last steps is not finite with the weights after step {state['step']}"
-                    checkpointer.give_up(what, state["updates"])
-            # After a step that was not finite the weights may be bad: they are saved when a finite loss proves them.
+                    bad = f"the loss of the last steps is not finite with the weights after step {state['step']}"
+                    checkpointer.give_up(bad, state["updates"])
+            # After a step that was not finite the weights may be bad: they are saved once a finite loss proves them.
             are_proven = improved or (finished and not stopping) or not state["bad_steps_in_a_row"]
             if are_proven and (improved or finished or stopping or checkpointer.is_due(state["step"])):
-                checkpointer.save(state)
-            checkpointer.show_saves()
+                ranks.watch.at(f"the save of step {state['step']}")
+                log.sync()  # the rows of a saved step are durable
+                with stop.saving():
+                    checkpointer.save(state)
+            for times in checkpointer.finished_saves():
+                log.save(times)
         if finished or stopping:
             break
 
@@ -293,7 +267,7 @@ def train(
             stopping = stop.agreed()
             if stopping:
                 break
-            before_micro_batch(model, gathering, is_last)  # what FSDP gathers and reduces in it
+            before_micro_batch(model, gathering, is_last)  # decides what FSDP gathers and reduces in it
             hidden = model(micro_batch)  # (targets, hidden_size): the states that predict
             # token_losses, but KL to the base at the targets of a source with `anchor`.
             losses = anchored(token_losses, micro_batch, config.forgetting.anchor_weight)
@@ -304,7 +278,7 @@ def train(
                 loss = loss + routers.loss(micro_batch, is_last)
             loss.backward()
             loss_sums.total.add_(loss_sum.detach())
-        if stopping:  # discard the unfinished step: what is saved, above, is the state after the last finished one
+        if stopping:  # discard the unfinished step: the save above takes the state after the last finished one
             optimizer.zero_grad()
             reshard(model)
             set_random_state(random_before, ranks)
@@ -313,11 +287,10 @@ def train(
         if ewc:
             ewc.add_gradient(state["step"], measure=is_logged)
         norm = gradient_norm(parameters.values())
-        # The one wait for the device. Both numbers are the same on every rank, and so is the branch that it takes.
+        # The only wait for the device. Both numbers are the same on every rank, so every rank takes the same branch.
         step_loss, grad_norm = torch.stack([loss_sums.total / num_targets, norm.to(ranks.device)]).tolist()
         is_finite = math.isfinite(step_loss) and math.isfinite(grad_norm)
-        # data.exclude may leave a step without documents. AdamW would move the weights by gradients of zero, too.
-        skip = not is_finite or not batch.items or is_spike(state["norms"], grad_norm, config.optimizer.skip_spikes)
+        skip = not is_finite or is_spike(state["norms"], grad_norm, config.optimizer.skip_spikes)
         if not skip:
             clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)
             optimizer.step()
@@ -330,12 +303,11 @@ def train(
         state["updates"] += not skip
         state["skipped_steps"] += skip
         state["bad_steps_in_a_row"] = 0 if is_finite else state["bad_steps_in_a_row"] + 1
-        if is_finite and batch.items:
+        if is_finite:
             state["norms"] = [*state["norms"], grad_norm][-WINDOW:]
         state["tokens"] += sum(batch.document_lengths)
         state["targets"] = [a + b for a, b in zip(state["targets"], batch.targets_by_source, strict=True)]
-        if state["step"] % COLLECT_GARBAGE_EVERY == 0:
-            gc.collect(1)
+        collect_garbage(state["step"])
         if is_logged:
             row = meter.row(state, data.plan.passes(state["step"])[0])  # its losses are means since the last row
             row |= {"train/grad_norm": grad_norm, "train/learning_rate": rate}
@@ -349,25 +321,24 @@ def train(
     # --- 6. The end: stopped by a signal, or finished and exported ----------------------------------------------------
     if profile:
         profile.close(state["step"])
-    checkpointer.close()
-    # stop.name: the signal that this rank has got itself.
+    with stop.saving():
+        for times in checkpointer.close():
+            log.save(times)
+    # stop.name: the signal that this rank itself has received.
     why = "finished" if not stopping else stop.name or ("signal" if stop.stopped else "run.stop_at")
     record.add("stop", why=why)
     if stopping:
         log.say(f"{why}: {checkpointer.stopped(state, total_steps)}; start again to continue")
     else:
         ranks.watch.at("the export")
-        progress = state["step"], total_steps, state["updates"], evaluations
-        for line in export_run(config, *progress, export, model, model_config, tokenizer, record):
+        contents = export_run(run, state, evaluations, record)
+        for line in [*lines_of_export(run, state, evaluations, contents), log.where()]:
             log.say(line)
-        log.say(log.where())
     log.close()
     if not stopping:
-        check_budget(config, export, ranks)  # exit code 3 with forgetting.strict, if it is not met
+        check_budget(run)  # exit code 3 with forgetting.strict, if it is not met
     return 0
 
 
 if __name__ == "__main__":
-    gc.freeze()  # the collector never looks at what the imports have made
-    gc.enable()
-    run_script(main)
+    run_program(main)

@@ -1,17 +1,18 @@
-"""The checkpoints of a run on disk: which are complete and whole, which one is the newest, which may go, and their checksums.
+"""The checkpoints of a run on disk: names, manifests, checksums, the newest whole one, pruning, and the room that they need.
 
     checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), manifest.json
 
-manifest.json is written last. It holds the saved state (JSON of the loop), the values that are no tensors (of the optimizer,
-and of what is registered) and, of every other file, the size and a SHA-256 of every 16 MiB; another one covers the manifest
-itself. The state names the best checkpoint, so that one file, replaced atomically, says everything.
-A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`. A run
-continues from the one with the largest number. It is whole if all of its files have the size and the checksums of the manifest.
-torch.distributed.checkpoint (DCP) reads parts of files, and other parts on another number of ranks: a checksum per block makes
-sure of the bytes that a rank uses, in the one read that it needs.
+manifest.json is written last. It holds the saved state (JSON of the loop), the plain values of the optimizer and of registered
+objects, and for every other file its size and a SHA-256 per 16 MiB. One more SHA-256 covers the manifest itself. The state
+names the best checkpoint, so that a single file, replaced atomically, describes the run.
 
-record.jsonl (training/record.py) gets an entry before a checkpoint gets its name, and before one loses it: whatever a kill leaves
-under the name of a checkpoint has an entry.
+A directory named `step-<digits>` is complete, because its name comes from a rename; the name of an interrupted one ends in
+`.tmp`. A run continues from the complete checkpoint with the largest number. A checkpoint is whole if all of its files have the
+size and the checksums of the manifest. torch.distributed.checkpoint (DCP) reads parts of files, and different parts on another
+number of ranks: with a checksum per block, a rank verifies the bytes that it uses in the same read.
+
+record.jsonl (training/checkpointer.py) gets an entry before a checkpoint gets its name, and before it loses its name, so each
+name of a checkpoint that a kill leaves behind has an entry.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -33,27 +35,30 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_json
 from common.errors import UserError
-from distributed.process_group import Ranks, call_on_all, read_on_first
+from distributed.process_group import Ranks, call_on_all, gather_objects, read_on_first
 
 MANIFEST, INDEX = "manifest.json", ".metadata"
 COMPLETE = r"step-\d{6,}"  # the name of a complete checkpoint
-SET_ASIDE = ".bad"  # suffix of checkpoints from which the run does not continue, and which no save removes
+SET_ASIDE = ".bad"  # suffix of checkpoints from which no run continues, and which no save removes
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
+FORMAT = 1  # of manifest.json
 BLOCK = 2**24  # bytes that share a checksum
-LARGE = 2**20  # bytes: a write of more is hashed by threads meanwhile
-HASHERS = 2  # of these: one hashes 1 to 2 GB/s, which is less than a memory copies
-# Blocks of a file that is being read. torch.load looks at the beginning and at the end of a tensor before it reads it: each may
-# lie on two blocks.
+LARGE = 2**20  # bytes: threads hash a larger write while it is written
+HASHERS = 2  # threads: one hashes 1 to 2 GB/s, and memory copies faster
+# Blocks of an open file that stay in memory. torch.load looks at the beginning and at the end of a tensor before it reads it, and
+# each may lie on two blocks.
 KEPT = 4
+ALSO_KEPT = 2  # checkpoints beside run.keep_last: the best one and the proven one (`prune`)
+TORCHRUN_GRACE = 30.0  # seconds between SIGTERM and SIGKILL, torchrun's default
 Append = Callable[..., str]
-"""`Record.append` (training/record.py): adds an entry and returns its SHA-256. For rank 0 alone."""
+"""`Record.append` (training/checkpointer.py), which appends an entry and returns its SHA-256. For rank 0 alone."""
 
 
 # --- The files of a checkpoint ----------------------------------------------------------------------------------------
 
 
 class CheckpointWriter(dcp.FileSystemWriter):
-    """DCP's writer. `entries()` are those of the files that this process has written."""
+    """DCP's writer, which also computes the checksums of the files that this process writes."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, sync_files=True)
@@ -62,7 +67,7 @@ class CheckpointWriter(dcp.FileSystemWriter):
         self.fs = _Files(self._create)
 
     def entries(self) -> dict[str, dict]:
-        """File name -> entry in the manifest, plain JSON."""
+        """Return file name -> entry in the manifest, plain JSON, of the files that this process has written."""
         self.hasher.shutdown()
         return {name: {"size": f.size, "block": BLOCK, "sha256": f.sums()} for name, f in self.written.items()}
 
@@ -73,9 +78,10 @@ class CheckpointWriter(dcp.FileSystemWriter):
 
 
 class CheckpointReader(dcp.FileSystemReader):
-    """DCP's reader, which reads the index once: that takes longer than reading a tensor.
+    """DCP's reader. It reads the index only once, because that takes longer than reading a tensor.
 
-    files: those of the manifest; it raises UserError when a part that it reads is damaged. None: nothing is compared.
+    files: the entries of the manifest, with which all bytes are compared; a damaged part raises UserError, which ends with
+    `hint`. None: no byte is compared.
     """
 
     def __init__(self, checkpoint: Path, files: dict[str, dict] | None = None, hint: str = PREVIOUS) -> None:
@@ -86,7 +92,7 @@ class CheckpointReader(dcp.FileSystemReader):
         self.num_bytes = sum(entry["size"] for entry in (files or {}).values())
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
-        """What was read when the reader was made."""
+        """Return the index that was read when the reader was created."""
         return self.metadata
 
     def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> Any:
@@ -112,9 +118,9 @@ class _Files(FileSystem):
 
 
 class _SummedFile(io.BufferedWriter):
-    """A file that DCP appends to, its size and the checksums of its blocks so far.
+    """A file that DCP appends to, with its size and the checksums of its blocks so far.
 
-    The bytes of a large write are hashed, block beside block, while the system copies them: they are DCP's, and gone when
+    Threads hash the blocks of a large write while the system copies its bytes. The bytes belong to DCP and are gone when
     `write` returns.
     """
 
@@ -123,11 +129,11 @@ class _SummedFile(io.BufferedWriter):
         self.hasher, self.size, self.blocks = hasher, 0, []
 
     def sums(self) -> list[str]:
-        """The SHA-256 of each block, as hexadecimal digits."""
+        """Return the SHA-256 of each block, as hexadecimal digits."""
         return [block.hexdigest() for block in self.blocks]
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, and hash its blocks. Returns its bytes."""
+        """Write all of `data` and hash its blocks. Return the number of bytes."""
         rest, hashing = memoryview(data).cast("B"), []
         is_large = len(rest) >= LARGE
         while rest:
@@ -143,17 +149,17 @@ class _SummedFile(io.BufferedWriter):
         try:
             return super().write(data)
         finally:
-            for one in hashing:
-                one.result()
+            for future in hashing:
+                future.result()
 
     def fileno(self) -> int:
-        """DCP asks for it to fsync, and leaves out what is still in this buffer."""
+        """Flush first: DCP calls this to fsync the file, without the bytes that are still in this buffer."""
         self.flush()
         return super().fileno()
 
 
 class CheckedFile(io.RawIOBase):
-    """A file of a checkpoint for reading, block by block. Raises UserError, with the `hint`, for one that is damaged."""
+    """A checkpoint's file for reading, block by block. A damaged file raises UserError, which ends with `hint`."""
 
     def __init__(self, path: Path, entry: dict, hint: str) -> None:
         self.path, self.entry, self.hint = path, entry, hint
@@ -165,7 +171,7 @@ class CheckedFile(io.RawIOBase):
             raise UserError(f"{path} is damaged: it has {size:,} bytes instead of {entry['size']:,}; {hint}")
         try:
             self.file = path.open("rb", buffering=0)
-        except OSError as error:  # of another user
+        except OSError as error:  # such as a file of another user
             raise UserError(f"{path} cannot be read ({error.strerror}); {hint}") from error
 
     def readable(self) -> bool:
@@ -188,7 +194,7 @@ class CheckedFile(io.RawIOBase):
         return len(part)
 
     def check(self) -> None:
-        """Read the whole file."""
+        """Read the whole file. Raise UserError if it is damaged."""
         for number in range(len(self.entry["sha256"])):
             self._block(number)
 
@@ -208,10 +214,10 @@ class CheckedFile(io.RawIOBase):
                     size -= count
             except OSError as error:  # the disk cannot read a block
                 raise UserError(f"{self.path} cannot be read ({error.strerror}); {self.hint}") from error
-            found, stated = hashlib.sha256(data).hexdigest(), self.entry["sha256"][number]
-            if found != stated:
+            digest, stated = hashlib.sha256(data).hexdigest(), self.entry["sha256"][number]
+            if digest != stated:
                 raise UserError(
-                    f"{self.path} is damaged: its checksum is {found[:16]} instead of {stated[:16]}; {self.hint}"
+                    f"{self.path} is damaged: its checksum is {digest[:16]} instead of {stated[:16]}; {self.hint}"
                 )
             self.blocks[number] = data
         return self.blocks[number]
@@ -221,60 +227,82 @@ class CheckedFile(io.RawIOBase):
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the checkpoint of a step."""
+    """Return the directory name of the checkpoint of a step."""
     return f"step-{step:06d}"
 
 
 def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict) -> dict[str, str]:
-    """Write manifest.json, the last file of a checkpoint. Returns its `digests`. files: the entries of `CheckpointWriter`."""
+    """Write manifest.json, the last file of a checkpoint, and return its `digests`. files: from `CheckpointWriter.entries`."""
     content = manifest_of(state, files, values)
     write_json(folder / MANIFEST, content)
     return digests(content)
 
 
 def manifest_of(state: dict, files: dict[str, dict], values: dict) -> dict:
-    """The content of manifest.json."""
-    content = json.loads(json.dumps({"state": state, "values": values, "files": files}))  # as it will be read
-    return content | {"checksum": _checksum(content)}
+    """Return the content of manifest.json."""
+    content = json.loads(
+        json.dumps({"format": FORMAT, "state": state, "values": values, "files": files})
+    )  # as it will be read
+    return content | {"checksum": checksum(content)}
 
 
 def digests(content: dict) -> dict[str, str]:
-    """What the record says of a checkpoint with this content of manifest.json: the SHA-256 of that file, `tensors_digest`."""
+    """Return the part of the record's entry that identifies a checkpoint: the SHA-256 of manifest.json and `tensors_digest`."""
     return {"manifest": sha256_of_json(content), "tensors": tensors_digest(content)}
 
 
 def tensors_digest(manifest: dict) -> str:
-    """A SHA-256 of all tensors and plain values of a checkpoint: the same if as many ranks take the same steps again.
+    """Return a SHA-256 of all tensors and plain values: the same number of ranks that repeats the steps gets the same digest.
 
-    The checksums of the files have it, but for DCP's index, which has a random number.
+    It hashes the checksums of the files, without DCP's index, which holds a random number.
     """
     files = {name: entry for name, entry in manifest["files"].items() if name != INDEX}
-    return _checksum([files, manifest["values"]])
+    return checksum([files, manifest["values"]])
 
 
 def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
-    """{"state", "values", "files"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
+    """Return the content of manifest.json: `format`, `state`, `values` and `files`.
+
+    Raise UserError, which ends with `hint`, if the manifest is missing, damaged or of another format.
+    """
     path = checkpoint / MANIFEST
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing: the checkpoint is damaged, or another version of this code wrote it; {hint}"
-        )
+        raise UserError(f"{path} is missing: the checkpoint is damaged; {hint}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        checksum = content.pop("checksum")
-        if checksum == _checksum(content):
-            return content
+        is_whole = content.pop("checksum") == checksum(content)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {hint}") from error
     except (ValueError, KeyError, AttributeError, TypeError):
-        pass
-    raise UserError(
-        f"{path} is damaged, or a version of this code up to commit 674ddd9 wrote it: its content does not match its checksum; {hint}"
-    )
+        is_whole, content = False, {}
+    if not is_whole:
+        raise UserError(f"{path} is damaged: its content does not match its checksum; {hint}")
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {content.get('format')}, and this version of the code reads format {FORMAT}: continue with the "
+            "version that wrote it, or choose another run.name"
+        )
+    return content
+
+
+def checksum(content: object) -> str:
+    """Return the SHA-256, as hexadecimal digits, of plain JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def marks_of(checkpoint: Path) -> dict[str, str | None]:
+    """Return the two marks that identify a checkpoint: `checkpoint`, the digest of its tensors, and `identity`, the
+    fingerprint of the run that trained it. Both are None if there is no such checkpoint.
+    """
+    try:
+        manifest = read_manifest(checkpoint)
+    except UserError:
+        return {"checkpoint": None, "identity": None}
+    return {"checkpoint": tensors_digest(manifest), "identity": checksum(manifest["state"]["identity"])}
 
 
 def replace_state(checkpoint: Path, state: dict, append: Append, **entry: Any) -> None:
-    """Replace the saved state of a checkpoint atomically, with a new entry in the record. Call it on rank 0 alone."""
+    """Replace the saved state of a checkpoint atomically, after a new entry in the record. For rank 0 alone."""
     old = read_manifest(checkpoint)
     content = manifest_of(state, old["files"], old["values"])
     append("checkpoint", **digests(content), **entry)
@@ -282,9 +310,9 @@ def replace_state(checkpoint: Path, state: dict, append: Append, **entry: Any) -
 
 
 def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
-    """Read every file of a checkpoint and compare it with the manifest. A collective; the ranks share the files.
+    """Compare every file of a checkpoint with the manifest. Every rank must call this; the ranks share the files.
 
-    Raises the same UserError on all ranks. It names a file that is missing or damaged, and says what to do (`hint`).
+    Raise the same UserError on all ranks if a file is missing or damaged. It names the file and ends with `hint`.
     """
     files = read_on_first(lambda: read_manifest(checkpoint, hint), ranks)["files"]
 
@@ -297,10 +325,11 @@ def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
 
 
 def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
-    """(the whole checkpoint to continue from, or None if there is none yet; what was passed over). A collective.
+    """Return the checkpoint to continue from (None before the first), and a sentence for each damaged one that was passed over.
 
-    With run.resume=`previous` all files are read, and damaged checkpoints are passed over. Otherwise whoever loads the checkpoint
-    compares what it reads. Raises UserError on all ranks if there are checkpoints, and none is whole.
+    With run.resume=`previous` all files are read, and damaged checkpoints are passed over. Otherwise the load of the newest
+    checkpoint will compare the bytes that it reads. Every rank must call this. Raise UserError on all ranks if there are
+    checkpoints but none is whole.
     """
     if resume != "previous":
         return read_on_first(lambda: latest_checkpoint(directory), ranks), []
@@ -321,51 +350,51 @@ def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | 
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint from which the run continues, or None before the first."""
+    """Return the checkpoint from which the run continues, or None before the first."""
     complete = complete_checkpoints(directory)
     return complete[-1] if complete else None
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:
-    """The complete checkpoints, whole or damaged, the oldest first."""
-    found = [path for path in directory.glob("step-*") if re.fullmatch(COMPLETE, path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
+    """Return the complete checkpoints, whole or damaged, the oldest first."""
+    complete = [path for path in directory.glob("step-*") if re.fullmatch(COMPLETE, path.name) and path.is_dir()]
+    return sorted(complete, key=step_of)
 
 
 def prune(directory: Path, keep_last: int, append: Append) -> str | None:
-    """Remove all checkpoints but the newest `keep_last` and those that their states name: the best, and the proven one.
+    """Remove all checkpoints except the newest `keep_last` and the best and proven ones that their states name.
 
-    A checkpoint loses its name before its files are removed. Returns the SHA-256 of the record's entry about it, if anything was
-    removed. Call it on rank 0 alone.
+    A checkpoint loses its name before its files are removed. Return the SHA-256 of the record's entry if a checkpoint was
+    removed, else None. For rank 0 alone.
     """
     complete = complete_checkpoints(directory)
     keep = set(complete[-keep_last:])
     removes = keep < set(complete)  # else the manifests, as many as saves, need not be read
     for path in list(keep) if removes else ():
-        with suppress(UserError):  # nothing can be known about a damaged one
+        with suppress(UserError):  # a damaged manifest names no checkpoint
             state = read_manifest(path)["state"]
             named = (state.get("best_step"), state.get("proven_step"))
             keep |= {directory / checkpoint_name(step) for step in named if step}
-    gone = [path for path in complete if path not in keep]
-    head = append("pruning", removed=[path.name for path in gone]) if gone else None
-    for path in gone:
+    removable = [path for path in complete if path not in keep]
+    head = append("pruning", removed=[path.name for path in removable]) if removable else None
+    for path in removable:
         path.replace(temporary_path(path))
     for path in directory.glob(f"step-*{SUFFIX}"):
         if re.fullmatch(COMPLETE + r"(\.old)?" + re.escape(SUFFIX), path.name):
-            # What somebody reads NFS keeps under another name, so that the directory is not empty: the next save tries again.
+            # NFS keeps an open file under another name, and then the directory is not empty: the next save tries again.
             path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
     return head
 
 
 def set_aside_after(directory: Path, step: int, append: Append, why: str) -> list[str]:
-    """Rename the checkpoints after `step` to NAME.bad, so that the run continues from that of `step` (0: from the base model).
+    """Rename the checkpoints after `step` to NAME.bad, so that the run continues from `step` (0: from the base model).
 
-    Returns their new names. Call it on rank 0 alone.
+    Return their new names. For rank 0 alone.
     """
     later = [path for path in complete_checkpoints(directory) if step_of(path) > step]
     if later:
         append("pruning", set_aside=[path.name for path in later], why=why)
-    for path in reversed(later):  # a kill in between leaves the older ones, from which the run comes here again
+    for path in reversed(later):  # after a kill in between, the run continues from an older one and comes here again
         aside = path.with_name(path.name + SET_ASIDE)
         if aside.is_dir():
             shutil.rmtree(aside)
@@ -374,9 +403,97 @@ def set_aside_after(directory: Path, step: int, append: Append, why: str) -> lis
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint, by its name."""
+    """Return the step of a checkpoint from its name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _checksum(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+# --- Room on the disk, and time to save ---------------------------------------------------------------------------------
+
+
+def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> None:
+    """Raise UserError on all ranks if a node has fewer than `size` bytes free where `directory` is or will be.
+
+    what: who needs the room, for the message. Every rank must call this. No rank returns before all have entered, so files that
+    rank 0 created before the call exist for all.
+    """
+    _check(directory, size, ranks, f"{what} needs {_size(size)}")
+
+
+def check_room_for_run(directory: Path, checkpoint_bytes: int, export_bytes: int, keep_last: int, ranks: Ranks) -> str:
+    """Return a line on whether the checkpoints and the export of a run will fit on its disk. Every rank must call this.
+
+    directory: runs/NAME, which may not exist yet. Raise UserError on all ranks if there is no room for a new checkpoint beside
+    the last one. The line is a warning if the kept checkpoints (`prune`), one being written and the export will not all fit.
+    """
+    saved = directory.glob("checkpoints/step-*[0-9]")  # without NAME.bad, which no save removes
+    present = read_on_first(lambda: sum(map(_bytes_under, saved)), ranks)
+    what = f"a checkpoint is {_size(checkpoint_bytes)} and the last one stays until a new one is complete"
+    free, sentence = _check(
+        directory / "checkpoints", max(checkpoint_bytes, 2 * checkpoint_bytes - present), ranks, what
+    )
+    kept = (keep_last + ALSO_KEPT) * checkpoint_bytes
+    # An older export, too, stays until the new one is complete.
+    needed = max(kept + checkpoint_bytes - present, max(kept - present, 0) + export_bytes, 0)
+    if needed <= free:
+        return f"a save writes {_size(checkpoint_bytes)}; {sentence}"
+    return (
+        f"warning: {keep_last} checkpoints (run.keep_last), the best, the last good one, one being written "
+        f"({_size(checkpoint_bytes)} each) and the export ({_size(export_bytes)}) need {_size(needed)} more in {directory}, and "
+        f"{sentence}; the run stops with a sentence when a save does not fit"
+    )
+
+
+def torchrun_grace() -> float | None:
+    """Return the seconds that torchrun grants between SIGTERM and SIGKILL; None without torchrun.
+
+    The ranks see a value from the environment, but not from --shutdown-timeout.
+    https://docs.pytorch.org/docs/stable/elastic/run.html
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    default = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", TORCHRUN_GRACE)
+    return float(os.environ.get("PET_SHUTDOWN_TIMEOUT", default))
+
+
+def _check(directory: Path, size: int, ranks: Ranks, what: str) -> tuple[int, str]:
+    """Return the smallest free space over the nodes, and a sentence on it.
+
+    Raise UserError on all ranks if it is below `size`.
+    """
+
+    def free() -> tuple[int, str] | None:
+        """Return the free bytes of this node and its host name, on its first rank."""
+        if ranks.local_rank:
+            return None
+        host = socket.gethostname()
+        try:
+            existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+            space = shutil.disk_usage(existing).free
+        except OSError as error:
+            raise UserError(
+                f"{directory} on host {host}: {error.strerror}; set run.directory to a disk that can be read"
+            ) from error
+        if not os.access(existing, os.W_OK):  # else the first save would notice, after the steps up to it
+            raise UserError(
+                f"{existing} on host {host} cannot be written to; look whose it is, and whether its disk is read-only"
+            )
+        return space, host
+
+    answers = [answer for answer in gather_objects(call_on_all(free, ranks), ranks) if answer]
+    smallest, host = min(answers)
+    sentence = f"the disk{f' of host {host}' if len(answers) > 1 else ''} has {_size(smallest)} free"
+    if smallest < size:
+        raise UserError(
+            f"{directory}: {what}, but {sentence}; free {_size(size - smallest)}, or set run.directory to another disk, and start "
+            "again: the run continues from its last checkpoint"
+        )
+    return smallest, sentence
+
+
+def _bytes_under(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _size(num_bytes: float) -> str:
+    """Return a size in words: 1536 * 2**20 -> 1.5 GiB."""
+    return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.0f} MiB"

@@ -1,4 +1,4 @@
-"""Sharded parameters -> safetensors files in the Hugging Face layout, with at most one file's tensors in memory."""
+"""Write sharded parameters as safetensors in the Hugging Face layout, with at most one file's tensors in memory."""
 
 import functools
 import json
@@ -12,11 +12,11 @@ from torch import nn
 
 from common.durable_files import publish, start_directory
 from common.errors import UserError
-from distributed.disks import check_free_space
+from distributed.checkpoint_directory import check_free_space
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import whole
 
-Merge = Callable[[str, torch.Tensor], torch.Tensor]  # (name, whole value) -> what is written in its place; a collective
+Merge = Callable[[str, torch.Tensor], torch.Tensor]  # (name, whole value) -> the value to write; a collective
 StoredForm = Callable[[str, torch.Tensor], dict[str, torch.Tensor]]  # a parameter -> the tensors of the files, by name
 
 
@@ -30,11 +30,12 @@ def export_model(
     merge: Merge = lambda name, value: value,
     form: StoredForm = lambda name, tensor: {name: tensor},
 ) -> None:
-    """Write `directory`, replacing an older export; it is complete or absent. A collective: all ranks gather, rank 0 writes.
+    """Write `directory` in the layout of `save_pretrained`, replacing an older export. It is complete or absent at any moment.
 
-    The layout is that of `save_pretrained`. A parameter with the attribute `unpadded_rows` (model/language_model.py) is cut to that
-    many rows. merge: `model.language_model.merged`. `write_rest(folder)` adds configuration and tokenizer
-    on rank 0. form: `model.language_model.stored_form`. Raises UserError if it cannot be written.
+    Every rank must call this: all ranks gather, and rank 0 writes. A parameter with the attribute `unpadded_rows`
+    (model/language_model.py) is cut to this number of rows. write_rest: adds configuration and tokenizer to a folder, on rank
+    0. merge: from `model.language_model.merged`. form: from `model.language_model.stored_form`. Raise UserError if a file
+    cannot be written.
     """
     shapes = {name: _unpadded_shape(parameter) for name, parameter in parameters.items()}
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in shapes.items()}
@@ -42,7 +43,7 @@ def export_model(
     temporary = read_on_first(lambda: start_directory(directory), ranks)
     written = {}
     for file, names in files_of(sizes, max_file_bytes).items():
-        ranks.watch.tick()  # a file, and not all of them, has run.timeout_minutes
+        ranks.watch.tick()  # each file has run.timeout_minutes
         tensors: dict[str, torch.Tensor] = {}
         for name in names:
             value = merge(name, whole(parameters[name]))
@@ -61,7 +62,7 @@ def export_model(
 
 
 def write_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write one safetensors file. Raises UserError if it cannot be written."""
+    """Write one safetensors file. Raise UserError if it cannot be written."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
         path.chmod(0o644)  # safetensors creates files that only their owner can read
@@ -70,7 +71,7 @@ def write_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def write_index(folder: Path, files: dict[str, list[str]], size: int) -> None:
-    """Write model.safetensors.index.json, which several files need. `size`: bytes of all tensors."""
+    """Write model.safetensors.index.json if there are several files. `size`: bytes of all tensors."""
     if len(files) > 1:
         weight_map = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
@@ -78,7 +79,10 @@ def write_index(folder: Path, files: dict[str, list[str]], size: int) -> None:
 
 
 def files_of(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
-    """File name -> the tensors in it, for tensors of these bytes in this order: at most `max_bytes`, or a single tensor."""
+    """Distribute tensors of these sizes over files, in order: return file name -> names of its tensors.
+
+    A file has at most `max_bytes`, or a single tensor.
+    """
     groups, size = [[]], 0
     for name, num_bytes in sizes.items():
         if groups[-1] and size + num_bytes > max_bytes:
@@ -92,6 +96,6 @@ def files_of(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
 
 
 def _unpadded_shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of the whole parameter without rows of padding."""
+    """Return the shape of the whole parameter without rows of padding."""
     rows = getattr(parameter, "unpadded_rows", None)
     return parameter.shape if rows is None else torch.Size((rows, *parameter.shape[1:]))

@@ -19,8 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from common.errors import UserError
 from configs.config import Optimizer
-from distributed.agreement import check_agreement
-from distributed.process_group import Ranks
+from distributed.process_group import Ranks, check_agreement
 
 
 def parameter_dtype(memory: str) -> torch.dtype:

@@ -1,13 +1,21 @@
-"""The process group, under torchrun or in a single process, and agreement between ranks without a device wait."""
+"""The process group, under torchrun or in a single process, and collectives between the ranks that do not wait for a device.
 
+Two nodes may have different files, another config or other libraries. Such a run would train on silently, or hang where one
+rank takes a step that another does not have. So the ranks compare everything before the first step (`check_agreement`).
+"""
+
+import functools
+import importlib.metadata
+import json
 import os
+import platform
 import resource
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,19 +27,24 @@ import torch.distributed as dist
 
 from common.errors import UserError
 from distributed.device import choose_device, device_name, devices_line
+from distributed.rank_names import ranks_on_hosts
 from distributed.rendezvous import join
 from distributed.watch import Heartbeat, Watch, in_one_line, record_collectives
 
 T = TypeVar("T")
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when the terminal is closed
-FILES = 2**16  # that a process may have open: gloo has a socket to every other rank, in each group
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP comes when the terminal is closed
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft")
+MISSING = "nothing"
+WIDTH = 48  # characters of a value in a message
+SHOWN = 4  # items, and groups of ranks, in a message
+FILES = 2**16  # that a process may open: gloo has a socket to every other rank, in each group
 
 
 @dataclass(frozen=True)
 class Ranks:
     """This process's place among all ranks.
 
-    `flags` is a gloo group, whose collectives never wait for the GPU. `watch` remembers where this rank stands.
+    flags: a gloo group, whose collectives never wait for the GPU. watch: the place in the program that this rank has reached.
     """
 
     rank: int
@@ -43,9 +56,9 @@ class Ranks:
 
 
 def world_size_from_environment() -> tuple[int, int]:
-    """(ranks in total, ranks on this node), as set by torchrun. Needs no process group; (1, 1) for plain python.
+    """Return (ranks in total, ranks on this node) as torchrun sets them; (1, 1) for plain python. Needs no process group.
 
-    Raises UserError if a launcher has set nonsense, or not all that is needed.
+    Raise UserError if a launcher has set invalid or incomplete values.
     """
     if "RANK" not in os.environ:
         return 1, 1
@@ -56,20 +69,20 @@ def world_size_from_environment() -> tuple[int, int]:
         rank, world, local_rank, local_world = (int(variables[name]) for name in list(defaults)[:4])
         if 0 <= rank < world and local_rank >= 0 and local_world > 0 and variables["MASTER_ADDR"]:
             return world, local_world
-    said = ", ".join(f"{name} is {value or 'not set'}" for name, value in variables.items())
-    raise UserError(f"the environment of the launcher is not complete: {said}; start with torchrun, or unset RANK")
+    values = ", ".join(f"{name} is {value or 'not set'}" for name, value in variables.items())
+    raise UserError(f"the environment of the launcher is not complete: {values}; start with torchrun, or unset RANK")
 
 
 @contextmanager
 def process_group(
     timeout_minutes: float = 30.0, device: torch.device | None = None, directory: Path | None = None
 ) -> Iterator[Ranks]:
-    """Join torchrun's processes, or start a group of one; destroyed at the end. A collective, at both ends.
+    """Join torchrun's processes, or start a group of one, and destroy the group at the end. A collective, at both ends.
 
-    `device` is that of the ranks; None chooses this rank's GPU, or the CPU. `directory`: of the run, where the ranks that are left
-    write their last collectives when one is lost. `timeout_minutes` bounds the start, every collective, and the time that the main
-    thread may spend without `ranks.watch.at` or `StopSignal.agreed`. Raises PeerLost, or ends the process with its exit code and
-    sentence, if another rank ends first, hangs or cannot be reached; UserError if the node has too few GPUs.
+    device: of this rank; None chooses its GPU, or the CPU. directory: runs/NAME, where the remaining ranks write their last
+    collectives if one is lost. timeout_minutes: the limit for the start, for every collective, and for the time that the main
+    thread may spend without `ranks.watch.at` or `StopSignal.agreed`. If another rank ends first, hangs or cannot be reached,
+    raise PeerLost or end the process with its exit code and sentence. Raise UserError if the node has too few GPUs.
     """
     watch, heartbeat = Watch(), None
     device = device or _device()
@@ -92,7 +105,7 @@ def process_group(
         lost = heartbeat.lost(error) if heartbeat else None
         if heartbeat:
             if isinstance(error, UserError | OSError) and os.environ.get("LOCAL_RANK", "0") == "0":
-                heartbeat.claim_line_of_node()  # `run_script` says it in one line, and the others of this node need no second one
+                heartbeat.claim_line_of_node()  # `run_script` prints one line; the other ranks of this node print none
             heartbeat.leave(str(lost) if lost else in_one_line(error), follows=lost is not None)
         if lost:
             raise lost from error
@@ -106,7 +119,7 @@ def process_group(
 
 
 def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
-    """As `process_group`, for a short script: the caller destroys the group, and no heartbeat explains a lost rank."""
+    """Start a group as `process_group` does, for a short script: the caller destroys it, and no heartbeat names a lost rank."""
     device = _device()
     return _start(device, join(timeout_minutes) if "RANK" in os.environ else None, timeout_minutes, Watch())
 
@@ -139,20 +152,21 @@ def _start(device: torch.device, store: dist.Store | None, timeout_minutes: floa
 
 
 def device_line(ranks: Ranks) -> str:
-    """What the ranks run on, for the start of a run. A collective."""
+    """Return a line on the devices of all ranks, for the start of a run. Every rank must call this."""
     node = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))
     return devices_line(gather_objects((node, ranks.device.type, device_name(ranks.device)), ranks))
 
 
 def agree_any(flag: bool, ranks: Ranks) -> bool:
-    """Whether `flag` is true on any rank. A collective: every rank calls it at the same point and gets the same answer."""
+    """Return whether `flag` is true on any rank. Every rank must call this at the same point, and gets the same answer."""
     return any(gather_objects(flag, ranks))
 
 
 def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
-    """Call `read()` on rank 0 alone; every rank gets its result, or raises its UserError or OSError as a UserError. A collective.
+    """Call `read()` on rank 0 alone and return its result on every rank. Every rank must call this.
 
-    For everything read from disk: two nodes may see a shared file system at different moments.
+    An OSError or UserError of rank 0 is raised as a UserError on all ranks. Use it for everything that is read from disk: two
+    nodes may see a shared file system at different moments.
     """
     box = [_outcome(read, ranks) if ranks.rank == 0 else None]
     dist.broadcast_object_list(box, src=0, group=ranks.flags)
@@ -163,7 +177,7 @@ def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
 
 
 def _outcome(call: Callable[[], T], ranks: Ranks) -> tuple[T | None, str | None]:
-    """(what `call()` returns, the sentence of its UserError or OSError)."""
+    """Return the result of `call()`, or None and the sentence of its UserError or OSError."""
     try:
         return call(), None
     except UserError as error:
@@ -173,28 +187,108 @@ def _outcome(call: Callable[[], T], ranks: Ranks) -> tuple[T | None, str | None]
 
 
 def gather_objects(value: T, ranks: Ranks) -> list[T]:
-    """Every rank's `value`, by rank. A collective. Values are pickled: give small ones."""
+    """Return every rank's `value`, by rank. Every rank must call this. Values are pickled, so they should be small."""
     values: list = [None] * ranks.world_size
     dist.all_gather_object(values, value, group=ranks.flags)
     return values
 
 
 def call_on_all(call: Callable[[], T], ranks: Ranks) -> T:
-    """Call `call()` on every rank: this rank's result or, on all, the first UserError or OSError of any. A collective."""
+    """Call `call()` on every rank and return this rank's result. Every rank must call this.
+
+    Raise on all ranks the first UserError or OSError of any rank, as a UserError.
+    """
     value, problem = _outcome(call, ranks)
-    problems = [one for one in gather_objects(problem, ranks) if one is not None]
+    problems = [sentence for sentence in gather_objects(problem, ranks) if sentence is not None]
     if problems:
         raise UserError(problems[0])
     return value  # pyright: ignore[reportReturnType]  only an error leaves it None
 
 
 def barrier(ranks: Ranks) -> None:
-    """Wait for all ranks, on the CPU."""
+    """Wait for all ranks, on the CPU. Every rank must call this."""
     dist.barrier(group=ranks.flags)
 
 
+# ---- Agreement ----
+
+
+def check_agreement(values: dict[str, object], ranks: Ranks) -> None:
+    """Compare `values`, item -> JSON value, on all ranks. Every rank must call this. It runs on the CPU.
+
+    Pass a digest in place of a large value. A nested dict is compared key by key, under "item.key". Raise the same UserError on
+    every rank if any rank differs from rank 0.
+    """
+    problem = disagreement(gather_objects((socket.gethostname(), flatten(values)), ranks))
+    if problem:
+        raise UserError(problem)
+
+
+@functools.cache  # the metadata of a package are long texts, and a start reads them in several places
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide the result of a step."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = MISSING
+    return versions
+
+
+def flatten(values: dict[str, object], prefix: str = "") -> dict[str, str]:
+    """Return every value as text, nested dicts by dotted keys: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+            flat[f"{prefix}{key}"] = text
+    return flat
+
+
+def disagreement(gathered: list[tuple[str, dict[str, str]]]) -> str | None:
+    """Return a sentence on all ranks that differ from rank 0; None if all agree. gathered: (host, values) by rank."""
+    first_host, expected = gathered[0]
+    groups: dict[str, dict[int, str]] = {}  # differences in words -> rank -> host
+    for rank, (host, values) in enumerate(gathered):
+        pairs = {name: (values.get(name, MISSING), expected.get(name, MISSING)) for name in {**expected, **values}}
+        differences = [f"{name} ({_beside(*pair)})" for name, pair in pairs.items() if pair[0] != pair[1]]
+        if differences:
+            groups.setdefault(_some(differences), {})[rank] = host
+    if not groups:
+        return None
+    verbs = {True: "differs", False: "differ"}
+    sentences = [
+        f"{ranks_on_hosts(hosts)} {verbs[len(hosts) == 1]} from rank 0 on host {first_host} in {differences}"
+        for differences, hosts in groups.items()
+    ]
+    return f"{_some(sentences, '; ')}; give all ranks the same files, config and versions"
+
+
+def _beside(value: str, expected: str) -> str:
+    """Return "VALUE instead of EXPECTED", for long values only the part that differs."""
+    is_long = max(len(value), len(expected)) > WIDTH
+    start = max(0, len(os.path.commonprefix([value, expected])) - WIDTH // 2) if is_long else 0
+    cut = [
+        "..." * (start > 0) + text[start : start + WIDTH] + "..." * (text[start + WIDTH :] != "")
+        for text in (value, expected)
+    ]
+    return " instead of ".join(cut)
+
+
+def _some(items: Iterable[str], between: str = ", ") -> str:
+    first, *rest = items
+    shown = [first, *rest[: SHOWN - 1]] + [f"{len(rest) + 1 - SHOWN} more"] * (len(rest) >= SHOWN)
+    return between.join(shown)
+
+
+# ---- Random numbers and signals ----
+
+
 def random_state(ranks: Ranks) -> dict[str, torch.Tensor]:
-    """This rank's state of torch's random numbers, of the CPU and its GPU."""
+    """Return the state of torch's random number generators on this rank's CPU and GPU."""
     state = {f"random.{ranks.rank}": torch.get_rng_state()}
     if ranks.device.type == "cuda":
         state[f"random.cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
@@ -202,7 +296,7 @@ def random_state(ranks: Ranks) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
-    """Continue with the random numbers of a `random_state`."""
+    """Set the generators to a state from `random_state`."""
     if f"random.{ranks.rank}" in state:
         torch.set_rng_state(state[f"random.{ranks.rank}"])
     if f"random.cuda.{ranks.rank}" in state:
@@ -210,10 +304,11 @@ def set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
 
 
 class StopSignal:
-    """The first signal of STOPS asks the loop to stop, which polls `agreed` on all ranks; one more ends the process.
+    """A stop that all ranks agree on: the loop polls `agreed`, and a second signal of STOPS ends the process at once.
 
-    Python runs its signal handlers in the main thread only, and not while that waits inside a collective. A thread therefore reads
-    the signals' numbers from a socket (`signal.set_wakeup_fd`). Signals within two seconds are one: a launcher may pass Ctrl-C on.
+    Python runs its signal handlers only in the main thread, and not while that thread waits inside a collective. A thread
+    therefore reads the signals' numbers from a socket (`signal.set_wakeup_fd`). Signals within two seconds count as one,
+    because a launcher may pass Ctrl-C on.
     """
 
     SAME_SIGNAL = 2.0  # seconds
@@ -221,7 +316,7 @@ class StopSignal:
     def __init__(self, ranks: Ranks) -> None:
         self.name: str | None = None  # of the signal that this process received
         self.stopped = False  # all ranks have agreed that one has come
-        # What a rank tells the others by the way, two numbers of at least 0 (training/observe.py), and what they told, by rank.
+        # Two numbers of at least 0 that this rank sends with its polls (training/observe.py), and the received ones by rank.
         self.told = (0.0, 0.0)
         self.told_by_ranks = torch.zeros(ranks.world_size, 2, dtype=torch.float64)
         self.clock = 0.0  # seconds on rank 0's clock at a poll: the same on all ranks; 0 before the second poll
@@ -240,10 +335,11 @@ class StopSignal:
         threading.Thread(target=self._listen, args=(reader, writer), name="stop signal", daemon=True).start()
 
     def agreed(self) -> bool:
-        """Whether any rank had received a signal at the call before this one. A collective: all ranks get the same answer.
+        """Return whether any rank had received a signal by the previous call. Every rank must call this and gets the same
+        answer.
 
-        It starts a reduction on the CPU and reads that of the call before, which has had a whole micro-batch to finish. A stop therefore
-        comes one call after the signal. Once true it stays true.
+        Each call starts a reduction on the CPU and reads the result of the previous one, which has had a whole micro-batch to
+        finish. A stop therefore comes one call after the signal. Once true, the answer stays true.
         """
         self.ranks.watch.tick()
         if self._poll:
@@ -259,7 +355,7 @@ class StopSignal:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """While a checkpoint is being saved, the second signal only says so, and the third ends the process."""
+        """Within this context the second signal only prints that a checkpoint is being saved, and the third ends the process."""
         self._saving = True
         try:
             yield
@@ -267,7 +363,7 @@ class StopSignal:
             self._saving = False
 
     def _remember(self, number: int, frame: object) -> None:
-        """In the main thread: a signal that arrives between two collectives is known to the next `agreed`."""
+        """Handle a signal in the main thread, so that the next `agreed` sees it."""
         self.name = self.name or signal.Signals(number).name
 
     def _listen(self, reader: socket.socket, writer: socket.socket) -> None:
@@ -293,12 +389,12 @@ class StopSignal:
 
     def _say(self, text: str) -> None:
         rank = f"rank {self.ranks.rank}: " if self.ranks.world_size > 1 else ""
-        with suppress(OSError):  # whoever read it may be gone; this thread must live to end the process
+        with suppress(OSError):  # the reader may be gone, and this thread must live to end the process
             print(f"{rank}{text}", file=sys.stderr, flush=True)
 
 
 def _end_listener(wakeup_fd: int) -> None:
-    """Tell the thread of the StopSignal that had `wakeup_fd` to end. Other users of such a descriptor ignore the zero."""
+    """End the thread of the StopSignal that used `wakeup_fd`. Other users of such a descriptor ignore the zero."""
     if wakeup_fd != -1:
         with suppress(OSError):
             os.write(wakeup_fd, b"\0")

@@ -1,8 +1,9 @@
-"""How the ranks of one start find each other in the launcher's store.
+"""The meeting of the ranks of one start in the launcher's store.
 
 `torchrun --max-restarts` gives a restarted run the store of the run that failed, with its keys: a rank would connect to the
-address of a dead process (pytorch#135712; seen with torch 2.13), and each node counts restarts for itself. Rank 0 therefore draws a
-name for every start, the ranks confirm it with a token of their own, and all keys of the start stand under that name.
+address of a dead process (pytorch#135712; seen with torch 2.13), and each node counts restarts for itself. Rank 0 therefore
+draws a name for every start, each rank confirms the name with its own token, and all keys of the start are stored under the
+name.
 """
 
 import json
@@ -17,22 +18,22 @@ from common.errors import PeerLost, UserError
 from distributed.rank_names import minutes, name_ranks
 
 CONNECT = 20.0  # seconds, to torchrun's store; torch may retry for twice as long
-ASK_AGAIN = 2.0  # seconds; the name that a rank has read may be one of an earlier start
+ASK_AGAIN = 2.0  # seconds; a rank may have read the name of an earlier start
 
 
 def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
-    """Wait for all ranks of this start, and return a store that only they write to. A collective.
+    """Wait for all ranks of this start, and return a store to which only they write. Every rank must call this.
 
-    Reads the environment of torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT). `purpose`
-    says what the ranks meet for. Raises PeerLost, with the ranks that have not joined, after `timeout_minutes`, and UserError
-    on every rank if their purposes differ.
+    Read the environment of torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT). purpose: the
+    reason for the meeting, in words. Raise PeerLost after `timeout_minutes`, naming the ranks that have not joined, and
+    UserError on every rank if their purposes differ.
     """
     timeout = timedelta(minutes=timeout_minutes)
     end = time.monotonic() + timeout.total_seconds()
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     connect = timeout
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # torchrun's store answers before it starts the ranks: if it does not, its launcher has ended since.
+        # torchrun's store answers before the ranks are started. If it does not answer now, its launcher has ended.
         connect = min(timeout, timedelta(seconds=CONNECT))
     unreachable = (
         f"rank {os.environ['RANK']} cannot reach the store at {address} within {minutes(connect.total_seconds())}: the launcher "
@@ -53,7 +54,7 @@ def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
             "the output of their nodes, and start all nodes again"
         ) from error
     purposes = [token.partition(":")[0] for token in (name, *tokens)]  # in the order of the ranks
-    different = [other for other in range(world_size) if purposes[other] != purpose]
+    different = [peer for peer in range(world_size) if purposes[peer] != purpose]
     if different:
         raise UserError(
             f"rank {rank} has come to the {purpose}, but {name_ranks(different)} to the {purposes[different[0]]}: give all "
@@ -67,26 +68,29 @@ _CONNECTED: dict[str, tuple[dist.Store, int, int]] = {}
 
 
 def _connect(address: str, timeout: timedelta) -> tuple[dist.Store, int, int]:
-    """(store, rank, world size), one connection per process: without torchrun rank 0 holds the store, and it ends with it."""
+    """Return store, rank and world size. A process connects once: without torchrun rank 0 holds the store until it ends."""
     if address not in _CONNECTED:
         _CONNECTED[address] = next(dist.rendezvous("env://", timeout=timeout))
     return _CONNECTED[address]
 
 
 def _first(store: dist.Store, world_size: int, end: float, purpose: str) -> tuple[str, list[str]]:
-    """Rank 0: publish a new name, and wait until every other rank has confirmed it. (The name, the others' tokens.)"""
+    """On rank 0: publish a new name and wait until all ranks have confirmed it.
+
+    Return the name and the tokens of ranks 1 and up.
+    """
     name = f"{purpose}:{uuid.uuid4().hex}"
     store.set("name", name)
-    others = [f"{name}/{rank}" for rank in range(1, world_size)]
-    if others:
-        store.wait(others, _until(end))
-    tokens = [token.decode() for token in store.multi_get(others)] if others else []
+    keys = [f"{name}/{rank}" for rank in range(1, world_size)]
+    if keys:
+        store.wait(keys, _until(end))
+    tokens = [token.decode() for token in store.multi_get(keys)] if keys else []
     store.set(f"{name}/all", json.dumps(tokens))
     return name, tokens
 
 
 def _other(store: dist.Store, rank: int, end: float, purpose: str) -> tuple[str, list[str]]:
-    """Confirm the newest name until rank 0 has seen this rank's own token under it. (The name, all tokens but rank 0's.)"""
+    """On other ranks: confirm the newest name until rank 0 has read this rank's token. Return as `_first` does."""
     token = f"{purpose}:{uuid.uuid4().hex}"
     while True:
         store.wait(["name"], _until(end))
@@ -112,10 +116,10 @@ def _until(end: float) -> timedelta:
 
 
 def _not_joined(store: dist.Store, world_size: int) -> list[int]:
-    """The ranks that have not confirmed the newest name; rank 0 if it has given none."""
+    """Return the ranks that have not confirmed the newest name; rank 0 if it has published none."""
     if not store.check(["name"]):
         return [0]
     name = store.get("name").decode()
-    if store.check([f"{name}/all"]):  # of an earlier start: rank 0 has not begun this one
+    if store.check([f"{name}/all"]):  # the name is from an earlier start: rank 0 has not begun this one
         return [0]
     return [rank for rank in range(1, world_size) if not store.check([f"{name}/{rank}"])]

@@ -338,22 +338,6 @@ def flat_parts(parameter: torch.Tensor, size: int) -> Iterator[tuple[slice, int]
             yield slice(index * run + begin, index * run + end), index * whole + first + begin
 
 
-def unlike_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
-    """Return the names of parameters that differ between copies of the model (`hybrid`, `none`). A collective.
-
-    The copies are compared by the sums of their bits.
-    """
-    first = next(iter(parameters.values()))
-    if not isinstance(first, DTensor) or first.device_mesh.ndim == 1:
-        return []
-    bits = torch.stack([local(parameter).flatten().view(torch.int16).sum() for parameter in parameters.values()])
-    extremes = torch.stack([bits, -bits])
-    dist.all_reduce(extremes, dist.ReduceOp.MAX, first.device_mesh.get_group(0))
-    spread = extremes.sum(0)  # the largest sum minus the smallest
-    dist.all_reduce(spread, dist.ReduceOp.MAX)  # over the shards, because each rank has compared only its own shard
-    return [name for name, difference in zip(parameters, spread.tolist(), strict=True) if difference]
-
-
 def sum_over_shards(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """All-reduce, in place, a sum over this rank's shards. Copies of the model count once. A collective.
 

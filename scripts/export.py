@@ -22,19 +22,20 @@ from pathlib import Path
 import torch
 
 from common.command_line import new_parser
+from common.dtypes import DTYPES
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
 from model.hub import push
 from scripts.export.bom import write_bom
 from scripts.export.signature import sign_release
-from training.checkpoint_export import DTYPES, damage_of, is_written, read_export, verify, write_export
+from training.checkpoint_export import damage_of, is_written, read_export, verify, write_export
 from training.ending import BOM, SIGNATURE, check_recorded
 from training.model_card import base_model, model_card, read_data_card, read_results
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help."""
+    """Return the command line; see --help."""
     parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run")
     which = parser.add_mutually_exclusive_group()
@@ -53,27 +54,24 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--verify", action="store_true", help=proof)
     release = parser.add_argument_group("a release", "its libraries are optional (requirements.txt says which)")
-    bom = "write bom.json: what the model is made of, in CycloneDX 1.7"
+    bom = "write bom.json, a bill of materials of the model in CycloneDX 1.7"
     release.add_argument("--bom", action="store_true", help=bom)
     release.add_argument("--sign", type=Path, metavar="KEY", help="sign the directory by a private key; implies --bom")
     release.add_argument("--push", metavar="ORG/NAME", help="upload the directory to the Hugging Face hub (private)")
-    release.add_argument("--public", action="store_true", help="a repository that --push makes is public")
+    release.add_argument("--public", action="store_true", help="a repository that --push creates is public")
     release.add_argument("--base-flops", type=float, metavar="N", help="FLOPs that trained the base, for bom.json")
     card = parser.add_argument_group(
-        "the model card", "results in RUN/eval/*.json are used if they are of these weights"
+        "the model card", "results in RUN/eval/*.json are used if they were measured on these weights"
     )
     card.add_argument("--name", help="of the model (default: the name of the directory)")
     card.add_argument("--license", help="the hub's name of the licence, in place of the base model's")
-    card.add_argument("--language", nargs="+", default=[], metavar="CODE", help="of the training data: en, de, ...")
-    card.add_argument("--dataset", nargs="+", default=[], metavar="ID", help="ids of the training data on the hub")
-    card.add_argument("--author", help="who made the model")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Export, unless it has been done; the card is renewed in any case.
+    """Write the export, unless it exists already, and renew its model card.
 
-    Returns 1 for other weights (--verify) or a damaged file, which is neither signed nor pushed.
+    Return 1 if --verify finds other weights or a file is damaged; such an export is neither signed nor pushed.
     """
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
@@ -90,10 +88,10 @@ def main() -> int:
             )
         results = read_results(out, export)
         card = model_card(out, export, results, arguments)
-        what = f"the {export.contents['weights']} weights of {arguments.run} (step {export.contents['step']})"
+        weights = f"the {export.contents['weights']} weights of {arguments.run} (step {export.contents['step']})"
         if exists:
             write_durably(out / "README.md", card)
-            print(f"{out} already holds {what}; its card was renewed")
+            print(f"{out} already holds {weights}; its card was renewed")
         else:
             profile = read_data_card(export.config).get("arguments", {}).get("profile")
             base_name = base_model(export.base)["hub_id"] or str(export.base)
@@ -101,12 +99,12 @@ def main() -> int:
             kind = {"model": "", "merged": ", merged", "adapter": ", an adapter"}[export.contents["kind"]]
             share = (export.contents["averaged"] or {}).get("share_of_tuned")
             averaged = f", {share:g} x tuned + {1 - share:g} x base" if share is not None else ""
-            print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.contents['dtype']}")
+            print(f"{weights}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.contents['dtype']}")
         if export.registered:
             kept = ", ".join(export.registered)
             print(f"warning: {out} has the trained weights alone; what the checkpoint also has ({kept}) is not in it")
-        for why in results.left_out:
-            print(f"not in the card: {why}")
+        for sentence in results.left_out:
+            print(f"not in the card: {sentence}")
         lines = damage_of(out, ranks) if arguments.verify or arguments.sign or arguments.push else []
         good = not lines
         if good and arguments.verify:

@@ -1,6 +1,6 @@
 """The recipes of README's "Edit the loop": each patch applies to train.py, and the edited loop trains, logs and resumes.
 
-Recipes whose effects can be told apart share a copy of train.py, which trains on two ranks with an untied head. Those that keep a
+Recipes with distinguishable effects share a copy of train.py, which trains on two ranks with an untied head. Recipes that keep a
 state of their own lose their last checkpoint and continue: what they save then is what they had saved. The check (`--check`) runs
 on a copy with recipes of all kinds.
 """
@@ -19,7 +19,7 @@ from tests.distributed.launch import largest_difference, launch, rows, run_of, w
 from tests.processes import ROOT, run_ranks
 from tests.scripts.check.faults import END
 from tests.tiny import write_chat_file, write_tiny_model
-from training.record import Record
+from training.checkpointer import Record
 
 RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
 # Name of a run -> the recipes that it has together.
@@ -110,18 +110,18 @@ def runs(folder) -> Path:
 
 def curves(run: Path) -> dict[int, dict]:
     """The rows of a run by step: each has a finite loss, by source."""
-    found = rows(run)
-    for row in found.values():
+    rows_by_step = rows(run)
+    for row in rows_by_step.values():
         assert all(math.isfinite(row[f"train/loss{source}"]) for source in ("", "/main", "/other"))
         assert row["train/loss/main"] > 0 and row["train/loss/other"] > 0
-    return found
+    return rows_by_step
 
 
-def took_effect(folder: Path, name: str, found: dict[int, dict], plain: dict[int, dict]) -> bool:
-    """Whether a recipe did what its name says."""
+def took_effect(folder: Path, name: str, rows_by_step: dict[int, dict], plain: dict[int, dict]) -> bool:
+    """Return whether a recipe had its effect."""
     base = load_file(folder / "model" / "model.safetensors")
     ours, theirs = (weights(folder / "runs" / run) for run in (RUN_OF[name], "plain"))
-    first = found[1]["train/loss"] - plain[1]["train/loss"]
+    first = rows_by_step[1]["train/loss"] - plain[1]["train/loss"]
     frozen = [n for n in base if ".layers.0." in n]
     return {
         "z_loss": 0 < first < 0.1,
@@ -130,14 +130,14 @@ def took_effect(folder: Path, name: str, found: dict[int, dict], plain: dict[int
         "sgd": abs(first) < 1e-5 and largest_difference(ours, theirs) > 1e-4,
         "nadam": abs(first) < 1e-5 and largest_difference(ours, theirs) > 1e-4,
         "muon": abs(first) < 1e-5 and evenness(ours, base) > 0.3 > 3 * evenness(theirs, base),
-        "wsd": [found[n]["train/learning_rate"] for n in (1, 3, 4)] == pytest.approx([1e-3, 1e-3, 1e-4]),
-        "l2_to_start": found[1]["train/grad_norm"] == pytest.approx(plain[1]["train/grad_norm"])
-        and found[STEPS]["train/grad_norm"] != plain[STEPS]["train/grad_norm"],
+        "wsd": [rows_by_step[n]["train/learning_rate"] for n in (1, 3, 4)] == pytest.approx([1e-3, 1e-3, 1e-4]),
+        "l2_to_start": rows_by_step[1]["train/grad_norm"] == pytest.approx(plain[1]["train/grad_norm"])
+        and rows_by_step[STEPS]["train/grad_norm"] != plain[STEPS]["train/grad_norm"],
         "ema": largest_difference(ours, base) < 0.2 * largest_difference(theirs, base),
         "frozen_layers": bool(frozen)
         and all(torch.equal(ours[n], base[n]) for n in frozen)
         and largest_difference(ours, base) > 1e-3,
-        "weight_norm_curve": found[STEPS].get("train/weight_norm") == pytest.approx(norm_of(ours), rel=1e-2),
+        "weight_norm_curve": rows_by_step[STEPS].get("train/weight_norm") == pytest.approx(norm_of(ours), rel=1e-2),
     }[name]
 
 
@@ -155,16 +155,16 @@ def norm_of(tensors: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains(folder, runs, name) -> None:
     subprocess.run(["git", "apply", "--check", str(RECIPES[name])], cwd=ROOT, check=True)  # alone
-    found, plain = curves(runs / RUN_OF[name]), curves(runs / "plain")
-    assert sorted(found) == list(range(1, STEPS + 1))
-    assert took_effect(folder, name, found, plain)
-    said = (folder / "two.out").read_text()
-    assert "the export holds the average of the weights, and not the last ones" in said
+    rows_by_step, plain = curves(runs / RUN_OF[name]), curves(runs / "plain")
+    assert sorted(rows_by_step) == list(range(1, STEPS + 1))
+    assert took_effect(folder, name, rows_by_step, plain)
+    output = (folder / "two.out").read_text()
+    assert "the export holds the average of the weights, and not the last ones" in output
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_recipe_resumes(runs, name) -> None:
-    """Continued from half of its steps, it saves to the bit what it has saved before: weights, optimizer, and what it has registered."""
+    """A run continued from half of its steps saves the same bits as before: weights, optimizer and registered objects."""
     entries = Record(runs / name).read()
     assert [entry.step for entry in entries if entry.kind == "start"] == [0, STEPS // 2]
     first, second = [
@@ -173,22 +173,22 @@ def test_a_recipe_resumes(runs, name) -> None:
     assert first == second
 
 
-def test_a_group_keeps_the_rate_that_make_optimizer_has_given_it(folder, runs) -> None:
+def test_group_keeps_its_rate_of_make_optimizer(folder, runs) -> None:
     """Half of it in make_optimizer is, to the bit, half of it in the config, which the curve shows."""
     assert largest_difference(weights(runs / "half"), weights(runs / "half_of_group")) == 0
     assert largest_difference(weights(runs / "half"), weights(runs / "sgd")) > 0
     assert rows(runs / "half_of_group")[1]["train/learning_rate"] == rows(runs / "sgd")[1]["train/learning_rate"]
-    said = "make_optimizer has groups with a peak rate of 0.0005, and they are trained with it"
-    assert said in (folder / "two.out").read_text()
+    warning = "make_optimizer has groups with a peak rate of 0.0005, and they are trained with it"
+    assert warning in (folder / "two.out").read_text()
 
 
 def test_an_average_that_is_exported_verifies(runs) -> None:
-    said = list(check_files(runs / RUN_OF["ema"], read_record(runs / RUN_OF["ema"]), None))
-    assert said[-1].endswith("the last weights of step 4, equal to registered.average of their checkpoint")
+    lines = list(check_files(runs / RUN_OF["ema"], read_record(runs / RUN_OF["ema"]), None))
+    assert lines[-1].endswith("the last weights of step 4, equal to registered.average of their checkpoint")
 
 
 def test_an_average_of_weights_in_bf16_moves(tmp_path) -> None:
-    """A hundredth of a change is below the last digit of bf16: the average stayed what the weights were at the start."""
+    """A hundredth of a change is below the last digit of bf16, in which the average would never move."""
     text, names = edited(tmp_path, "ema").read_text(), {"torch": torch}
     exec(text[text.index("class Average") : text.index("def validate(")], names)
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
@@ -213,13 +213,13 @@ def test_the_check_of_a_recipe_runs(folder) -> None:
     (folder / "plan.json").write_text(json.dumps({"config": config, "checks": checks, "parts": []}))
     done = run_ranks(1, ROOT / "tests" / "scripts" / "check" / "check_worker.py", folder / "plan.json", PYTHONPATH=str(ROOT))
     assert done.stdout.count("exit code") == 1, (done.stdout + done.stderr)[-3000:]
-    found = {result["name"]: result for result in json.loads(out.read_text())["results"]}
-    wrong = {key: result["text"] for key, result in found.items() if result["status"] == "fails"}
-    assert set(wrong) == {"export"}, wrong  # which is the average and not the last checkpoint
-    assert found["kill and resume"]["figures"]["relative"] == 0.0 and found["loss"]["status"] == "ok"
-    assert found["gradient"]["status"] == "skipped", found["gradient"]["text"]  # of layers that are not all trained
+    results = {result["name"]: result for result in json.loads(out.read_text())["results"]}
+    wrong = {key: result["text"] for key, result in results.items() if result["status"] == "fails"}
+    assert set(wrong) == {"export"}, wrong  # the average, and not the last checkpoint
+    assert results["kill and resume"]["figures"]["relative"] == 0.0 and results["loss"]["status"] == "ok"
+    assert results["gradient"]["status"] == "skipped", results["gradient"]["text"]  # of layers that are not all trained
 
 
-def test_every_recipe_is_in_the_readme_and_trained_here() -> None:
+def test_every_recipe_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [name for name in RECIPES if f"`{name}`" not in readme] == [] and set(RUN_OF) == set(RECIPES)

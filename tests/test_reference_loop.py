@@ -22,7 +22,7 @@ from tests.tiny import write_chat_file, write_tiny_model
 EXAMPLES, STEPS, WARMUP, PEAK, MAX_NORM, DECAY = 9, 6, 2, 2e-3, 0.5, 0.1
 pytestmark = pytest.mark.slow
 
-# Name of a run: (ranks, model, data, overrides). What the overrides say must not change what is learned.
+# Name of a run: (ranks, model, data, overrides). The overrides must not change the learned weights.
 RUNS = {
     "packed": (1, "tied", "chats", ("batch.micro_batch=4",)),
     "one-by-one": (1, "untied", "chats", ("data.packing=false", "batch.micro_batch=1")),

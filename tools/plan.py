@@ -34,7 +34,7 @@ from data.dealing import Dealer, balance
 from data.examples import Documents
 from data.files import check_paths_exist
 from data.tokens import load_tokenizer
-from distributed.disks import ALSO_KEPT
+from distributed.checkpoint_directory import ALSO_KEPT
 from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from distributed.process_group import world_size_from_environment
@@ -65,10 +65,10 @@ from tools.machines import Cluster, cluster_of, cpu_cluster, found_device
 from tools.step_time import Speed, StepWork, expected_speed
 from training.anchor import planned_bytes
 from training.chat_settings import settle_chat_settings
+from training.checkpointer import newest_start
 from training.description import schedule_warnings
 from training.inputs import Inputs, read_inputs
 from training.micro_batch import largest_useful, with_rows
-from training.record import newest_start
 
 STRATEGIES = ("full", "grad_op", "hybrid", "none")
 MEMORIES = ("16N", "14N", "12N", "8N", "6N")

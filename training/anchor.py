@@ -1,9 +1,9 @@
-"""What the base predicts for the targets of anchored sources (`Source.anchor`): computed once, and kept in runs/NAME/anchor.
+"""The base's predictions for the targets of anchored sources (`Source.anchor`), computed once and kept in runs/NAME/anchor.
 
-For each target: the log-probabilities of the base's `TOKENS` most probable tokens and of all others together, and the ids of
-those tokens, 386 bytes; for the documents that the run's steps take. model/loss.py (`anchored`) trains by KL to them. A resume
-reads them, once the record has compared the files. If it has more steps, all is computed again: the model has the base's
-weights until a checkpoint is loaded.
+Each target of a document that the run's steps take has 386 bytes: the log-probabilities of the base's `TOKENS` most probable
+tokens, their ids, and the log-probability of all other tokens together. model/loss.py (`anchored`) trains by KL to them. A
+resume reads them after the record has compared the files. If it has more steps, all predictions are computed again: the model
+has the base's weights until a checkpoint is loaded.
 """
 
 import itertools
@@ -28,25 +28,28 @@ from training.inputs import Inputs
 
 TOKENS = 64
 ROW = np.dtype([("log_p", "<f2", TOKENS + 1), ("ids", "<i4", TOKENS)])
-DEALT = 64  # documents that are dealt to the ranks at a time
+DEALT = 64  # documents that are dealt to the ranks together
 ROWS, DOCUMENTS, SETTINGS = "rows", "documents.npy", "settings.json"  # the files
 
 
 @dataclass(frozen=True)
 class BasePredictions:
-    """documents: int64 `(items of the corpus, 2)`, the first ROW in `rows` of each item, and the end; 0, 0: it has none."""
+    """Predictions on disk.
+
+    documents: int64 `(items of the corpus, 2)`, first and end ROW of each item in `rows`; 0, 0: none.
+    """
 
     corpus: Corpus
     rows: Path
     documents: np.ndarray
 
     def added_to(self, micro_batch: MicroBatch, items: tuple[int, ...]) -> MicroBatch:
-        """The micro-batch that `collate` has made of `items`, with what the base predicts for its anchored targets."""
+        """Return the micro-batch that `collate` has made of `items`, with the base's predictions for its anchored targets."""
         spans = [(first, end) for first, end in self.documents[list(items)] if end]
         if not spans:
             return micro_batch
-        found = [np.fromfile(self.rows, ROW, end - first, offset=first * ROW.itemsize) for first, end in spans]
-        rows, numbers = np.concatenate(found), [self.corpus.names.index(name) for name in self.corpus.anchored]
+        parts = [np.fromfile(self.rows, ROW, end - first, offset=first * ROW.itemsize) for first, end in spans]
+        rows, numbers = np.concatenate(parts), [self.corpus.names.index(name) for name in self.corpus.anchored]
         assert micro_batch.target_sources is not None  # a corpus with an anchored source has two or more
         anchored = np.isin(micro_batch.target_sources.numpy(), numbers)
         log_p, ids = (torch.from_numpy(rows[name].copy()) for name in ("log_p", "ids"))
@@ -63,33 +66,33 @@ def with_base(
     stop: StopSignal,
     say: Callable[[str], None],
 ) -> Inputs:
-    """The data of a run, whose steps have what the base predicts for their anchored targets. A collective.
+    """Return the data of a run with the base's predictions for anchored targets added to its steps. Every rank must call this.
 
-    The model holds the base's weights. If `directory` has not all that the steps need, or was made with another base or other
-    data, all is computed; after a signal none.
+    The model must hold the base's weights. If `directory` lacks predictions that the steps need, or was made with another base
+    or other data, all predictions are computed. After a signal, return the data unchanged.
     """
     corpus, ranks, temporary = data.train, stop.ranks, temporary_path(directory)
-    made = fingerprint(
+    origin = fingerprint(
         {part: identity[part] for part in ("the weights", "config.json")}
         | {"data": [corpus.sources[0].fingerprint, corpus.mixture()]}
     )
     items = _anchored_items(data)
-    # The ranks agree on what is there: another node may see the disk a moment later.
-    documents = read_on_first(lambda: _documents_in(directory, made), ranks)
+    # Rank 0 reads for all ranks: another node may see the disk a moment later.
+    documents = read_on_first(lambda: _documents_in(directory, origin), ranks)
     if documents is None or not documents[np.array(items, np.int64)].any(1).all():
         say(f"anchor: the base predicts the targets of {len(items):,} documents of {', '.join(corpus.anchored)}")
         table = np.zeros((len(corpus), 2), np.int64)
-        found: list = [None] * ranks.world_size  # on rank 0: (item, its rows) of each rank
+        by_rank: list = [None] * ranks.world_size  # on rank 0: (item, its rows) of each rank
 
         def append() -> None:
             with (temporary / ROWS).open("ab") as file:
-                for item, rows in itertools.chain(*found):
+                for item, rows in itertools.chain(*by_rank):
                     table[item] = file.tell() // ROW.itemsize + np.array([0, len(rows)])
                     file.write(rows.tobytes())
 
         def finish() -> np.ndarray:
             np.save(temporary / DOCUMENTS, table)
-            write_json(temporary / SETTINGS, {"made": made})
+            write_json(temporary / SETTINGS, {"made": origin})
             publish(directory)
             return table
 
@@ -101,7 +104,7 @@ def with_base(
                     if stop.agreed():
                         return data
                     own += _predicted(model, of_rank, corpus, ranks.device)
-                dist.gather_object(own, found if ranks.rank == 0 else None, group=ranks.flags)
+                dist.gather_object(own, by_rank if ranks.rank == 0 else None, group=ranks.flags)
                 read_on_first(append, ranks)
         documents = read_on_first(finish, ranks)
     count = int(documents.max())
@@ -112,23 +115,23 @@ def with_base(
 
 
 def planned_bytes(data: Inputs) -> int:
-    """Bytes of the files that `with_base` writes, but for a few: 0 without an anchored source. Not a collective."""
+    """Return the approximate bytes of the files that `with_base` writes; 0 without an anchored source. Not a collective."""
     rows = sum(int(np.count_nonzero(data.train.get(item)[1])) for item in _anchored_items(data))
     return ROW.itemsize * rows + 16 * len(data.train) if data.train.anchored else 0
 
 
 def _anchored_items(data: Inputs) -> list[int]:
-    """The items of anchored sources that the run's steps take, each once."""
+    """Return the items of anchored sources that the run's steps take, each once."""
     corpus = data.train
     numbers = [corpus.names.index(name) for name in corpus.anchored]
-    of_anchored = [range(corpus.offsets[number], corpus.offsets[number + 1]) for number in numbers]
+    spans = [range(corpus.offsets[number], corpus.offsets[number + 1]) for number in numbers]
     every = itertools.chain.from_iterable(map(data.plan.items, range(data.total_steps))) if numbers else ()
-    return list(dict.fromkeys(item for item in every if any(item in one for one in of_anchored)))
+    return list(dict.fromkeys(item for item in every if any(item in span for span in spans)))
 
 
-def _documents_in(directory: Path, made: str) -> np.ndarray | None:
-    """`BasePredictions.documents`, if the directory was made with this base and these data."""
-    if not directory.is_dir() or json.loads((directory / SETTINGS).read_text(encoding="utf-8"))["made"] != made:
+def _documents_in(directory: Path, origin: str) -> np.ndarray | None:
+    """Return `BasePredictions.documents` if the directory was made with this base and these data, else None."""
+    if not directory.is_dir() or json.loads((directory / SETTINGS).read_text(encoding="utf-8"))["made"] != origin:
         return None
     return np.load(directory / DOCUMENTS)
 
@@ -136,7 +139,7 @@ def _documents_in(directory: Path, made: str) -> np.ndarray | None:
 def _predicted(
     model: PackedLanguageModel, items: tuple[int, ...], corpus: Corpus, device: torch.device
 ) -> list[tuple[int, np.ndarray]]:
-    """(item, its rows) of one forward over `items`, possibly none. A collective."""
+    """Return (item, its rows) for each of `items`, which may be empty, from one forward. Every rank must call this."""
     micro_batch = collate(items, corpus).to(device)
     rows = np.zeros(len(micro_batch.target_ids), ROW)
 

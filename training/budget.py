@@ -1,13 +1,13 @@
-"""A budget for forgetting: the best task score whose KL to the base on general text is at most `forgetting.max_kl`.
+"""A budget for forgetting: export the best task score whose KL to the base on general text is at most `forgetting.max_kl`.
 
-At the end of a run bisection finds, for every checkpoint that the run has, the largest alpha for which the weights
-base + alpha (tuned - base) meet the budget (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). Each is scored
-on the task there (run.best_by), and the best is exported, with a certificate.
+At the end of a run, bisection determines for every checkpoint the largest alpha for which the weights base + alpha (tuned -
+base) meet the budget (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task score (run.best_by) of each
+point decides which one is exported, with a certificate.
 
-KL is KL(base || model) in nats per token on texts of this project's own, of three kinds: prose, code or tables, questions.
-Nothing else reads them, and pieces that the training data have are left out. An alpha meets the budget if the upper bounds of the 95% bootstrap intervals over the pieces of the
-selection text are within it, for each kind. The certificate's text is read by the weights that are exported alone: the budget
-is met if the KL of its worst kind is within it as well.
+KL is KL(base || model) in nats per token on this project's own texts of three kinds: prose, code or tables, questions. No other
+code reads them, and pieces that occur in the training data are left out. An alpha meets the budget if, for each kind, the upper
+bound of the 95% bootstrap interval over the pieces of the selection text is within it. Only the exported weights are measured
+on the certificate's text: the budget is met if the KL of its worst kind is within the budget as well.
 """
 
 import json
@@ -28,7 +28,7 @@ from configs.load import is_of_answers
 from data.examples import Documents
 from data.sources import Corpus
 from distributed.checkpoint import load_parameters
-from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
+from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, marks_of
 from distributed.process_group import Ranks, StopSignal, call_on_all, gather_objects, read_on_first
 from distributed.sharding import local, local_shard
 from eval import forgetting
@@ -39,19 +39,18 @@ from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
 from model.weight_files import hash_weights
 from training.answers import Answers
+from training.checkpointer import RunRecord
 from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
-from training.identity import marks_of
 from training.inputs import Inputs
-from training.record import RunRecord
 
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
-MIDDLE = 12  # tokens in the middle of a piece: data that have them have the piece
+MIDDLE = 12  # tokens in the middle of a piece, by which it is recognised in training data
 
 
 class AgainstBase:
-    """The evaluation "forgetting", and what a budget needs at the end of the run."""
+    """The evaluation "forgetting": the model against its base. A budget measures with it at the end of the run."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class AgainstBase:
         stop: StopSignal,
         say: Callable[[str], None],
     ) -> None:
-        """Measure against the weights that the model has now; it computes in `dtype`. A collective."""
+        """Remember the weights that the model has now, which computes in `dtype`. Every rank must call this."""
         self.model, self.dtype, self.tokenizer = model, dtype, tokenizer
         self.data, self.stop, self.say = data, stop, say
         prompts = forgetting.task_prompts(data.validation.sources[0]) if data.validation else None
@@ -70,19 +69,19 @@ class AgainstBase:
         say(self.reference.line())
 
     def __call__(self) -> dict | None:
-        """The curves."""
+        """Return the curves; None after a signal."""
         return forgetting.measure_forgetting(self.reference, self.model, self.stop)
 
 
 def keep_budget(
     config: Config, step: int, evaluations: Evaluations, checkpoints: Path, record: RunRecord, dtype: torch.dtype
 ) -> dict | None:
-    """Leave in the model the weights that are to be exported after `step` in `dtype`, and return their certificate, plain JSON.
+    """Choose the weights to export after `step` in `dtype`, leave them in the model, and return their certificate, plain JSON.
 
-    None after a signal. A collective. The next start repeats an interrupted search, which depends on the checkpoints alone.
-    Each reading of the certificate's text gets an entry in the record first: weights that are chosen after one are no longer
-    judged by a text that nobody has looked at.
-    Raises UserError if one of them is damaged, and if the base is not the one of this start any more.
+    Return None after a signal; the next start repeats the search, which depends on the checkpoints alone. Every rank must call
+    this. Each measurement on the certificate's text is recorded first, because a text that has been looked at is no longer an
+    independent test of weights chosen later. Raise UserError if a checkpoint is damaged, and if the base's weights have changed
+    since this start.
     """
     run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
     assert isinstance(run, AgainstBase) and max_kl is not None
@@ -96,16 +95,16 @@ def keep_budget(
             line.load(path)
             alpha = largest_alpha(lambda alpha: upper_bound(texts.measure(alpha)) <= max_kl + ROUNDING)
             kl = texts.measure(alpha)
-            one = {"step": int(path.name.removeprefix("step-")), "alpha": alpha, "bound": upper_bound(kl)}
-            candidates.append(one | _score(evaluations, run) | {"text": texts.measured(kl)})
+            point = {"step": int(path.name.removeprefix("step-")), "alpha": alpha, "bound": upper_bound(kl)}
+            candidates.append(point | _score(evaluations, run) | {"text": texts.measured(kl)})
             run.say(
-                f"budget: {path.name}, alpha {alpha:.3f}: KL below {one['bound']:.4g} on each kind of the selection text, "
+                f"budget: {path.name}, alpha {alpha:.3f}: KL below {point['bound']:.4g} on each kind of the selection text, "
                 f"{curve_of(best_by)} {candidates[-1]['value']:.4g}"
             )
         best = candidates[-1]
-        for one in candidates[-2::-1]:  # of equal ones the last
-            if math.isnan(best["value"]) or is_better(best_by, one["value"], best["value"]):
-                best = one
+        for candidate in candidates[-2::-1]:  # the last of equal candidates wins
+            if math.isnan(best["value"]) or is_better(best_by, candidate["value"], best["value"]):
+                best = candidate
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
         record.add("certificate", sha256=read_on_first(lambda: sha256(CERTIFICATE), ranks))
@@ -115,7 +114,7 @@ def keep_budget(
         return None
 
     def certificate() -> dict:
-        """What certificate.json says of the weights that are exported."""
+        """Return the content of certificate.json about the weights that are exported."""
         base = {"share_of_tuned": best["alpha"], "base": fingerprint_of_base(config.model.path)}
         worst = float(np.max([interval.value for interval in judged.values()]))
         return best | {
@@ -130,19 +129,20 @@ def keep_budget(
             "readings": sum(entry.kind == "certificate" for entry in record.read()),
             **marks_of(checkpoint),
             "texts": [texts.measured(judged), best["text"]],
-            "candidates": [{name: one[name] for name in ("step", "alpha", "bound", "value")} for one in candidates],
+            "candidates": [{name: point[name] for name in ("step", "alpha", "bound", "value")} for point in candidates],
         }
 
-    found = read_on_first(certificate, ranks)
-    for text in certificate_lines(found):
-        run.say(text)
-    return found
+    content = read_on_first(certificate, ranks)
+    for line_of_certificate in certificate_lines(content):
+        run.say(line_of_certificate)
+    return content
 
 
 def largest_alpha(meets: Callable[[float], bool]) -> float:
-    """The largest alpha in [0, 1] that meets a budget, to TOLERANCE and from below; 0, the base, if none above it is found.
+    """Return the largest alpha in [0, 1] that meets a budget, to within TOLERANCE and from below; 0, the base, if no other
+    does.
 
-    It looks at 1 first, then bisects, which supposes that what holds at an alpha holds below it.
+    Try alpha = 1, then bisect. This assumes that KL grows with alpha.
     """
     if meets(1.0):
         return 1.0
@@ -154,17 +154,17 @@ def largest_alpha(meets: Callable[[float], bool]) -> float:
 
 
 def upper_bound(kl: dict[str, Interval]) -> float:
-    """Of all kinds; not a number if one is none, and then above every budget."""
+    """Return the largest upper bound of all kinds. NaN, if a kind has no interval, exceeds every budget."""
     return float(np.max([interval.high for interval in kl.values()]))
 
 
 class Line:
     """The weights base + alpha (tuned - base) in the parameters of the sharded model, in place.
 
-    The base is read from its files for each alpha, by every rank its slices. This rank's part of the tuned weights lies in
-    host memory. A point is computed from both in fp32 and rounded once, to the dtype of the parameters or, of fp32, to that of the
-    export: what is measured are the weights of its files. Rows of new tokens are always the tuned ones. With LoRA, alpha
-    multiplies B, and so what the adapters add.
+    For each alpha every rank reads its slices of the base from the files. This rank's part of the tuned weights is kept in host
+    memory. A point is computed from both in fp32 and rounded once to the dtype of the parameters; fp32 parameters are rounded
+    to the dtype of the export, so that the measured weights equal its files. Rows of new tokens are always the tuned ones. With
+    LoRA, alpha multiplies B, and so the change that the adapters make.
     """
 
     def __init__(self, run: AgainstBase, config: Config, dtype: torch.dtype) -> None:
@@ -175,13 +175,13 @@ class Line:
         self.tuned: dict[str, torch.Tensor] = {}
 
     def load(self, checkpoint: Path) -> None:
-        """Let the tuned weights be those of a checkpoint. A collective."""
+        """Load the tuned weights from a checkpoint. Every rank must call this."""
         hint = "remove it, and start again to export"
         load_parameters(checkpoint, trained_parameters(self.run.model), self.run.stop.ranks, hint)
         self.tuned = {name: local(p).to("cpu", copy=True) for name, p in self.moved.items()}
 
     def to_base(self) -> None:
-        """Go to the base, with its rows of new tokens."""
+        """Set the parameters to the base, with its rows of new tokens."""
         if not self.is_lora or self.run.data.first_new_row is not None:
             read_weights(self.run.model, self.path)
         for name, parameter in self.moved.items():
@@ -189,7 +189,7 @@ class Line:
                 local(parameter).zero_()
 
     def go(self, alpha: float) -> None:
-        """Go to base + alpha (tuned - base). Both ends are exact, but for the rounding."""
+        """Set the parameters to base + alpha (tuned - base). Both ends are exact except for the rounding."""
         self.to_base()
         vocabulary, new_row = vocabulary_names(self.run.model), self.run.data.first_new_row
         for name, parameter in self.moved.items():
@@ -205,10 +205,10 @@ class Line:
 
 
 class Texts:
-    """The texts of a file with their kinds, and the base's distributions on them, but for those that are trained on."""
+    """The texts of a file with their kinds and the base's distributions on them, without texts that are trained on."""
 
     def __init__(self, path: Path, line: Line) -> None:
-        """A collective, which leaves the base in the model."""
+        """Read the file and measure the base, which stays in the model. Every rank must call this."""
         rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
         run, data = line.run, line.run.data
         encoded = forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows])
@@ -223,9 +223,9 @@ class Texts:
         self.base = forgetting.remember_base(run.model, documents, data.dealer, shared, run.stop)
 
     def measure(self, alpha: float) -> dict[str, Interval]:
-        """KL per token of each kind at `alpha`, the same on every rank: all branch by it. A collective; leaves the model there.
+        """Return the KL per token of each kind at `alpha`, and leave the model there. Every rank must call this.
 
-        Raises Stopped after a signal.
+        The result is rank 0's on every rank, because all ranks branch by it. Raise Stopped after a signal.
         """
         self.line.go(alpha)
         run = self.line.run
@@ -235,14 +235,17 @@ class Texts:
         )
 
     def measured(self, kl: dict[str, Interval]) -> dict:
-        """For the certificate."""
+        """Return the part of the certificate about this text."""
         of_kinds = {kind: asdict(interval) for kind, interval in kl.items()}
         file = {"file": f"eval/texts/{self.path.name}", "sha256": sha256(self.path)}
         return file | {"kl": of_kinds, "left_out": self.left_out}
 
 
 def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarray:
-    """Which of these token ids stand in the data of training, bool `(texts,)`. A collective; the ranks share the data."""
+    """Return which texts, as token ids, occur in the training data: bool `(texts,)`.
+
+    Every rank must call this; the ranks share the data.
+    """
     factors = np.random.default_rng(0).integers(2**63, size=MIDDLE).astype(np.uint64)
 
     def hashes(ids: np.ndarray) -> np.ndarray:
@@ -251,13 +254,13 @@ def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarr
         return (np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), MIDDLE) * factors).sum(-1)
 
     middles = [np.array(ids)[max(0, len(ids) - MIDDLE) // 2 :][:MIDDLE] for ids in texts]
-    wanted = np.array([hashes(ids)[0] if len(ids) == MIDDLE else 0 for ids in middles], np.uint64)
+    hashes_of_texts = np.array([hashes(ids)[0] if len(ids) == MIDDLE else 0 for ids in middles], np.uint64)
 
     def find() -> np.ndarray:
-        found = np.zeros(len(texts), bool)
+        is_trained = np.zeros(len(texts), bool)
         for item in range(ranks.rank, len(corpus), ranks.world_size):
-            found |= np.isin(wanted, hashes(corpus.get(item)[0]))
-        return found
+            is_trained |= np.isin(hashes_of_texts, hashes(corpus.get(item)[0]))
+        return is_trained
 
     return np.any(gather_objects(call_on_all(find, ranks), ranks), axis=0)  # a store may be damaged
 
@@ -270,16 +273,17 @@ def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
 
 
 def _ratio(columns: np.ndarray, resamples: int = 10_000) -> Interval:
-    """Not a number if fewer than two are left, which say nothing of others: no budget is met by that."""
+    """Return the ratio of two columns' sums with its interval. It is NaN for fewer than two pieces, which meet no budget."""
     if len(columns) < 2:
         return Interval(math.nan, math.nan, math.nan)
     return bootstrap(columns, lambda sums: {"": sums[..., 0] / sums[..., 1]}, resamples=resamples)[""]
 
 
 def _score(evaluations: Evaluations, run: AgainstBase) -> dict:
-    """The task's score, `value`, with the bounds of its 95% interval over examples; the validation loss. Raises Stopped.
+    """Return the task's score, `value`, with the bounds of its 95% interval over examples, and the validation loss.
 
-    No interval is known of a loss that is not the likelihood of targets of weight 1, and of what a metric cannot score again.
+    The bounds are None for a loss that is not the mean negative log-likelihood of targets of weight 1, and for a metric that
+    cannot score resampled answers. Raise Stopped after a signal.
     """
     ranks, curve = run.stop.ranks, curve_of(evaluations.best_by)
     figures = evaluations.measure("validation", ranks)
@@ -297,16 +301,16 @@ def _score(evaluations: Evaluations, run: AgainstBase) -> dict:
     return {"value": value, "low": low, "high": high, "validation_loss": figures.get("validation/loss")}
 
 
-# ---- the certificate in words -------------------------------------------------------------------------------------------
+# ---- The certificate in words -------------------------------------------------------------------------------------------
 
 
 def certificate_lines(certificate: dict) -> list[str]:
-    """What a certificate says, for the log and the model card."""
+    """Return the content of a certificate in words, for the log and the model card."""
     alpha, low, high = (certificate[name] for name in ("alpha", "low", "high"))
-    what = f"step {certificate['step']}, alpha {alpha:.3f}" if alpha else "the base itself, alpha 0"
+    chosen = f"step {certificate['step']}, alpha {alpha:.3f}" if alpha else "the base itself, alpha 0"
     lines = [
         f"budget: forgetting.max_kl={certificate['max_kl']:g} is {'met' if certificate['met'] else 'NOT met'}: the KL to the base "
-        f"is {certificate['worst']:.4g} nats per token on the worst kind of the certificate's text; chosen: {what} of base + "
+        f"is {certificate['worst']:.4g} nats per token on the worst kind of the certificate's text; chosen: {chosen} of base + "
         "alpha (tuned - base)"
     ]
     means, judged = (
@@ -314,9 +318,7 @@ def certificate_lines(certificate: dict) -> list[str]:
         f"which this run has read {counted(certificate['readings'], 'time')}",
     )
     for text, use in zip(certificate["texts"], (judged, "which chose alpha"), strict=True):
-        kinds = [
-            f"{kind} {one['value']:.4g} ({one['low']:.4g} to {one['high']:.4g})" for kind, one in text["kl"].items()
-        ]
+        kinds = [f"{kind} {kl['value']:.4g} ({kl['low']:.4g} to {kl['high']:.4g})" for kind, kl in text["kl"].items()]
         lines.append(f"    KL on {text['file']}, {use}, with 95% intervals over pieces: {', '.join(kinds)}")
         if text["left_out"]:
             lines.append(f"    warning: {text['left_out']} pieces of it are left out: the training data have them")
@@ -326,12 +328,12 @@ def certificate_lines(certificate: dict) -> list[str]:
 
 
 def means_of(config: Config, corpus: Corpus) -> list[str]:
-    """What in training holds the model back from forgetting, in words."""
+    """Return the remedies against forgetting that a training uses, in words."""
     ewc, mixed = config.ewc, [name for name in corpus.names[1:] if name not in corpus.anchored]
-    found = {
+    remedies = {
         f"data.mix of {', '.join(mixed)}": mixed,
         f"forgetting.anchor_weight={config.forgetting.anchor_weight:g} on {', '.join(corpus.anchored)}": corpus.anchored,
         f"ewc.strength={ewc.strength:g} (ewc.estimator={ewc.estimator})": ewc.strength,
         f"lora.rank={config.lora.rank}": config.lora.rank,
     }
-    return [text for text, is_used in found.items() if is_used]
+    return [text for text, is_used in remedies.items() if is_used]

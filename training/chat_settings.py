@@ -1,4 +1,4 @@
-"""How the chats of a run are rendered, settled before any is read: the options of the template, and its date."""
+"""The settings with which the chats of a run are rendered, fixed before any chat is read: template options and date."""
 
 import datetime
 import inspect
@@ -10,20 +10,20 @@ from common.errors import UserError
 from configs.config import Config, Data
 from configs.load import replace
 from data.chat_template import ChatSettings, ChatTemplate, read_chat_settings, writes_date
-from training.record import newest_start
+from training.checkpointer import newest_start
 
 
 def chat_settings(data: Data) -> ChatSettings:
-    """The settings of a config that data/encoding.py needs."""
+    """Return the settings of a config that data/encoding.py needs."""
     return ChatSettings(data.chat_template_options, data.chat_date, data.train_on, data.control_tokens)
 
 
 def settle_chat_settings(config: Config, tokenizer: PreTrainedTokenizerBase, run_directory: Path) -> Config:
-    """The config with the date of the run in data.chat_date, or None if the chat template writes none.
+    """Return the config with the run's date in data.chat_date, or with None if the chat template writes no date.
 
-    A template that writes today's date would make other data of the same chats every day: the run could not be resumed. The
-    date is therefore that of the run's first start, which its config.json records. (Ranks that start on both sides of midnight
-    refuse to go on, as with any setting that is not the same on all.) Raises UserError if an option is not a variable of the
+    A template that writes today's date would tokenise the same chats differently every day, and the run could not be resumed.
+    So the date of the run's first start holds, which its config.json records. (Ranks that start on different sides of midnight
+    refuse to go on, as with any setting that differs between ranks.) Raise UserError if an option is not a variable of the
     template.
     """
     data = config.data
@@ -48,7 +48,7 @@ def _check_options(data: Data, template: ChatTemplate) -> None:
 
 
 def other_options(config: Config) -> list[str]:
-    """A sentence, if model.path is an export whose chats were rendered with other options than those of this config."""
+    """Return a warning if model.path is an export whose chats were rendered with other options than this config has."""
     before, now = dict(read_chat_settings(config.model.path).options), config.data.chat_template_options
     if not before or before == now:
         return []

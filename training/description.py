@@ -1,40 +1,40 @@
-"""What a run says at its start: model, data, how a step is computed, schedule, and warnings; the rest is in start.txt."""
+"""The lines that a run prints at its start: model, data, steps, schedule and warnings. All details are in start.txt."""
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PretrainedConfig
 
 from common.dtypes import dtype_name
 from common.durable_files import write_durably
 from configs.config import Config
 from configs.load import FORMATS
 from data.dealing import Deal, balance
-from distributed.process_group import Ranks, read_on_first
+from distributed.process_group import read_on_first
 from model.architectures import origin
 from model.flops import Peak
 from model.language_model import num_parameters, num_trained
 from training.chat_settings import other_options
 from training.inputs import Inputs
 
+if TYPE_CHECKING:
+    from training.start import TrainingRun
+
 
 def describe_run(
-    config: Config,
-    inputs: Inputs,
-    model: torch.nn.Module,
+    run: "TrainingRun",
     layers: list[torch.nn.Module],
-    model_config: PretrainedConfig,
     optimizer: torch.optim.Optimizer,
-    ranks: Ranks,
     peak: Peak,
     notes: list[str],
     disk: str,
 ) -> list[str]:
-    """What a run prints at its start: five lines, one for each warning, and `notes`; with run.verbose also all details.
+    """Return the lines that a run prints at its start: five, one for each warning, and `notes`. Every rank must call this.
 
-    runs/NAME/start.txt has all of it in any case. notes: on what is resumed; disk: the line of `check_disks`. A collective.
+    runs/NAME/start.txt gets all details, and with run.verbose they are printed as well. notes: on the resume. disk: the line of
+    `check_disks`.
     """
+    config, inputs, model, model_config, ranks = run.config, run.data, run.model, run.model_config, run.ranks
     world_size = ranks.world_size
     count, settings, sharding = num_parameters(model), config.optimizer, config.sharding
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
@@ -56,8 +56,8 @@ def describe_run(
     remarks = inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     remarks += inputs.validation.lines("validation") if inputs.validation else []
     details = [*remarks, *inputs.plan.warnings]
-    if inputs.asked:
-        details.append(inputs.asked.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16"))
+    if inputs.questions:
+        details.append(inputs.questions.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16"))
     details.append(
         f"peak {peak.flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
         f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as in config.json'}; "
@@ -82,38 +82,38 @@ def describe_run(
     warnings += uneven
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details.append(disk)
-    path = Path(config.run.directory, config.run.name, "start.txt")
+    path = run.directory / "start.txt"
     read_on_first(lambda: write_durably(path, "\n".join([*lines, *details, ""])), ranks)
     return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]
 
 
-BALANCE_STEPS = 20  # that are looked at
+BALANCE_STEPS = 20  # over which the balance is measured
 BALANCED = 0.9  # a run warns below it
-# Stage of a run -> the lowest and the highest usual learning rate, what it is called.
+# Stage of a run -> the lowest and the highest usual learning rate, and the name of the stage.
 USUAL_RATES = {
     "fine-tuning": (1e-5, 5e-5, "full fine-tuning"),
     "pre-training": (0, 1e-5, "continual pre-training, where higher ones cause forgetting"),
     "LoRA": (5e-5, 5e-4, "LoRA"),
 }
-# Remarks about data that every run has: what form the examples have, where they were encoded, and how many are held out.
+# Remarks on the data of every run: the form of the examples, where they were encoded, and how many are held out.
 _ROUTINE = re.compile(
     rf"  .*: ({'|'.join(FORMATS)})( and \w+)* \(|  (from the cache|tokenised) |  [0-9,]+ examples? (not )?held out"
 )
 
 
 def _odd(remarks: list[str]) -> list[str]:
-    """Those remarks of a source's lines that tell of something left out, cut or doubtful, with the line that they belong to."""
-    found, source = [], ""
+    """Return a warning for each remark on data that are left out, cut or doubtful, with the name of its source."""
+    warnings, source = [], ""
     for line in remarks:
         if not line.startswith("  "):
             source = line.partition(":")[0].partition(" (")[0]
         elif not _ROUTINE.match(line):
-            found.append(f"warning: {source}: {line.strip()}")
-    return found
+            warnings.append(f"warning: {source}: {line.strip()}")
+    return warnings
 
 
 def _data_line(inputs: Inputs) -> str:
-    """What is trained on, mixed in and validated on; the reports of the sources are details."""
+    """Return a line on the training data, the mixed-in sources and the validation data."""
     train, passes = inputs.train, inputs.plan.passes(inputs.total_steps)
     mixed = zip(train.names[1:], train.shares[1:], inputs.plan.steps_of_shares, passes[1:], strict=True)
     parts = [f"data: {train.sources[0].report.splitlines()[0]}"]
@@ -127,7 +127,7 @@ def _data_line(inputs: Inputs) -> str:
 
 
 def _parameters(config: Config, model: torch.nn.Module) -> str:
-    """How many parameters the model has, and which of them are trained."""
+    """Return the number of parameters and of trained ones, in words."""
     count, trained = num_parameters(model), num_trained(model)
     if not config.lora.rank:
         return f"{count:,} parameters, {'all' if trained == count else f'{trained:,}'} trained"
@@ -140,15 +140,15 @@ def _parameters(config: Config, model: torch.nn.Module) -> str:
 
 
 def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, list[str]]:
-    """(how long the ranks wait for each other, a warning if that is long), in words.
+    """Return the share of a step in which ranks wait for each other, in words, and warnings if it is large.
 
-    It looks at steps of the first epoch, evenly spaced. The last of several may be smaller, and is left out.
+    It is measured over evenly spaced steps of the first epoch. An epoch's last step may be smaller and is left out.
     """
     last = min(inputs.total_steps, max(1, inputs.plan.steps_per_epoch[0] - 1))
     count = min(BALANCE_STEPS, last)
-    found = balance(inputs.deal(i * last // count) for i in range(count))
-    share, warnings = f"the ranks wait for each other in {1 - found:.0%} of", []
-    if round(found, 2) < BALANCED:
+    computing = balance(inputs.deal(i * last // count) for i in range(count))
+    share, warnings = f"the ranks wait for each other in {1 - computing:.0%} of", []
+    if round(computing, 2) < BALANCED:
         key = "global_tokens" if config.batch.global_tokens else "global_examples"
         warnings.append(
             f"{share} a step, because its documents have different lengths and are few for {ranks} ranks; raise "
@@ -158,7 +158,7 @@ def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, l
 
 
 def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps: int) -> list[str]:
-    """Warnings about a learning rate outside the usual range of its stage (above 1B parameters), or never reached."""
+    """Return warnings about a learning rate outside the usual range of its stage (above 1B parameters), or never reached."""
     rate, warnings = config.optimizer.learning_rate, []
     low, high, stage = USUAL_RATES["LoRA" if config.lora.rank else config.optimizer.stage]
     if count >= 1e9 and not low <= rate <= high:
@@ -174,22 +174,22 @@ def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps
 
 
 def too_many_steps(config: Config, total_steps: int) -> list[str]:
-    """A sentence, if optimizer.max_steps asks for more steps than there are."""
-    wanted, epochs = config.optimizer.max_steps, config.optimizer.epochs
-    if wanted is None or wanted <= total_steps:
+    """Return a sentence if optimizer.max_steps is larger than the number of steps."""
+    max_steps, epochs = config.optimizer.max_steps, config.optimizer.epochs
+    if max_steps is None or max_steps <= total_steps:
         return []
     only = f"optimizer.epochs={epochs} has only {total_steps} steps"
-    return [f"optimizer.max_steps={wanted} has no effect, because {only}; raise optimizer.epochs to train longer"]
+    return [f"optimizer.max_steps={max_steps} has no effect, because {only}; raise optimizer.epochs to train longer"]
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 rank`, `2 ranks`, `2 batches`."""
+    """Return a number with its noun: `1 rank`, `2 ranks`, `2 batches`."""
     plural = "es" if noun.endswith("ch") else "s"
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def _batch_line(config: Config, first: Deal, world_size: int) -> str:
-    """How a step is made up; `first`: the deal of the first step."""
+    """Return a line on the size of a step. first: the deal of the first step."""
     batch, data = config.batch, config.data
     examples = counted(batch.global_examples or 0, "example")
     if batch.global_tokens:

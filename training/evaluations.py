@@ -1,4 +1,4 @@
-"""The evaluations of a run: which are due at a step, what they found, and which checkpoint is the best so far."""
+"""The evaluations of a run: when they are due, their results, and the best checkpoint so far."""
 
 import math
 from collections.abc import Callable
@@ -9,47 +9,56 @@ from data.sources import Corpus
 from distributed.process_group import Ranks, read_on_first
 
 Evaluate = Callable[[], dict | None]
-"""Measures the model: the name of each curve -> its value; None if a signal cut it short. Every rank calls it."""
+"""Measures the model and returns curve -> value; None if a signal cut it short. Every rank must call it."""
+
+
+# The attributes of Evaluations that the manifest of a checkpoint keeps, plain JSON.
+SAVED = (
+    "evaluated",
+    "validation",
+    "loss",
+    "base_loss",
+    "best_by",
+    "base_value",
+    "best_value",
+    "best_loss",
+    "best_step",
+)
+SAVED += ("without_gain",)
 
 
 class Evaluations:
-    """What has been evaluated, by name of the evaluation ("validation", "forgetting"), and the best checkpoint.
+    """The finished evaluations, by name ("validation", "forgetting"), and the best checkpoint by the criterion `run.best_by`.
 
-    `run.best_by` is the criterion of the best. The base model is never the best, also where it is better. Every rank holds
-    the same values, because `measure` gives all ranks the same figures.
+    The base model never counts as the best, even if it is better. Every rank holds the same values, because `measure` gives all
+    ranks the same figures.
     """
 
     def __init__(self, config: Config, validation: Corpus | None) -> None:
         self.functions: dict[str, Evaluate] = {}
         self.every, self.patience = config.run.eval_every, config.run.stop_after_no_gain
-        # What a checkpoint keeps.
+        # The attributes below are saved in every checkpoint.
         self.evaluated: dict[str, int] = {}  # evaluation -> the last step at which it finished
         self.validation = [source.fingerprint for source in validation.sources] if validation else []
         self.best_by = criterion_of(config)
-        self.is_judged = True  # False: by another criterion or other data; the step is evaluated again
+        self.curve = curve_of(self.best_by)
+        self.is_judged = True  # False after a change of criterion or data: the step is evaluated again
         self.loss: float | None = None  # the last validation loss
         self.base_loss: float | None = None  # validation loss of the base model
-        self.base_value: float | None = None  # what best_by is for the base model
+        self.base_value: float | None = None  # the base model's value of best_by
         self.best_value: float | None = None  # the best of a trained checkpoint
         self.best_loss: float | None = None  # validation loss of that checkpoint
         self.best_step: int | None = None
         self.without_gain = 0  # evaluations of trained models since then
 
-    _SAVED = ("evaluated", "validation", "loss", "base_loss", "best_by", "base_value", "best_value", "best_loss")
-    _SAVED += ("best_step", "without_gain")
-
-    def state_dict(self) -> dict:
-        """What the manifest of a checkpoint keeps, plain JSON."""
-        return {name: getattr(self, name) for name in self._SAVED}
-
     def load_state_dict(self, saved: dict) -> list[str]:
-        """Continue from what a manifest has. Returns lines for the user.
+        """Restore the attributes from a manifest. Return messages for the user.
 
-        With another criterion, or other validation data that it scores, no checkpoint is the best any more, and the step is
+        If the criterion has changed, or the validation data that it scores, no checkpoint is the best any more, and the step is
         evaluated again.
         """
         validation, best_by, changed = self.validation, self.best_by, []
-        for name in self._SAVED:
+        for name in SAVED:
             setattr(self, name, saved[name])
         if validation and validation != self.validation:
             changed += [] if best_by.startswith(GENERAL) else ["data.validation has changed"]
@@ -66,22 +75,25 @@ class Evaluations:
         return [f"{'; '.join(changed)}: the next evaluation is the first that counts"]
 
     def due(self, step: int, total_steps: int) -> list[str]:
-        """The evaluations that are due at this step and have not finished at it: first, last, and every so many steps."""
+        """Return the evaluations that are due at `step` and have not finished there.
+
+        An evaluation is due at the first and the last step, and every `run.eval_every` steps.
+        """
         is_due = step in (0, total_steps) or (self.every > 0 and step % self.every == 0)
         return [name for name in self.functions if is_due and self.evaluated.get(name) != step]
 
     def measure(self, name: str, ranks: Ranks) -> dict | None:
-        """The figures of an evaluation, those of rank 0 on every rank: all ranks decide by them. A collective."""
+        """Run an evaluation and return rank 0's figures on every rank, so that all decide alike. Every rank must call this."""
         figures = self.functions[name]()
         return read_on_first(lambda: figures, ranks)
 
     def finish(self, name: str, figures: dict, step: int, updates: int) -> bool:
-        """Record an evaluation that finished at `step`; True if it found a trained model better than all before.
+        """Record an evaluation that finished at `step`. Return whether this trained model is better than all before.
 
         updates: steps so far that changed the weights. Evaluations without a finite value of the criterion are not counted.
         """
         self.evaluated[name] = step
-        loss, value = figures.get("validation/loss", math.nan), figures.get(curve_of(self.best_by), math.nan)
+        loss, value = figures.get("validation/loss", math.nan), figures.get(self.curve, math.nan)
         if name == "validation":
             self.loss = loss if math.isfinite(loss) else None
         if updates == 0:  # still the base model, at step 0 or after skipped steps
@@ -99,22 +111,22 @@ class Evaluations:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether run.stop_after_no_gain evaluations in a row have found nothing better; 0: never."""
+        """Whether run.stop_after_no_gain evaluations in a row have found no better model; never if it is 0."""
         return 0 < self.patience <= self.without_gain
 
     def why_stalled(self, step: int) -> str:
-        """Why a run has ended before its last step, in words."""
+        """Return the reason why a run has ended before its last step, in words."""
         if not self.is_stalled:
             return f"ended early after step {step}, by a condition of train.py"
-        found = "1 evaluation has" if self.without_gain == 1 else f"{self.without_gain} evaluations in a row have"
+        evaluations = "1 evaluation has" if self.without_gain == 1 else f"{self.without_gain} evaluations in a row have"
         return (
-            f"ended early after step {step}: {found} found nothing better than {best_in_words(self.best_by)}, "
+            f"ended early after step {step}: {evaluations} found nothing better than {best_in_words(self.best_by)}, "
             f"{self.best_value:.4g} at step {self.best_step}"
         )
 
 
 def criterion_of(config: Config) -> str:
-    """What run.best_by means in this config, "CURVE:DIRECTION ...": values of different texts cannot be compared."""
+    """Return the criterion in full, "CURVE:DIRECTION ...". Values of different criteria cannot be compared."""
     curve, direction = parse_best_by(config.run.best_by)
     text = f"{curve}:{direction}"
     if is_of_answers(curve):
@@ -125,17 +137,17 @@ def criterion_of(config: Config) -> str:
 
 
 def curve_of(criterion: str) -> str:
-    """The name of the curve in a criterion."""
+    """Return the name of the curve in a criterion."""
     return criterion.partition(":")[0]
 
 
-def is_better(criterion: str, value: float, other: float) -> bool:
-    """Whether `value` is better than `other`; of two equal ones none is."""
-    return value > other if criterion.partition(":")[2].startswith("max") else value < other
+def is_better(criterion: str, value: float, reference: float) -> bool:
+    """Return whether `value` is strictly better than `reference`."""
+    return value > reference if criterion.partition(":")[2].startswith("max") else value < reference
 
 
 def best_in_words(criterion: str) -> str:
-    """ "the lowest validation loss", "the highest validation/f1"."""
+    """Return a criterion in words: "the lowest validation loss", "the highest validation/f1"."""
     curve = curve_of(criterion)
     extreme = "highest" if is_better(criterion, 1, 0) else "lowest"
     return f"the {extreme} {'validation loss' if curve == 'validation/loss' else curve}"

@@ -1,6 +1,6 @@
-"""Everything a run reads: the corpora and the plan of its steps, validation, and the old domain of EWC.
+"""The inputs of a run: the corpora and the plan of its steps, validation, and the old domain of EWC.
 
-It is read before a process group starts, so that a mistake in a file ends in one sentence.
+They are read before a process group starts, so that a mistake in a file ends in one sentence.
 """
 
 import functools
@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -20,6 +19,7 @@ from common.errors import UserError
 from configs.config import Config
 from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
 from data.cache import Cache
+from data.chat_template import ChatSettings
 from data.dealing import Costs, Deal, Dealer, Items
 from data.encoding import ExampleEncoder
 from data.examples import Documents
@@ -38,9 +38,10 @@ MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dea
 
 @dataclass(frozen=True)
 class Asked:
-    """Examples of data.validation with their prompts as token ids: the same at every evaluation, on any number of ranks.
+    """The examples of run.eval_generate, with their prompts as token ids: the same at every evaluation, on any number of ranks.
 
-    metric: scores the answers; on rank 0 alone, whose scores all ranks get. ideal: what it gives for the references.
+    metric: scores the answers, on rank 0 alone, whose scores all ranks get. ideal: the scores of the references. line:
+    describes the choice of examples, for the log.
     """
 
     examples: list[dict]
@@ -48,15 +49,15 @@ class Asked:
     stop_ids: tuple[int, ...]
     max_new_tokens: int
     metric: Callable[[list[str], list[dict]], dict[str, float]] | None
-    line: str  # what is asked, for the log
+    line: str
     ideal: dict[str, float]
 
     def digest(self) -> str:
-        """A hash of all prompts, of the limit and of what ends an answer, by which ranks compare them."""
+        """Return a hash of all prompts, the length limit and the stop tokens, by which the ranks compare them."""
         return hashlib.sha256(repr((self.prompts, self.max_new_tokens, sorted(self.stop_ids))).encode()).hexdigest()
 
     def cost_line(self, parameters: int, dtype: str) -> str:
-        """The tokens of each evaluation and the memory that it takes. dtype: bf16 | fp32, in which the model computes."""
+        """Return a line on the tokens and the memory of each evaluation. dtype: bf16 | fp32, in which the model computes."""
         tokens, prompts = len(self.prompts) * self.max_new_tokens, sum(map(len, self.prompts))
         ideal = ", ".join(f"{name} {value:.4g}" for name, value in self.ideal.items())
         return (
@@ -68,7 +69,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data of a run. `total_steps` and `warmup_steps` are optimizer steps. It is the same on every rank."""
+    """The data of a run, the same on every rank. `total_steps` and `warmup_steps` are optimizer steps."""
 
     train: Corpus
     plan: TrainingPlan
@@ -78,33 +79,34 @@ class Inputs:
     validation_batches: tuple[StepBatch, ...]
     dealer: Dealer
     deal_of: Callable[[Items], Deal]  # the items of a step -> their deal to the ranks
-    old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
+    old_domain: Documents | Windows | None  # ewc.data, from which EWC estimates its Fisher diagonal
     local: Config  # the config with all data on this machine
-    asked: Asked | None = None  # what run.eval_generate answers
-    first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
-    files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
-    of_tokenizer: str = ""  # what tells its token ids from those of others (data/tokens.py)
-    exclusion: Any = None  # a data.find.Exclusion, with data.exclude; the plan is without it
-    # For evaluations, which are alike: (whether they are of `train`, the items of a batch) -> its deal
+    questions: Asked | None = None  # the examples of run.eval_generate
+    first_new_row: int | None = None  # of embedding and head: the first row of a token added to the vocabulary
+    files: Identity = field(default_factory=dict)  # the part of the identity that `hash_files` returns
+    chats: ChatSettings = ChatSettings()  # how chats are rendered
+    stop_ids: tuple[int, ...] = ()  # the tokens that end an answer
+    of_tokenizer: str = ""  # identifies the tokenizer's token ids (data/tokens.py)
+    # Deals of evaluations, which repeat: (whether the items are of `train`, the items of a batch) -> their deal
     dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
-    # To the micro-batch of these items of `train`: what the base predicts for anchored targets (training/anchor.py)
+    # Adds the base's predictions for anchored targets to a micro-batch (training/anchor.py)
     add_base: Callable[[MicroBatch, Items], MicroBatch] = lambda micro_batch, items: micro_batch
 
     def deal(self, step: int) -> Deal:
-        """The documents of a step, dealt to the ranks: those of `plan`, also where an edited train.py has replaced it."""
+        """Return the documents of a step, dealt to the ranks. It follows `plan` even if an edited train.py has replaced it."""
         return self.deal_of(self.plan.batch(step).items)
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
-        """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
+        """Yield this rank's micro-batches of the documents `items`, on its device; the same number on every rank."""
         key = corpus is self.train, items
         deal = self.dealt.get(key) or self.dealt.setdefault(key, self.dealer.deal(items, corpus, ranks.world_size))
         for dealt in deal.of_rank(ranks.rank):
             yield deal.part_of_rank(collate(dealt, corpus), ranks.rank).to(ranks.device)
 
     def steps(self, first: int, ranks: Ranks) -> Iterator[tuple[int, Iterator[tuple[MicroBatch, bool]]]]:
-        """For each step from `first` on, its number and this rank's (micro_batch, is_last); the same number on every rank.
+        """Yield each step from `first` on: its number, and an iterator of this rank's (micro_batch, is_last).
 
-        A thread prepares micro-batches in advance while the device computes.
+        A step has the same number of micro-batches on every rank. A thread prepares them in advance while the device computes.
         """
 
         def all_micro_batches() -> Iterator[tuple[MicroBatch, bool]]:
@@ -120,8 +122,10 @@ class Inputs:
         def of_step(step: int) -> Iterator[tuple[MicroBatch, bool]]:
             for micro_batch, is_last in upcoming:
                 if micro_batch.divisor != self.plan.batch(step).num_target_tokens:
-                    what = f"the micro-batches of step {step + 1} are not of the documents that data.plan names now"
-                    raise UserError(f"train.py: {what}; take all of a step, and let a plan depend on its number alone")
+                    problem = f"the micro-batches of step {step + 1} are not of the documents that data.plan names now"
+                    raise UserError(
+                        f"train.py: {problem}; take all of a step, and let a plan depend on its number alone"
+                    )
                 yield micro_batch.to(ranks.device), is_last
                 if is_last:
                     return
@@ -136,10 +140,10 @@ def open_data(
     tokenizer: PreTrainedTokenizerBase,
     script: str,
 ) -> tuple[Config, Inputs]:
-    """(the config with the date of its chats and a number in batch.micro_batch, the data of the run). `model` is on meta.
+    """Return the config, now with the date of its chats and a number in batch.micro_batch, and the data of the run.
 
-    script: train.py, whose code is hashed before the data is read: an edit meanwhile is not what this process runs.
-    Raises UserError for a missing or bad file. A collective of torchrun's processes with batch.micro_batch=auto.
+    model: on meta. script: train.py, whose code is hashed before the data is read, because this process does not run later
+    edits. Raise UserError for a missing or bad file. With batch.micro_batch=auto every process of torchrun must call this.
     """
     directory, (world_size, _) = Path(config.run.directory, config.run.name), world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -163,12 +167,12 @@ def read_inputs(
     world_size: int,
     show_progress: bool,
 ) -> Inputs:
-    """Read and tokenize all files of a config, and plan the steps.
+    """Read and tokenise all files of a config, and plan the steps.
 
-    The processes of a node share the work in data.cache. The one that tokenises draws a progress bar; `show_progress` says
-    whether this process prints that it waits for another one. `vocab_size` is the number of rows of the model's embedding,
-    `costs` are the FLOPs of documents (`model.flops.Work.costs`). The deals depend on `world_size`, and so do the steps of
-    validation; nothing else does. Raises UserError for a missing or bad file.
+    vocab_size: the rows of the model's embedding. costs: the FLOPs of documents (`model.flops.Work.costs`). The processes of a
+    node share the work in data.cache: one tokenises and draws a progress bar, and with `show_progress` this process prints that
+    it waits for another. Only the deals and the batches of validation depend on `world_size`. Raise UserError for a missing or
+    bad file.
     """
     say = functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None
     paths = data_paths(config)
@@ -179,8 +183,9 @@ def read_inputs(
         config = with_local_files(config, say)
     data, batch, ewc = config.data, config.batch, config.ewc
     old_files = ewc.data if ewc.strength else ()
+    chats = chat_settings(data)
     reader = Reader(
-        ExampleEncoder(tokenizer, chat_settings(data)),
+        ExampleEncoder(tokenizer, chats),
         vocab_size,
         data.sequence_length,
         data.too_long,
@@ -199,14 +204,6 @@ def read_inputs(
         global_examples=batch.global_examples,
         global_tokens=batch.global_tokens,
     )
-    exclusion = None
-    if data.exclude:
-        from data.find import exclude
-
-        plan, exclusion = exclude(plan, train, data)
-        if ewc.strength and ewc.estimator != "l2":
-            line = f"warning: data.exclude={data.exclude}: EWC is estimated from what it was, which stays whole"
-            exclusion = replace(exclusion, lines=(*exclusion.lines, line))
     total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps is None:
@@ -219,15 +216,15 @@ def read_inputs(
     if validation:
         validation_batches = plan_pass(validation, MICRO_BATCHES_DEALT * max(1, world_size // context) * tokens)
 
-    @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
+    @functools.lru_cache(maxsize=16)  # the thread that makes micro-batches calls it first, then the training loop
     def deal_of(items: Items) -> Deal:
         return dealer.deal(items, train, world_size)
 
-    asked = None
+    questions = None
     if config.run.eval_generate:
-        from training.asked import read_asked
+        from training.questions import choose_questions
 
-        asked = read_asked(config, reader, train.sources[0], is_first=show_progress)
+        questions = choose_questions(config, reader, train.sources[0], is_first=show_progress)
     new_row = first_new_row(config.model.path)
     return Inputs(
         train,
@@ -240,15 +237,16 @@ def read_inputs(
         deal_of,
         old_domain,
         config,
-        asked,
+        questions,
         new_row,
+        chats=chats,
+        stop_ids=reader.encoder.stop_ids,
         of_tokenizer=reader.encoder.of_tokenizer,
-        exclusion=exclusion,
     )
 
 
 def data_paths(config: Config) -> list[str]:
-    """All data paths that a run of this config reads."""
+    """Return all data paths that a run with `config` reads."""
     data, ewc = config.data, config.ewc
     mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]
     return [*data.train, *data.validation, *(ewc.data if ewc.strength else ()), *mixed_in]

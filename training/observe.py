@@ -1,4 +1,4 @@
-"""What a run on many GPUs shows beside its curves: a trace of chosen steps, what filled a GPU's memory, and which rank is slow."""
+"""Diagnostics of a run on many GPUs: a trace of chosen steps, a snapshot of exhausted memory, and the slow rank."""
 
 import os
 import socket
@@ -17,27 +17,25 @@ from distributed.device import mark, seconds_between
 from distributed.process_group import Ranks, StopSignal, gather_objects
 from distributed.rank_names import ranks_on_hosts
 
-SLOW = 1.5  # a straggler takes so many times as long as the median rank,
-PATIENCE = 5  # in so many logged rows one after the other
+SLOW = 1.5  # a straggler takes this many times as long as the median rank,
+PATIENCE = 5  # in this many consecutive rows of curves
 
 
 class Profile:
     """torch.profiler's trace of the steps of `run.profile`, one file per rank in runs/NAME/profile."""
 
-    def __init__(
-        self, wanted: str, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
-    ) -> None:
-        """wanted: STEP:COUNT. Raises UserError if the run ends before that step."""
+    def __init__(self, span: str, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]) -> None:
+        """span: STEP:COUNT. Raise UserError if the run ends before that step."""
         self.directory, self.ranks, self.say = directory / "profile", ranks, say
-        self.wanted: str | None = wanted  # None: done
-        self.first, self.count = map(int, wanted.split(":"))
+        self.span: str | None = span  # None after the trace was written
+        self.first, self.count = map(int, span.split(":"))
         self.began = 0  # the first step of the trace
         self.profiler: profile | None = None
         if self.first > total_steps:
-            raise UserError(f"run.profile={wanted}: the run has only {total_steps} steps; choose an earlier one")
+            raise UserError(f"run.profile={span}: the run has only {total_steps} steps; choose an earlier one")
 
     def step(self, number: int) -> None:
-        """Call before step `number`, counted from 1: the trace begins, ends, or goes on."""
+        """Begin, continue or end the trace. Call this before step `number`, counted from 1."""
         if number >= self.first + self.count:
             self.close(number - 1)
         elif number >= self.first and not self.profiler:
@@ -48,9 +46,9 @@ class Profile:
             self.profiler.start()
 
     def close(self, last: int) -> None:
-        """Write the trace, if one has begun, which ends with step `last`; say so, or that there is none."""
-        wanted, profiler = self.wanted, self.profiler
-        self.wanted = self.profiler = None
+        """Write the trace if one has begun, and print its place. `last` is its last step."""
+        span, profiler = self.span, self.profiler
+        self.span = self.profiler = None
         if profiler:
             if self.ranks.device.type == "cuda":
                 torch.cuda.synchronize(self.ranks.device)  # kernels that are still in the queue belong to the trace
@@ -61,13 +59,13 @@ class Profile:
             self.say(
                 f"the trace of steps {self.began} to {last} is in {self.directory}/{name}*; ui.perfetto.dev shows it"
             )
-        elif wanted:
-            self.say(f"run.profile={wanted}: this start had none of these steps")
+        elif span:
+            self.say(f"run.profile={span}: this start had none of these steps")
 
 
 @contextmanager
 def memory_snapshot(directory: Path, ranks: Ranks) -> Iterator[None]:
-    """Where a GPU's memory runs out inside the block, write what fills it to `directory`; the error says where and what to try.
+    """If a GPU's memory runs out within this context, write a snapshot to `directory` and add hints to the error.
 
     The snapshot has every block with the line that allocated it, and the last 100,000 allocations. No-op on the CPU.
     https://docs.pytorch.org/docs/stable/torch_cuda_memory.html
@@ -79,12 +77,12 @@ def memory_snapshot(directory: Path, ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        path, what = directory / f"memory_rank_{ranks.rank}.pickle", ""
+        path, snapshot = directory / f"memory_rank_{ranks.rank}.pickle", ""
         with suppress(OSError):
             torch.cuda.memory._dump_snapshot(str(path))
-            what = f" {path} has what filled it (docs.pytorch.org/memory_viz draws it);"
+            snapshot = f" {path} has what filled it (docs.pytorch.org/memory_viz draws it);"
         error.add_note(
-            f"rank {ranks.rank} has no memory left:{what} try a smaller batch.micro_batch, model.activation_checkpointing=full, "
+            f"rank {ranks.rank} has no memory left:{snapshot} try a smaller batch.micro_batch, model.activation_checkpointing=full, "
             "more ranks or a smaller optimizer.memory"
         )
         raise
@@ -93,19 +91,19 @@ def memory_snapshot(directory: Path, ranks: Ranks) -> Iterator[None]:
 
 
 class Pace:
-    """Which rank is slow: the time of each rank's own forward through the decoder layers.
+    """The pace of each rank: the time of its own forward through the decoder layers.
 
-    FSDP waits for the other ranks between the layers and not inside of them, so this time is that of the rank's processor
-    alone; with sharding.context it is that of the slowest rank of its group. The ranks tell each other their times with the
-    polls of the stop signal, which costs no collective of its own; a row therefore shows the times of the row before.
+    FSDP waits for the other ranks between layers and not inside them, so the time depends on the rank's processor alone; with
+    sharding.context it depends on the slowest rank of the group. The ranks exchange their times with the polls of the stop
+    signal, which needs no further collective. A row therefore shows the times of the previous row.
     """
 
     def __init__(self, layers: list[nn.Module], stop: StopSignal, step: int) -> None:
-        """step: number of finished steps. A collective. Call it after the layers are sharded: hooks run in this order."""
+        """step: number of finished steps. Every rank must call this, after the layers are sharded: hooks run in this order."""
         self.stop, self.step = stop, step
         self.spans: list[tuple[Any, Any]] = []  # (begin, end) of each layer's forward
         self.tokens = 0
-        self.streak = [0] * stop.ranks.world_size  # rows in which this rank was slow, up to now
+        self.streak = [0] * stop.ranks.world_size  # of each rank: consecutive rows in which it was slow
         self.hosts = gather_objects(socket.gethostname(), stop.ranks)
         if stop.ranks.world_size > 1:
             for layer in layers:
@@ -113,20 +111,21 @@ class Pace:
                 layer.register_forward_hook(self._leave)
 
     def row(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
-        """The curves at a logged step, in seconds per step; `say` gets a line about a straggler. Call it on all ranks.
+        """Return the curves of a logged step, in seconds per step, and `say` a line about a straggler. Every rank must call
+        this.
 
-        The device must have finished the step. A rank is a straggler if it is slow in total and per token: one that was
-        dealt more than the others is not.
+        The device must have finished the step. A straggler is slow in total and per token: a rank that was dealt more tokens is
+        not one.
         """
         steps, self.step = step - self.step, step
         seconds = sum(seconds_between(begin, end) for begin, end in self.spans)
-        told = self.stop.told_by_ranks  # of the row before, by all ranks
+        received = self.stop.told_by_ranks  # the times of the previous row, by rank
         self.stop.told = (seconds / steps, self.tokens / steps)
         self.spans, self.tokens = [], 0
-        if len(self.hosts) == 1 or not told.all():
+        if len(self.hosts) == 1 or not received.all():
             return {}
-        times = told[:, 0].tolist()
-        per_token = (told[:, 0] / told[:, 1]).tolist()
+        times = received[:, 0].tolist()
+        per_token = (received[:, 0] / received[:, 1]).tolist()
         median, median_per_token = statistics.median_low(times), statistics.median_low(per_token)
         for rank, time_of_rank in enumerate(times):
             is_slow = time_of_rank > SLOW * median and per_token[rank] > SLOW * median_per_token

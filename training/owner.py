@@ -1,9 +1,9 @@
-"""A run directory has one owner: the process of rank 0 that writes to it. A second start is refused.
+"""The owner of a run directory: the process of rank 0 that writes to it. A second start is refused.
 
-The owner holds a lock of the kernel (flock) on runs/NAME/run.lock. The kernel releases it when the process dies, however it
-dies, so a lock is never left behind. NFS forwards it to the server, which releases it when the lease of a dead machine
-expires (https://man7.org/linux/man-pages/man2/flock.2.html). The file's text says who the owner is: for the sentence of a
-refusal, and for the other nodes, which must see it too.
+The owner holds a kernel lock (flock) on runs/NAME/run.lock. The kernel releases the lock when the process dies for any reason,
+so no lock is left behind. NFS forwards it to the server, which releases it when the lease of a dead machine expires
+(https://man7.org/linux/man-pages/man2/flock.2.html). The text of the file names the owner, for the message of a refusal and for
+the other nodes, which must see it too.
 """
 
 import errno
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import UserError
-from distributed.disks import check_shared
-from distributed.process_group import Ranks, read_on_first
+from distributed.process_group import Ranks, gather_objects, read_on_first
 
 LOCK_FILE = "run.lock"
+# An NFS client may believe for this long that a new directory does not exist (acdirmin=30, nfs(5)).
+SHARED_SECONDS = 35.0
 WAIT_SECONDS = 10.0  # for a process that is about to end, e.g. after a restart by torchrun
 _POLL_SECONDS = 0.1
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -o flock, NFS without lockd, some FUSE
@@ -32,15 +33,15 @@ _held: set[TextIO] = set()  # the locked files of this process
 
 @contextmanager
 def own_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """`with own_directory(...):` owns `directory`, and creates it if it does not exist. Entered by all ranks.
+    """Own `directory` within this context, and create it if it does not exist. Every rank must enter it.
 
-    Prints a warning if the file system has no locks. Raises UserError on all ranks if another process still owns the
-    directory after `wait_seconds`, when nothing in it has changed, or if a node does not see it.
+    Print a warning if the file system has no locks. Raise UserError on all ranks if another process still owns the directory
+    after `wait_seconds`, in which case this start changes nothing in it, or if a node does not see it.
     """
     file: TextIO | None = None
 
     def lock() -> str:
-        """Take the lock on rank 0, and write who owns it. Returns what it wrote."""
+        """Take the lock on rank 0, write the owner into the file, and return this text."""
         nonlocal file
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -63,14 +64,38 @@ def own_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECO
         yield
     finally:
         if file:
-            with suppress(OSError):  # the text does not decide
+            with suppress(OSError):  # the lock decides, not the text
                 file.truncate(0)
             _held.discard(file)
             file.close()  # releases the lock: no child has a copy
 
 
+def check_shared(path: Path, text: str, ranks: Ranks, wait_seconds: float = SHARED_SECONDS) -> None:
+    """Raise UserError on all ranks if a node does not see the `text` that rank 0 has written to the file `path`.
+
+    Every rank must call this. The first rank of each node reads the file until it has the text, for up to `wait_seconds`.
+    """
+    problem, end = None, time.monotonic() + wait_seconds
+    while ranks.rank > 0 and ranks.local_rank == 0:
+        try:
+            problem = None if path.read_text(encoding="utf-8") == text else "other content"
+        except OSError as error:
+            problem = error.strerror
+        if problem is None or time.monotonic() >= end:
+            break
+        time.sleep(_POLL_SECONDS)
+    here = problem and f"rank {ranks.rank} on host {socket.gethostname()} ({problem})"
+    problems = [problem for problem in gather_objects(here, ranks) if problem]
+    if problems:
+        raise UserError(
+            f"{path.parent} is not the same directory on every node: a file that rank 0 wrote there is not seen by "
+            f"{', '.join(problems)}; checkpoints of several nodes need a shared file system: set run.directory to a "
+            "directory on one"
+        )
+
+
 def _lock(path: Path, wait_seconds: float) -> TextIO:
-    """The file, open and locked. UserError if another process has it."""
+    """Return the open, locked file. Raise UserError if another process holds the lock."""
     file = path.open("a", encoding="utf-8")  # not inherited by programs that this process starts
     end = time.monotonic() + wait_seconds
     while True:
@@ -95,7 +120,7 @@ def _lock(path: Path, wait_seconds: float) -> TextIO:
 
 
 def _forget_in_child() -> None:
-    """In a forked child: close its copies of the files, which would keep the lock after the owner's death."""
+    """Close a forked child's copies of the files, which would keep the lock after the owner's death."""
     while _held:
         _held.pop().close()
 

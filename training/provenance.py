@@ -1,7 +1,7 @@
-"""What produced a run: an entry of runs/NAME/record.jsonl for every start that does something.
+"""The provenance of a run: each start that trains or exports appends an entry to runs/NAME/record.jsonl.
 
-config.json is that of the newest start. A start whose code is not that of a commit keeps the difference as a patch of its
-own, diffs/NUMBER.diff, with the files that train.py loads and git does not know.
+config.json describes the newest start. If the code differs from its commit, the start writes the difference to
+diffs/NUMBER.diff, together with the files that train.py loads and git does not know.
 """
 
 import os
@@ -27,36 +27,36 @@ from common.sha256 import remembered_sha256, sha256, sha256_of_all
 from configs.config import Config, as_dict
 from data.files import expand
 from data.store import is_store
-from distributed.agreement import library_versions
 from distributed.device import processor
-from distributed.process_group import device_line, gather_objects, read_on_first
+from distributed.process_group import device_line, gather_objects, library_versions, read_on_first
+from training.checkpointer import Checkpointer
 from training.ending import BOM, EXPORT
 from training.identity import Identity, fingerprint
 from training.inputs import Inputs, data_paths
 from training.log import Log
-from training.record import RunRecord
+from training.start import TrainingRun
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
 OF_A_TOKENIZER = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # suffixes in a model directory
-# What keeps libraries from newer instructions; MKL_CBWR changes the bits of products in fp32.
+# Variables that keep libraries from newer instructions; MKL_CBWR changes the bits of products in fp32.
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
-LONG = 2**26  # bytes that each start reads again; the digests of other files are remembered
+LONG = 2**26  # bytes that each start hashes again; digests of further files are remembered
 Say = Callable[[str], None]
 
 
-def record_start(
-    config: Config, inputs: Inputs, identity: Identity, evaluated: dict[str, int], record: RunRecord, log: Log
-) -> str:
-    """Append the entry of this start to the record, before `log.open`, and write config.json and the start's diff. A collective.
+def record_start(run: TrainingRun, checkpointer: Checkpointer, log: Log) -> str:
+    """Append the entry of this start to the record, and write config.json and the start's diff. Every rank must call this.
 
-    evaluated: as for `log.open`. Returns a line that names the start. Raises UserError on all ranks if it cannot be written.
+    Call it after `Checkpointer.find` and before `Log.open`. Return a line that names the start. Raise UserError on all ranks if
+    the files cannot be written.
     """
-    directory, ranks, settings = record.directory, record.ranks, as_dict(config)
+    config, record, identity = run.config, checkpointer.record, checkpointer.identity
+    directory, ranks, settings = run.directory, run.ranks, as_dict(config)
     places = gather_objects((socket.gethostname(), _hardware(ranks.device)), ranks)
 
     def write() -> dict:
-        """Write everything on rank 0; returns what config.json says."""
+        """Write everything on rank 0, and return the content of config.json."""
         code = git_state(ROOT, identity["the code"])
         diff = code.pop("git_diff")
         number = sum(entry.kind == "start" for entry in record.read()) + 1
@@ -88,12 +88,12 @@ def record_start(
                 (directory / patch).parent.mkdir(exist_ok=True)
                 write_durably(directory / patch, diff)
                 written[patch] = sha256(directory / patch)
-            of_entry = start | {
+            content = start | {
                 "identity": identity,
                 "written": written,
-                "files": files_read(config, inputs, identity, log.say),
+                "files": files_read(config, run.data, identity, log.say),
             }
-            record.start(log.kept(record.step, evaluated), **of_entry)
+            record.start(log.kept(record.step, checkpointer.evaluations.evaluated), **content)
             write_json(directory / "config.json", start)
         except OSError as error:
             raise UserError(f"{error.filename or directory}: {error.strerror}; cannot record this start") from error
@@ -104,34 +104,34 @@ def record_start(
 
 
 def files_read(config: Config, inputs: Inputs, identity: Identity, say: Say) -> dict[str, dict[str, str]]:
-    """The SHA-256 of the files that decide a run, by their absolute paths: `the base` with its tokenizer, `the data`."""
+    """Return the SHA-256 of the files that decide a run, by absolute path: `the base` with its tokenizer, and `the data`."""
     base, paths = Path(config.model.path).resolve(), data_paths(inputs.local)
-    others = [path for path in (config.data.chat_template, config.data.exclude) if path]
+    more_paths = [config.data.chat_template] if config.data.chat_template else []
     fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
-    others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
+    more_paths += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
     small = [path for path in base.iterdir() if path.suffix in OF_A_TOKENIZER and path.is_file()]
-    small = [path for path in small if path.name not in (EXPORT, BOM)]  # of a base that is an export; they are renewed
+    small = [path for path in small if path.name not in (EXPORT, BOM)]  # in a base that is an export: they are renewed
     known = {str(base / name): digest for name, digest in identity["the weights"].items()}
     folders = [path for path in paths if is_store(path)]
-    found = [*expand(path for path in paths if path not in folders), *map(Path, others)]
-    found += [file for folder in folders for file in sorted(Path(folder).iterdir()) if file.is_file()]
+    files = [*expand(path for path in paths if path not in folders), *map(Path, more_paths)]
+    files += [file for folder in folders for file in sorted(Path(folder).iterdir()) if file.is_file()]
     return {
         "the base": known | _sums([path for path in small if str(path) not in known], say),
-        "the data": _sums([path.resolve() for path in found], say),
+        "the data": _sums([path.resolve() for path in files], say),
     }
 
 
 def _sums(paths: list[Path], say: Say) -> dict[str, str]:
-    """The SHA-256 of each file. Only the smallest are read at each start, LONG bytes of them together."""
+    """Return the SHA-256 of each file. Only the smallest, LONG bytes in total, are read at each start."""
     sizes = {path: path.stat().st_size for path in paths}
     paths = sorted(sizes, key=sizes.__getitem__)
     count = bisect_right(list(accumulate(sizes[path] for path in paths)), LONG)
-    found = sha256_of_all(paths[:count]) | remembered_sha256(paths[count:], say)
-    return {str(path): found[path] for path in sorted(found)}
+    digests = sha256_of_all(paths[:count]) | remembered_sha256(paths[count:], say)
+    return {str(path): digests[path] for path in sorted(digests)}
 
 
 def _user() -> str:
-    """Of the process, by the system: LOGNAME and the like can be set to anything."""
+    """Return the user of this process as the system knows it: LOGNAME and similar variables can be set to anything."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # in a container that has no name for its user
@@ -139,11 +139,11 @@ def _user() -> str:
 
 
 def git_state(root: Path, code: Iterable[str] = ()) -> dict[str, str]:
-    """git_commit and git_diff of the checkout at `root`.
+    """Return git_commit and git_diff of the checkout at `root`.
 
-    The diff has all changes of files that git knows, and the whole of the files named in `code` that it does not know.
-    Bytes that are not UTF-8 are written as \\xNN. Where git fails, without git and outside of a checkout too, the first of
-    the two that it does not tell says why.
+    The diff contains all changes of files that git knows, and the full text of the files named in `code` that it does not know.
+    Bytes that are not UTF-8 are written as \\xNN. If git fails, is missing, or `root` is no checkout, the first value that
+    cannot be read holds the reason.
     """
     state = {"git_commit": "", "git_diff": ""}
     try:
@@ -158,7 +158,7 @@ def git_state(root: Path, code: Iterable[str] = ()) -> dict[str, str]:
 
 
 def short_commit(record: dict) -> str:
-    """The commit of a record in 12 digits and whether the code is another one, or why the commit is unknown."""
+    """Return the commit of a start in 12 digits, with "(dirty)" if the code differs, or the reason why it is unknown."""
     commit = record["git_commit"]
     if " " in commit:
         return f"unknown ({commit.removeprefix('unknown: ')})"
@@ -166,19 +166,19 @@ def short_commit(record: dict) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that compute, and of CUDA and NCCL where torch has them."""
-    found = {name: library_versions()[name] for name in PACKAGES}
+    """Return the versions of the packages that compute, and of CUDA and NCCL if torch has them."""
+    by_name = {name: library_versions()[name] for name in PACKAGES}
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
+        by_name["cuda"] = torch.version.cuda
         if dist.is_nccl_available():
-            found["nccl"] = ".".join(map(str, nccl.version()))
-    return found
+            by_name["nccl"] = ".".join(map(str, nccl.version()))
+    return by_name
 
 
 def _hardware(device: torch.device) -> str:
-    """The GPU's name, or cpu with what decides how it rounds: `cpu (x86_64, AVX512, amx_bf16, avx512_bf16)`.
+    """Return the GPU's name, or the properties of a CPU that decide its rounding: `cpu (x86_64, AVX512, amx_bf16)`.
 
-    A virtual machine may call processors with and without bf16 instructions by one name, such as `Intel(R) Xeon(R) Processor`.
+    The name of a CPU does not suffice: `Intel(R) Xeon(R) Processor` in a virtual machine may or may not have bf16 instructions.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -188,7 +188,7 @@ def _hardware(device: torch.device) -> str:
 
 
 def devices(places: list[tuple[str, str]]) -> list[dict]:
-    """(host, device) of each rank -> one entry per host and device, with its ranks."""
+    """Group the ranks by their (host, device), and return one entry per group."""
     ranks_at: dict[tuple[str, str], list[int]] = {}
     for rank, place in enumerate(places):
         ranks_at.setdefault(place, []).append(rank)
@@ -196,10 +196,10 @@ def devices(places: list[tuple[str, str]]) -> list[dict]:
 
 
 def _git(root: Path, *arguments: str, ok: tuple[int, ...] = (0,)) -> str:
-    """What git prints. Raises OSError if it cannot be started or fails."""
+    """Run git and return its output. Raise OSError if it cannot be started or fails."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    answer = subprocess.run(["git", "-C", root, *arguments], capture_output=True, env=environment)
-    if answer.returncode not in ok:
-        said = answer.stderr.decode("utf-8", errors="backslashreplace").splitlines()
-        raise OSError(answer.returncode, said[0] if said else f"exit code {answer.returncode}")
-    return answer.stdout.decode("utf-8", errors="backslashreplace")
+    done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, env=environment)
+    if done.returncode not in ok:
+        lines = done.stderr.decode("utf-8", errors="backslashreplace").splitlines()
+        raise OSError(done.returncode, lines[0] if lines else f"exit code {done.returncode}")
+    return done.stdout.decode("utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""The data of a config as its run would read it: a summary of all of it, and single examples."""
+"""Show the data of a config as its run would read them: a summary, and single examples."""
 
 import os
 import sys
@@ -30,10 +30,10 @@ from training.micro_batch import with_rows
 def show_data(
     config: str, overrides: Sequence[str], index: int | None, random: int | None, source: str = MAIN, full: bool = False
 ) -> None:
-    """Print a summary of a config's data and one example, or example `index`, or as many examples as `random` says.
+    """Print a summary of a config's data and one example. With `index` or `random`, print this example or that many instead.
 
-    config, overrides: as on the command line of train.py. source: `main` is data.train, other names are those of data.mix.
-    full: print all tokens. Raises UserError for a mistake in the config, its files or the other arguments.
+    config, overrides: as on the command line of train.py. source: `main` for data.train, or a name from data.mix.
+    full: print all tokens. Raise UserError for a mistake in the config, its files or the other arguments.
     """
     settings = load_config(config, overrides)
     tokenizer = load_tokenizer(settings.model.path, settings.data.chat_template)
@@ -61,15 +61,15 @@ def show_data(
 
 
 def summary(inputs: Inputs) -> list[str]:
-    """Lines about all training data of a config."""
+    """Return lines that describe all training data of a config."""
     lines = []
     for name, source in zip(inputs.train.names, inputs.train.sources, strict=True):
-        what = _in_words(name)
+        title = _in_words(name)
         lengths, targets = getattr(source, "lengths", None), getattr(source, "targets", None)
         if lengths is None or targets is None:  # a token store would have to be read as a whole
-            lines += [f"{what}:", f"  {source.report}"]
+            lines += [f"{title}:", f"  {source.report}"]
         else:
-            lines += describe_source(what, source.report, np.asarray(lengths), np.asarray(targets))
+            lines += describe_source(title, source.report, np.asarray(lengths), np.asarray(targets))
     if inputs.validation:
         lines += inputs.validation.lines("validation")
     return lines
@@ -80,12 +80,12 @@ def _in_words(source: str) -> str:
 
 
 def examples_of(data: Data, source: str = MAIN) -> Iterator[tuple[str, dict]]:
-    """(location, example) of each example of a source that is not malformed, in the order of its files.
+    """Yield (file and line, example) for each well-formed example of a source, in file order.
 
-    Raises UserError at the first one if there is no such source, or if it is a token store.
+    Raise UserError at the first step if there is no such source, or if it is a token store.
     """
     sources = {MAIN: (data.train, reading_of(data, data.on_bad))}
-    sources |= {one.name: (one.paths, reading_of(one, data.on_bad)) for one in data.mix}
+    sources |= {mixed.name: (mixed.paths, reading_of(mixed, data.on_bad)) for mixed in data.mix}
     if source not in sources:
         raise UserError(f"the config has no source {source}; choose one of {', '.join(sources)}")
     paths, reading = sources[source]
@@ -95,7 +95,7 @@ def examples_of(data: Data, source: str = MAIN) -> Iterator[tuple[str, dict]]:
 
 
 def find(data: Data, source: str, index: int) -> tuple[int, str, dict]:
-    """(index, location, example) of the example with this index, from 0 over all files. Raises UserError if there is none."""
+    """Return (index, file and line, example) for this index, from 0 over all files. Raise UserError if there is none."""
     count = 0
     for where, example in examples_of(data, source):
         if count == index:
@@ -107,7 +107,7 @@ def find(data: Data, source: str, index: int) -> tuple[int, str, dict]:
 
 
 def choose(data: Data, source: str, number: int, rng: Random) -> list[tuple[int, str, dict]]:
-    """A random choice of `number` examples, as of `find`, in file order; all if there are no more."""
+    """Choose `number` examples at random, and return them as `find` does, in file order; all examples if there are fewer."""
     chosen: list[tuple[int, str, dict]] = []
     for index, (where, example) in enumerate(
         examples_of(data, source)

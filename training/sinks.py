@@ -1,7 +1,7 @@
-"""Where a run's curves are shown beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow. On rank 0 alone.
+"""The sinks of a run's curves beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow. On rank 0 alone.
 
-The last two are services. They are used only if their package is installed, each as its own environment variables say (project,
-server, offline), and each in a thread of its own.
+Weights & Biases and MLflow are services. Each needs its package, takes project, server and offline mode from its own
+environment variables, and runs in its own thread.
 """
 
 import html
@@ -19,15 +19,15 @@ from common.durable_files import fsync, write_json
 from common.errors import UserError
 
 EVENT_FILES = "events.out.tfevents.*"
-REMOTE_RUNS = "remote_runs.json"  # in the run directory: service -> the id of its run, by which a resume continues it
-CLOSE_SECONDS = 60.0  # that the end of a run waits for a service
+REMOTE_RUNS = "remote_runs.json"  # in runs/NAME: service -> the id of its run, which a resume continues
+CLOSE_SECONDS = 60.0  # the longest wait for a service at the end of a run
 _MAX_CLOCK_SKEW = 5.0  # seconds
 
 Say = Callable[[str], None]
 Values = Mapping[str, float | str]
 """A row of curves by name; a text is in Markdown."""
 Opened = tuple[str, Callable[[int, Values], None], Callable[[], None]]
-"""Of a service: the id of its run, what logs the row of a step, and what ends the run when all rows are sent."""
+"""An open service: the id of its run, a function that logs the row of a step, and one that ends the run after the last row."""
 
 
 def check_sinks(names: Sequence[str]) -> None:
@@ -40,10 +40,10 @@ def check_sinks(names: Sequence[str]) -> None:
 def open_sinks(
     names: Sequence[str], directory: Path, start_step: int, config: dict, sent: Collection[tuple[int, str]], say: Say
 ) -> "list[TensorBoard | Service]":
-    """The sinks of a run that continues at `start_step`; 0 starts anew.
+    """Open and return the sinks of a run that continues at `start_step`; 0 starts anew.
 
-    sent: (step, curve) of rows that an earlier start has written behind that step. The services have them already, and none
-    of them can take a row back.
+    sent: (step, curve) of the rows that an earlier start has written after that step. The services have these rows already and
+    cannot delete them.
     """
     if start_step == 0:
         (directory / REMOTE_RUNS).unlink(missing_ok=True)
@@ -57,7 +57,7 @@ def open_sinks(
 
 
 class TensorBoard:
-    """Event files. TensorBoard ignores what earlier files have from the step on at which a run continues."""
+    """TensorBoard's event files. From the step at which a run continues, TensorBoard ignores the rows of earlier files."""
 
     def __init__(self, folder: Path, start_step: int, say: Say) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, so only on rank 0
@@ -66,11 +66,11 @@ class TensorBoard:
         if start_step == 0:
             for path in folder.glob(EVENT_FILES):
                 path.unlink()
-        # TensorBoard reads event files in the order of their names, which begin with the second they were made in.
+        # TensorBoard reads event files in the order of their names, which begin with the second of their creation.
         newest = max((int(path.name.split(".")[3]) for path in folder.glob(EVENT_FILES)), default=0)
         time.sleep(min(max(0.0, newest + 1 - time.time()), _MAX_CLOCK_SKEW))
         self.writer = SummaryWriter(folder, purge_step=start_step or None)
-        hook = threading.excepthook  # it would print a traceback of what `_try` says
+        hook = threading.excepthook  # it would print a traceback of the error that `_try` reports
         threading.excepthook = lambda args: type(args.thread).__name__ == "_AsyncWriterThread" or hook(args)
 
     def plot(self, step: int, values: Values) -> None:
@@ -89,7 +89,7 @@ class TensorBoard:
         self._try(self.writer.close)
 
     def _try(self, call: Callable[..., object], *arguments: object) -> None:
-        """Call the writer, unless it has failed: its thread keeps the error for the next call."""
+        """Call the writer unless it has failed. Its thread raises an error only at the next call."""
         try:
             if not self.failed:
                 call(*arguments)
@@ -99,12 +99,12 @@ class TensorBoard:
 
 
 def _wandb(directory: Path, config: dict, run_id: str | None) -> Opened:
-    """Weights & Biases: https://docs.wandb.ai/models/track/log. Rows have their own x-axis, `step`."""
+    """Open Weights & Biases (https://docs.wandb.ai/models/track/log). Rows have their own x-axis, `step`."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     run_id, project = run_id or secrets.token_hex(4), os.environ.get("WANDB_PROJECT", "full-fine-tuning")
     run = wandb.init(project=project, name=directory.name, id=run_id, resume="allow", dir=str(directory), config=config)
-    # W&B's own step never goes back, and a save that ends later belongs to an earlier step.
+    # W&B's own step never decreases, but a save in the background ends after later steps.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
 
@@ -116,14 +116,14 @@ def _wandb(directory: Path, config: dict, run_id: str | None) -> Opened:
 
 
 def _mlflow(directory: Path, config: dict, run_id: str | None) -> Opened:
-    """MLflow: https://mlflow.org/docs/latest/python_api/mlflow.html. Texts are artifacts."""
+    """Open MLflow (https://mlflow.org/docs/latest/python_api/mlflow.html). Texts are artifacts."""
     import mlflow  # pyright: ignore[reportMissingImports]
 
     own_id = mlflow.start_run(run_id=run_id, run_name=directory.name).info.run_id
     if run_id is None:
         mlflow.log_dict(config, "config.json")
         flat = [(f"{part}.{key}", str(value)) for part, keys in config.items() for key, value in keys.items()]
-        for first in range(0, len(flat), 100):  # which is what a request may have
+        for first in range(0, len(flat), 100):  # the limit of a request
             mlflow.log_params(dict(flat[first : first + 100]))
 
     def plot(step: int, values: Values) -> None:
@@ -136,7 +136,7 @@ def _mlflow(directory: Path, config: dict, run_id: str | None) -> Opened:
 
 
 class Service:
-    """A service in a thread of its own: training does not wait for it, and goes on without it when it fails."""
+    """A service in its own thread: training never waits for it, and goes on without it if it fails."""
 
     _remembering = threading.Lock()  # all services write one file
 
@@ -149,7 +149,7 @@ class Service:
         sent: Collection[tuple[int, str]],
         say: Say,
     ) -> None:
-        """run_id: of the service's own run that this one continues. sent: (step, curve) that it has already."""
+        """run_id: the service's run to continue. sent: (step, curve) of the values that the service already has."""
         self.name, self.sent, self.say, self.failed = name, set(sent), say, False
         self.rows: queue.SimpleQueue[tuple[int, Values] | None] = queue.SimpleQueue()
         start = (directory, config, run_id)
@@ -157,16 +157,16 @@ class Service:
         self.thread.start()
 
     def plot(self, step: int, values: Values) -> None:
-        """Queue what has not been sent before."""
+        """Queue the values that have not been sent before."""
         new = {name: value for name, value in values.items() if (step, name) not in self.sent}
         if new and not self.failed:
             self.rows.put((step, new))
 
     def flush(self) -> None:
-        """metrics.jsonl has what a service has not."""
+        """Do nothing: metrics.jsonl holds the rows that a service has not received yet."""
 
     def close(self) -> None:
-        """Wait for the queue, but not for a service that does not answer."""
+        """Wait until the queue is sent, for at most CLOSE_SECONDS."""
         self.rows.put(None)
         self.thread.join(CLOSE_SECONDS)
         if self.thread.is_alive():

@@ -1,9 +1,10 @@
-"""Before the first step: what every rank must have alike, and whether the disk is fit for the run."""
+"""The start of a run: its config, the agreement of all ranks, and the room on the disk."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,14 +15,15 @@ from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, read_command_line, replace
 from data.tokens import generation_stops
-from distributed.agreement import check_agreement, library_versions
-from distributed.disks import check_room_for_run
+from distributed.checkpoint_directory import check_room_for_run
 from distributed.host_memory import keep_freed_memory
 from distributed.optimizer import check_memory
 from distributed.process_group import (
     Ranks,
     StopSignal,
     agree_any,
+    check_agreement,
+    library_versions,
     process_group,
     read_on_first,
     world_size_from_environment,
@@ -34,8 +36,28 @@ from training.owner import own_directory
 from training.sinks import check_sinks
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run on this rank: config, data and model, and the values on which all ranks have agreed."""
+
+    config: Config
+    data: Inputs  # `data.plan` decides which documents a step has
+    model: PackedLanguageModel  # on meta until `first_weights`
+    model_config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    identity: Identity  # decides the weights (training/identity.py)
+    settings: dict  # may change between two starts (`free_settings`)
+    compute_dtype: torch.dtype  # the same on all ranks
+    stop: StopSignal  # tells all ranks of a signal at the same line
+    ranks: Ranks
+    directory: Path  # runs/NAME
+
+
 def read_config(documentation: str | None) -> Config:
-    """The config of the command line, checked for the number of processes that torchrun has started. Raises UserError."""
+    """Return the config of the command line, checked for the number of processes that torchrun has started.
+
+    Raise UserError for a mistake in it.
+    """
     keep_freed_memory()  # before tokenising starts threads
     world_size, ranks_per_node = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -44,20 +66,23 @@ def read_config(documentation: str | None) -> Config:
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     if config.sharding.strategy == "hybrid" and config.sharding.shard_size is None:
-        # The ranks will compare it: nodes may have unlike numbers of ranks, and no mesh fits both.
+        # The ranks will compare it: if nodes have different numbers of ranks, no mesh fits both.
         config = replace(config, "sharding.shard_size", ranks_per_node)
     return config
 
 
 @contextmanager
 def join_run(
-    config: Config, inputs: Inputs, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[StopSignal, Identity, dict, torch.dtype]]:
-    """Join the processes of a run, which agree on all that they have read, and own its directory. A collective.
+    config: Config,
+    inputs: Inputs,
+    model: PackedLanguageModel,
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[TrainingRun]:
+    """Join the processes of a run, let them agree on all that they have read, and own the run's directory.
 
-    Gives (the stop signal, which has the `ranks`; what decides the weights of the run; what may change between two starts;
-    the dtype in which all ranks compute). Raises UserError on all ranks if a rank read other files, another config or another
-    model, or runs other versions or code, and if run.resume=never and the run exists.
+    Every rank must call this. Raise UserError on all ranks if a rank read other files, another config or another model, or
+    runs other versions or code, and if run.resume=never and the run exists.
     """
     directory = Path(config.run.directory, config.run.name)
     with process_group(config.run.timeout_minutes, directory=directory) as ranks:
@@ -73,7 +98,7 @@ def join_run(
                 # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
                 "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
                 "the data of data.validation": [source.fingerprint for source in validation],
-                "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
+                "the questions of run.eval_generate": inputs.questions.digest() if inputs.questions else None,
                 "the tokens of generation_config.json": generation_stops(tokenizer),
                 "versions": library_versions(),
                 "the device type": ranks.device.type,
@@ -85,14 +110,15 @@ def join_run(
             if config.run.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
-            yield StopSignal(ranks), identity, settings, dtype
+            parts = config, inputs, model, model_config, tokenizer, identity, settings, dtype
+            yield TrainingRun(*parts, StopSignal(ranks), ranks, directory)
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
-    """Raise UserError on all ranks if run.resume=never and the run exists. A collective.
+    """Raise UserError on all ranks if run.resume=never and the run exists. Every rank must call this.
 
-    A restart by torchrun (`--max-restarts`) continues the run. Each node counts its own restarts, so one that has counted
-    is enough.
+    A restart by torchrun (`--max-restarts`) continues the run. Each node counts its own restarts, so a count on one node is
+    enough.
     """
     restarted = agree_any(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0", ranks)
     if resume == "never" and not restarted and read_on_first(run_directory.exists, ranks):
@@ -100,7 +126,7 @@ def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
 
 
 def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
-    """The compute dtype called `name`; fp32, and rank 0 says so, if a rank has no native bf16. A collective."""
+    """Return the compute dtype `name`, or fp32 with a message if any rank has no native bf16. Every rank must call this."""
     dtype = DTYPES[name]
     if dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         if ranks.rank == 0:
@@ -109,14 +135,11 @@ def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
     return dtype
 
 
-def check_disks(
-    config: Config, model: PackedLanguageModel, checkpoint: int, model_config: PretrainedConfig, ranks: Ranks
-) -> str:
-    """A line that says whether the checkpoints and the export will fit. A collective.
+def check_disks(run: TrainingRun, checkpoint: int) -> str:
+    """Return a line on whether the checkpoints and the export will fit on the disk. Every rank must call this.
 
-    `checkpoint`: its bytes. Raises UserError on all ranks if there is no room for one.
+    checkpoint: its bytes. Raise UserError on all ranks if there is no room for one.
     """
-    directory = Path(config.run.directory, config.run.name)
-    dtype = getattr(model_config, "dtype", None) or torch.bfloat16
-    export = sum(parameter.numel() for parameter in parameter_names(model).values()) * dtype.itemsize
-    return check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)
+    dtype = getattr(run.model_config, "dtype", None) or torch.bfloat16
+    export = sum(parameter.numel() for parameter in parameter_names(run.model).values()) * dtype.itemsize
+    return check_room_for_run(run.directory, checkpoint, export, run.config.run.keep_last, run.ranks)

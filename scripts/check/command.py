@@ -25,9 +25,8 @@ from common.durable_files import check_can_write, write_json
 from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, override, read_command_line
-from distributed.agreement import library_versions
 from distributed.checkpoint_directory import complete_checkpoints
-from distributed.process_group import process_group, world_size_from_environment
+from distributed.process_group import library_versions, process_group, world_size_from_environment
 from model.architectures import read_model_config
 from scripts.check import children
 from scripts.check.children import ROOT, ChildFailed
@@ -47,10 +46,10 @@ from scripts.check.runs import (
 from scripts.check.step import LINES
 from scripts.check.updates import STEPS, checkpoint_of
 from tools.plan import Plan, plan_of
+from training.checkpointer import FILE as RECORD
+from training.checkpointer import METRICS
 from training.description import counted
 from training.owner import LOCK_FILE, own_directory
-from training.record import FILE as RECORD
-from training.record import METRICS
 
 STEP_PROGRAM = ROOT / "scripts" / "check" / "step.py"
 MACHINE = "machine"

@@ -19,10 +19,10 @@ from model.flops import count_work, step_flops
 from model.language_model import build_on_meta
 from scripts.export.signature import import_optional
 from training.checkpoint_export import Export
+from training.checkpointer import Record
 from training.ending import BOM, EXPORT, read_json
 from training.model_card import Results, base_model
 from training.provenance import PACKAGES, short_commit
-from training.record import Record
 
 OURS = "full-fine-tuning:"  # the prefix of our properties
 # Commission guidelines on general-purpose AI models of 18 July 2025 (adopted as C(2025) 7719), section 3.2: who modifies such a

@@ -3,13 +3,12 @@
 import pytest
 
 from common.errors import UserError
-from distributed.agreement import disagreement
-from distributed.process_group import world_size_from_environment
+from distributed.process_group import disagreement, world_size_from_environment
 
 FIX = "; give all ranks the same files, config and versions"
 
 
-def test_ranks_that_differ_are_named_with_their_host_and_both_values() -> None:
+def test_differing_ranks_are_named_with_values() -> None:
     assert disagreement([("a", {"steps": "8"}), ("b", {"steps": "8"})]) is None
     expected = f"rank 1 on host a differs from rank 0 on host a in ewc (1 instead of nothing){FIX}"
     assert disagreement([("a", {}), ("a", {"ewc": "1"})]) == expected
@@ -21,7 +20,7 @@ def test_ranks_that_differ_are_named_with_their_host_and_both_values() -> None:
     )
 
 
-def test_long_values_are_cut_around_what_differs_and_many_items_are_counted() -> None:
+def test_long_values_are_cut_around_the_difference() -> None:
     start = "x" * 1000
     message = disagreement([("a", {"digest": start + "1" * 500}), ("a", {"digest": start + "2" * 500})])
     assert message is not None and len(message) < 250
@@ -39,7 +38,7 @@ def test_long_values_are_cut_around_what_differs_and_many_items_are_counted() ->
         {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "0", "MASTER_ADDR": "a"},
     ],
 )
-def test_half_an_environment_of_a_launcher_is_one_sentence(variables, monkeypatch) -> None:
+def test_incomplete_launcher_environment_is_one_sentence(variables, monkeypatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

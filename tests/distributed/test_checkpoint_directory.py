@@ -47,15 +47,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_newest_the_best_and_the_proven_checkpoints_are_kept(tmp_path, ranks) -> None:
+def test_newest_best_and_proven_checkpoints_are_kept(tmp_path, ranks) -> None:
     for step in range(1, 7):
         save(tmp_path, ranks, step, keep_last=2, best_step=2, proven_step=3 if step < 6 else 4)
-    # Steps 5 and 6 are the newest; the state of step 5 names the proven step 3, that of step 6 the proven step 4.
+    # Steps 5 and 6 are the newest; the state of step 5 names the proven step 3, the state of step 6 the proven step 4.
     assert names(tmp_path) == [f"step-00000{n}" for n in (2, 3, 4, 5, 6)]
     assert latest_checkpoint(tmp_path).name == "step-000006"
 
 
-def test_a_checkpoint_that_its_run_removes_while_it_is_read_is_one_sentence(tmp_path, ranks) -> None:
+def test_checkpoint_removed_while_read_is_one_sentence(tmp_path, ranks) -> None:
     """scripts/export.py reads a large one for minutes, while the run saves and prunes."""
     save(tmp_path, ranks, 1, keep_last=1)
     weights = tensors_of_checkpoint(tmp_path / "step-000001")
@@ -65,14 +65,14 @@ def test_a_checkpoint_that_its_run_removes_while_it_is_read_is_one_sentence(tmp_
         weights.read("weight")
 
 
-def test_where_all_checkpoints_are_kept_a_save_reads_none_of_their_manifests(tmp_path, ranks, monkeypatch) -> None:
+def test_save_reads_no_manifests_without_pruning(tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr("distributed.checkpoint_directory.read_manifest", lambda path: pytest.fail(f"{path} was read"))
     for step in range(1, 4):
         save(tmp_path, ranks, step, keep_last=1000)
     assert len(complete_checkpoints(tmp_path)) == 3
 
 
-def test_the_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
+def test_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
     save(tmp_path, ranks, 3, best_loss=0.1)
     checkpoint = tmp_path / "step-000003"
     manifest = read_manifest(checkpoint)
@@ -89,9 +89,7 @@ def test_the_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
     assert read_manifest(checkpoint)["state"]["best_loss"] == 0.05
 
 
-def test_the_record_and_all_bytes_of_a_checkpoint_are_on_the_disk_before_it_is_there(
-    tmp_path, ranks, monkeypatch
-) -> None:
+def test_checkpoint_is_durable_before_its_rename(tmp_path, ranks, monkeypatch) -> None:
     """A resume refuses a checkpoint without an entry; an entry without a checkpoint, which a kill leaves, it passes over."""
     checkpoint, recorded, synced, fsync = tmp_path / "step-000003", [], {}, os.fsync
 
@@ -112,7 +110,7 @@ def test_the_record_and_all_bytes_of_a_checkpoint_are_on_the_disk_before_it_is_t
     assert recorded == [None, {"step": 3}]
 
 
-def test_the_digest_of_tensors_is_that_of_their_bits(tmp_path, ranks) -> None:
+def test_tensor_digest_depends_on_bits(tmp_path, ranks) -> None:
     def digest(name: str, change: float = 0.0, **options: object) -> str:
         parameters, optimizer = weight_and_optimizer(3.0)
         parameters["weight"].data[-1] += change
@@ -145,9 +143,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_checkpoint(
-    damage, tmp_path, ranks
-) -> None:
+def test_previous_continues_from_newest_whole_checkpoint(damage, tmp_path, ranks) -> None:
     for step in (2, 4, 6):
         save(tmp_path, ranks, step)
     file, do, sentence = DAMAGE[damage]
@@ -158,15 +154,15 @@ def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_che
         saver.load(find_checkpoint(tmp_path, "auto", ranks)[0])
     assert sentence in str(raised.value) and "run.resume=previous" in str(raised.value)
     assert len(complete_checkpoints(tmp_path)) == 3 and latest_checkpoint(tmp_path).name == "step-000006"
-    found, passed_over = find_checkpoint(tmp_path, "previous", ranks)
-    assert found == tmp_path / "step-000004"
+    checkpoint, passed_over = find_checkpoint(tmp_path, "previous", ranks)
+    assert checkpoint == tmp_path / "step-000004"
     assert len(passed_over) == 1 and sentence in passed_over[0]
-    saver.load(found)
+    saver.load(checkpoint)
     assert parameters["weight"].unique().tolist() == [4.0]
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "manifest.json"])
-def test_a_file_of_another_user_is_called_unreadable_and_not_damaged(file, tmp_path, ranks, monkeypatch) -> None:
+def test_unreadable_file_is_not_called_damaged(file, tmp_path, ranks, monkeypatch) -> None:
     save(tmp_path, ranks, 2)
     opened = Path.open
 
@@ -180,7 +176,7 @@ def test_a_file_of_another_user_is_called_unreadable_and_not_damaged(file, tmp_p
         Saver(tmp_path, *weight_and_optimizer(0.0), ranks).load(tmp_path / "step-000002")
 
 
-def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) -> None:
+def test_run_without_whole_checkpoint_is_refused(tmp_path, ranks) -> None:
     assert find_checkpoint(tmp_path, "previous", ranks) == (None, [])
     save(tmp_path, ranks, 2)
     flip_bit(tmp_path / "step-000002" / "__0_0.distcp")
@@ -188,7 +184,7 @@ def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) 
         find_checkpoint(tmp_path, "previous", ranks)
 
 
-def test_pruning_touches_only_its_own_names_and_counts_steps_as_numbers(tmp_path, ranks) -> None:
+def test_pruning_touches_only_its_own_names(tmp_path, ranks) -> None:
     for stray in ("step-old.tar.tmp", "step-000001-copy"):
         (tmp_path / stray).touch()
     (tmp_path / "step-000007.tmp").symlink_to(tmp_path / "elsewhere")
@@ -200,7 +196,7 @@ def test_pruning_touches_only_its_own_names_and_counts_steps_as_numbers(tmp_path
     assert latest_checkpoint(tmp_path).name == "step-1000000"
 
 
-def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(tmp_path, ranks, monkeypatch) -> None:
+def test_kill_in_pruning_leaves_no_half_checkpoint(tmp_path, ranks, monkeypatch) -> None:
     for step in (1, 2, 3):
         save(tmp_path, ranks, step)
 
@@ -222,7 +218,7 @@ def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(t
     assert names(tmp_path) == ["step-000003"] and removed == ["step-000000"]
 
 
-def test_a_checkpoint_that_somebody_reads_on_nfs_ends_no_run_and_goes_later(tmp_path, ranks, monkeypatch) -> None:
+def test_checkpoint_open_on_nfs_is_removed_later(tmp_path, ranks, monkeypatch) -> None:
     for step in (1, 2):
         save(tmp_path, ranks, step)
     with monkeypatch.context() as patch:
@@ -234,7 +230,7 @@ def test_a_checkpoint_that_somebody_reads_on_nfs_ends_no_run_and_goes_later(tmp_
     assert names(tmp_path) == ["step-000002"]
 
 
-def test_a_kill_while_all_checkpoints_are_set_aside_leaves_the_older_ones(tmp_path, ranks, monkeypatch) -> None:
+def test_kill_while_setting_aside_leaves_older_ones(tmp_path, ranks, monkeypatch) -> None:
     for step in (1, 2):
         save(tmp_path, ranks, step)
     replace, done = Path.replace, []
@@ -251,7 +247,7 @@ def test_a_kill_while_all_checkpoints_are_set_aside_leaves_the_older_ones(tmp_pa
     assert latest_checkpoint(tmp_path).name == "step-000001"  # from which the run comes here again
 
 
-def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks) -> None:
+def test_checkpoint_of_another_model_is_refused(tmp_path, ranks) -> None:
     checkpoint = tmp_path / "step-000001"
     save(tmp_path, ranks, 1)
     with pytest.raises(

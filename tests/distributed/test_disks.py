@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from common.errors import UserError
-from distributed import checkpoint, disks
-from distributed.disks import check_free_space, check_room_for_run, check_shared, torchrun_grace
+from distributed import checkpoint, checkpoint_directory
+from distributed.checkpoint_directory import check_free_space, check_room_for_run, torchrun_grace
 from distributed.process_group import call_on_all, read_on_first
+from training import owner
+from training.owner import check_shared
 
 GIB = 2**30
 HOST = socket.gethostname()
 
 
-def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, monkeypatch) -> None:
-    monkeypatch.setattr(disks, "gather_objects", lambda value, ranks: [None, value])
+def test_node_without_shared_directory_is_named(tmp_path, ranks, monkeypatch) -> None:
+    monkeypatch.setattr(owner, "gather_objects", lambda value, ranks: [None, value])
     file, first_of_node = tmp_path / "token", dataclasses.replace(ranks, rank=1)
     words = f"{tmp_path} is not the same directory on every node: a file that rank 0 wrote there is not seen by rank 1 on host {HOST} "
     with pytest.raises(UserError, match=re.escape(words + "(No such file or directory); ")):
@@ -35,7 +37,7 @@ def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, m
     check_shared(file, "text", first_of_node)
 
 
-def test_a_disk_that_one_rank_cannot_read_is_a_sentence_and_no_rank_ends_alone(ranks) -> None:
+def test_unreadable_disk_ends_all_ranks(ranks) -> None:
     def read() -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
@@ -57,18 +59,18 @@ def disk(monkeypatch) -> dict:
     return found
 
 
-def test_the_fullest_node_decides_and_is_named(tmp_path, ranks, monkeypatch, disk) -> None:
-    gather = disks.gather_objects
-    monkeypatch.setattr(disks, "gather_objects", lambda value, ranks: [*gather(value, ranks), (8 * GIB, "other")])
+def test_fullest_node_is_named(tmp_path, ranks, monkeypatch, disk) -> None:
+    gather = checkpoint_directory.gather_objects
+    monkeypatch.setattr(
+        checkpoint_directory, "gather_objects", lambda value, ranks: [*gather(value, ranks), (8 * GIB, "other")]
+    )
     check_free_space(tmp_path, 3 * GIB, ranks, "the export")
     words = f"the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free 1.0 GiB, or"
     with pytest.raises(UserError, match=words):
         check_free_space(tmp_path, 4 * GIB, ranks, "the export")
 
 
-def test_free_space_is_looked_up_where_the_directory_will_be_and_nothing_is_created(
-    tmp_path, ranks, monkeypatch, disk
-) -> None:
+def test_free_space_check_creates_nothing(tmp_path, ranks, monkeypatch, disk) -> None:
     monkeypatch.chdir(tmp_path)
     check_free_space(tmp_path / "a" / "b", 3 * GIB, ranks, "the export")
     check_free_space(Path("runs/relative"), 1, ranks, "the export")
@@ -89,12 +91,10 @@ def test_free_space_is_looked_up_where_the_directory_will_be_and_nothing_is_crea
         (0, 2.0, None),  # the first checkpoint, and the second beside it
         (0, 1.9, "free 102 MiB, or set run.directory"),
         (1, 1.0, None),  # one is there already
-        (3, 0.5, "free 512 MiB, or"),  # those that exist do not make room for a new one
+        (3, 0.5, "free 512 MiB, or"),  # existing checkpoints do not make room for a new one
     ],
 )
-def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
-    tmp_path, ranks, disk, existing, free, problem
-) -> None:
+def test_run_needs_room_for_two_checkpoints(tmp_path, ranks, disk, existing, free, problem) -> None:
     for number in range(existing):
         (tmp_path / "checkpoints" / f"step-{number}").mkdir(parents=True)
         with (tmp_path / "checkpoints" / f"step-{number}" / "data").open("wb") as file:
@@ -107,19 +107,15 @@ def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
             check_room_for_run(tmp_path, GIB, 0, 1, ranks)
 
 
-def test_checkpoints_that_cannot_be_written_are_noticed_before_the_first_step(
-    tmp_path, ranks, disk, monkeypatch
-) -> None:
+def test_read_only_disk_is_refused_at_start(tmp_path, ranks, disk, monkeypatch) -> None:
     (folder := tmp_path / "checkpoints").mkdir()
     disk["free"] = 9.0
-    monkeypatch.setattr(disks.os, "access", lambda path, mode: path != folder)
+    monkeypatch.setattr(checkpoint_directory.os, "access", lambda path, mode: path != folder)
     with pytest.raises(UserError, match=f"{folder} on host {HOST} cannot be written to; look whose it is"):
         check_room_for_run(tmp_path, GIB, 0, 1, ranks)
 
 
-def test_a_warning_counts_all_checkpoints_that_are_kept_a_new_one_and_the_export(
-    tmp_path, ranks, disk, monkeypatch
-) -> None:
+def test_warning_counts_all_kept_checkpoints(tmp_path, ranks, disk, monkeypatch) -> None:
     there, weight, prune = [], torch.nn.Parameter(torch.zeros(9)), checkpoint.prune
 
     def counted(folder: Path, *others: object) -> str | None:
@@ -131,7 +127,7 @@ def test_a_warning_counts_all_checkpoints_that_are_kept_a_new_one_and_the_export
     saver = checkpoint.Saver(tmp_path / "saved", {"w": weight}, torch.optim.SGD([weight], 1.0), ranks, 2)
     for step in range(1, 8):  # the first one is the best
         saver.save({"step": step, "best_step": 1, "proven_step": step - 1})
-    assert max(there) == 5  # 2, the best, the proven one of the older of the 2, and the new one
+    assert max(there) == 5  # 2 checkpoints, the best, the proven one before them, and the new one
     fits = check_room_for_run(tmp_path, GIB, GIB // 2, 2, ranks)
     assert fits == "a save writes 1.0 GiB; the disk has 5.0 GiB free"
     aside = tmp_path / "checkpoints" / "step-000001.bad"  # makes no room
@@ -147,7 +143,7 @@ def test_a_warning_counts_all_checkpoints_that_are_kept_a_new_one_and_the_export
     assert "need 6.0 GiB more" in check_room_for_run(tmp_path, GIB, 2 * GIB, 2, ranks)  # a large export
 
 
-def test_torchruns_grace_is_read_from_its_own_variables(monkeypatch) -> None:
+def test_torchrun_grace_is_read_from_environment(monkeypatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PET_SHUTDOWN_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     assert torchrun_grace() is None

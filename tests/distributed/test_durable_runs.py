@@ -14,10 +14,10 @@ from distributed.checkpoint_directory import latest_checkpoint
 from model.weights import tensors_of_checkpoint
 from tests.distributed.launch import flip_bit, largest_difference, launch, rows, run_of, weights, workplace
 from tests.tiny import write_chat_file
+from training.checkpointer import Record
 from training.ending import sums_of
 from training.identity import fingerprint
 from training.owner import own_directory
-from training.record import Record
 
 pytestmark = pytest.mark.slow
 EVERY_STEP = ("run.save_every=1", "run.eval_every=1")
@@ -113,8 +113,8 @@ def manifest(run: Path, step: int) -> dict:
     return json.loads((run / "checkpoints" / f"step-{step:06d}" / "manifest.json").read_text())
 
 
-def test_a_finished_run_with_more_steps_is_exported_anew(folder, second) -> None:
-    """It was stopped after the last step was saved, when the export was still that of the shorter run."""
+def test_finished_run_with_more_steps_continues(folder, second) -> None:
+    """It was stopped after its last save, when the export still held the shorter run's weights."""
     assert "optimizer.max_steps: 3 -> 5" in second and "steps in total: 3 -> 5" in second
     assert "signal: stopped after step 5/5, saved" in second
     assert "exported the last weights (step 5, float32)" in second
@@ -122,7 +122,7 @@ def test_a_finished_run_with_more_steps_is_exported_anew(folder, second) -> None
     assert second.count("already finished: 5 steps; ") == 1
 
 
-def test_another_run_export_on_a_finished_run_exports_again(folder, first, second) -> None:
+def test_changed_run_export_exports_again(folder, first, second) -> None:
     run = folder / "runs" / "export"
     losses = {step: row["validation/loss"] for step, row in rows(run, "validation/loss").items() if step}
     best = min(losses, key=losses.get)
@@ -137,7 +137,7 @@ def test_another_run_export_on_a_finished_run_exports_again(folder, first, secon
     assert "run.export: last -> best" in second
 
 
-def test_the_base_model_is_never_the_best_in_silence(folder, first) -> None:
+def test_base_model_as_best_gives_a_warning(folder, first) -> None:
     run = folder / "runs" / "worse"
     base = rows(run, "validation/loss")[0]["validation/loss"]
     assert base < record(run)["validation_loss"] and record(run)["weights"] == "best"
@@ -146,7 +146,7 @@ def test_the_base_model_is_never_the_best_in_silence(folder, first) -> None:
     assert (record(run)["best_by"], record(run)["best_value"]) == ("validation/nll:min", nll)
 
 
-def test_no_checkpoint_is_the_best_any_more_with_new_validation_data(folder, second) -> None:
+def test_new_validation_data_forgets_the_best(folder, second) -> None:
     run = folder / "runs" / "judged"
     assert "data.validation has changed: the next evaluation is the first that counts" in second
     state = manifest(run, 5)["state"]
@@ -160,20 +160,20 @@ def test_ranks_with_other_data_do_not_start(folder, first) -> None:
     assert not (folder / "runs" / "disagree").exists()
 
 
-def test_all_ranks_take_the_smallest_micro_batch_that_one_of_them_holds(folder, first) -> None:
+def test_all_ranks_take_the_smallest_micro_batch(folder, first) -> None:
     """And a rank whose config has a number does not wait for one whose config says auto."""
     assert "batch.micro_batch=auto: 1 (1 examples at most), what memory holds; memory holds 0: 70% of" in first
     assert "rank 0 has come to the start, but rank 1 to the size of the micro-batch: give all nodes the same" in first
 
 
-def test_a_directory_that_a_run_may_not_have_is_one_sentence_on_all_ranks(folder, first) -> None:
+def test_refused_directory_is_one_sentence_on_all_ranks(folder, first) -> None:
     owned = folder / "runs" / "owned"
     assert first.count(f"{owned} belongs to a run that has not ended: process {os.getpid()} on host") == 1
     assert [path.name for path in owned.iterdir()] == ["run.lock"]
     assert first.count("train.jsonl/nowhere: Not a directory; run.directory must be on a disk that can be") == 1
 
 
-def test_nodes_with_unlike_numbers_of_ranks_do_not_start_with_hybrid(folder, first) -> None:
+def test_hybrid_needs_equal_nodes(folder, first) -> None:
     """One of them would make another mesh, whose collectives the others do not have."""
     assert "rank 1 on host" in first and "in sharding.shard_size (2 instead of 1); give all ranks the same" in first
     assert not (folder / "runs" / "unlike").exists()
@@ -189,23 +189,23 @@ def test_nothing_bad_is_saved_over_good_checkpoints(folder, first, second) -> No
     assert len(rows(folder / "runs" / "high")) == 7  # with the usual learning rate it has all its steps, once each
 
 
-def test_a_resumed_run_that_diverges_keeps_its_good_checkpoint(folder, second) -> None:
-    said = "step-000003 was made with optimizer.learning_rate=0.001, now it is 1e+39; run.resume=changed continues"
-    assert said in second
+def test_diverging_resume_keeps_its_good_checkpoint(folder, second) -> None:
+    warning = "step-000003 was made with optimizer.learning_rate=0.001, now it is 1e+39; run.resume=changed continues"
+    assert warning in second
     assert "start again with run.resume=changed: the run continues from the checkpoint of step 3" in second
     assert "which is good" in second
     assert "'step-000003', 'step-000004.bad'" in (folder / "later").read_text()
     assert largest_difference(weights(folder / "runs" / "straight"), weights(folder / "runs" / "high-later")) == 0.0
 
 
-def test_a_run_does_not_end_well_with_weights_that_are_not_good(folder, first) -> None:
+def test_bad_final_weights_are_an_error(folder, first) -> None:
     assert "the loss of the last steps is not finite with the weights after step 1; lower" in first
     run = folder / "runs" / "last-step"
     assert not (run / "export").exists() and latest_checkpoint(run / "checkpoints") is None
 
 
-def test_a_bad_batch_at_the_end_does_not_throw_good_weights_away(folder, first) -> None:
-    """The last step was skipped. Its weights are those of step 4, and the batch of that step proves them."""
+def test_bad_last_batch_keeps_good_weights(folder, first) -> None:
+    """The last step was skipped, so the weights of step 4 remain. The batch of step 4 proves them."""
     run = folder / "runs" / "last-batch"
     assert [row["train/skipped_steps"] for row in rows(run).values()] == [0, 0, 0, 0, 1]
     assert math.isnan(rows(run)[5]["train/loss"]) and record(run)["step"] == 5
@@ -214,7 +214,7 @@ def test_a_bad_batch_at_the_end_does_not_throw_good_weights_away(folder, first) 
         assert torch.equal(step_4.read(name)[: len(tensor)], tensor), name
 
 
-def test_all_ranks_decide_by_the_figures_of_rank_0(folder, first) -> None:
+def test_all_ranks_follow_rank_0_figures(folder, first) -> None:
     """By its own figures rank 1 would have ended the run after step 2, and saved nothing as the best."""
     run = folder / "runs" / "by-rank"
     losses = {step: row["validation/loss"] for step, row in rows(run, "validation/loss").items()}
@@ -222,15 +222,15 @@ def test_all_ranks_decide_by_the_figures_of_rank_0(folder, first) -> None:
     assert (record(run)["weights"], record(run)["step"], record(run)["validation_loss"]) == ("best", 3, 6.0)
 
 
-def test_a_spike_is_skipped_and_counted_as_what_it_is(folder, first) -> None:
+def test_spike_is_skipped_and_counted(folder, first) -> None:
     loop = manifest(folder / "runs" / "spikes", 3)["state"]["loop"]
     assert [loop[key] for key in ("step", "updates", "skipped_steps", "bad_steps_in_a_row")] == [3, 2, 1, 0]
     assert len(loop["norms"]) == 3 and "SKIPPED, a spike of the gradient norm (1 so far)" in first
     logged = [row["train/grad_norm"] for row in rows(folder / "runs" / "spikes").values()]
-    assert logged == loop["norms"] and logged[2] > 10 * logged[1]  # that of the step that was skipped, unclipped
+    assert logged == loop["norms"] and logged[2] > 10 * logged[1]  # the norm of the skipped step, unclipped
 
 
-def test_a_flipped_bit_in_the_export_of_a_finished_run_is_found_and_mended(folder, second) -> None:
+def test_flipped_bit_in_finished_export_is_mended(folder, second) -> None:
     run = folder / "runs" / "spikes"
     damaged = f"{run / 'export' / 'model.safetensors'} has changed: its SHA-256 is not that of export.json"
     assert second.count(f"warning: {damaged}; the weights of step 3 are exported again") == 1
@@ -240,19 +240,19 @@ def test_a_flipped_bit_in_the_export_of_a_finished_run_is_found_and_mended(folde
     assert exported["identity"] == fingerprint(manifest(run, 3)["state"]["identity"])
 
 
-def test_a_finished_run_is_not_finished_with_other_settings(folder, second) -> None:
+def test_finished_run_with_other_settings_is_refused(folder, second) -> None:
     what = "spikes/checkpoints/step-000003 was made with optimizer.learning_rate=0.001, now it is 1e-05; "
     what += "optimizer.weight_decay=0.1, now it is 0.0; "
     assert f"{what}set it back, start a new run with another run.name, or continue with what is set now" in second
     assert "spikes has taken all of its 3 steps before it was changed" in second  # with run.resume=changed
 
 
-def test_a_run_that_exists_is_not_continued_with_resume_never(folder, second) -> None:
+def test_resume_never_refuses_an_existing_run(folder, second) -> None:
     run = folder / "runs" / "straight"
     assert second.count(f"{run} exists and run.resume=never; choose another run.name or remove it") == 1
 
 
-def test_each_start_that_trains_is_recorded_and_one_that_does_nothing_is_not(folder, second) -> None:
+def test_only_starts_that_train_are_recorded(folder, second) -> None:
     starts = [entry.content for entry in Record(folder / "runs" / "longer").read() if entry.kind == "start"]
     assert [start["start_step"] for start in starts] == [0, 3, 5]
     assert [start["config"]["optimizer"]["max_steps"] for start in starts] == [3, 5, 5]

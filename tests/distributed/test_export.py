@@ -14,7 +14,7 @@ from distributed.export import export_model
 from tests.tiny import write_tiny_model
 
 
-def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> None:
+def test_large_export_has_files_and_an_index(tmp_path, ranks) -> None:
     path = write_tiny_model(tmp_path / "model", tied=False)
     model = AutoModelForCausalLM.from_pretrained(path)
     out = tmp_path / "export"
@@ -39,7 +39,7 @@ def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> No
     assert all(4 * sum(t.numel() for t in load_file(out / f).values()) <= 150_000 for f in files)
 
 
-def test_a_full_disk_is_an_error_and_keeps_the_older_export(tmp_path, ranks, monkeypatch) -> None:
+def test_full_disk_keeps_the_older_export(tmp_path, ranks, monkeypatch) -> None:
     parameters = {"weight": torch.nn.Parameter(torch.ones(2**18))}  # 1 MiB
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     (tmp_path / "export").mkdir()

@@ -1,6 +1,6 @@
-"""A run that verifies, and all that does not: a changed byte in each kind of file, entries, replays, what was seen and excluded.
+"""A run that verifies, and changes that do not: a byte in each kind of file, entries, replays, examples that were seen.
 
-`run` is stopped after step 3 on one rank and ends on two, `other` is another run, and `excluded` goes on without some examples.
+`run` is stopped after step 3 on one rank and ends on two, `other` is another run, and `again` is evaluated after it has ended.
 """
 
 import json
@@ -19,7 +19,7 @@ from scripts.verify.files import Differs, check_files, read_record
 from scripts.verify.replay import EXACT, NOT_EXACT, replay
 from scripts.verify.seen import seen
 from tests.distributed.launch import flip_bit, launch, rows, run_of, workplace
-from training.record import Record
+from training.checkpointer import Record
 
 pytestmark = pytest.mark.slow
 STEPS = 6
@@ -35,10 +35,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    """All runs. Between the two launches some are changed, and all examples of step 4 and one of step 5 are chosen."""
+    """All runs. Between the two launches some are changed."""
     runs = folder / "runs"
     first = [run_of(folder, "run", "run.stop_at=3"), run_of(folder, "other", "run.seed=1", "run.stop_at=4")]
-    launch(folder, "one", 1, [*first, run_of(folder, "excluded", *ALL)])
+    launch(folder, "one", 1, [*first, run_of(folder, "again", *ALL)])
     for name in ("torn", "rows", "foreign", "chain"):
         shutil.copytree(runs / "run", runs / name)
     with (runs / "torn" / "record.jsonl").open("ab") as file:
@@ -46,28 +46,22 @@ def runs(folder) -> Path:
     edit(b'"step": 2', b'"step": 1')(runs / "rows" / "metrics.jsonl")
     checkpoint = runs / "foreign" / "checkpoints" / "step-000003"
     shutil.rmtree(checkpoint)
-    shutil.copytree(runs / "excluded" / "checkpoints" / "step-000003", checkpoint)  # of the same identity
+    shutil.copytree(runs / "again" / "checkpoints" / "step-000003", checkpoint)  # of the same identity
     edit(b'"kind": "start"', b'"kind": "stop"')(runs / "chain" / "record.jsonl")
-    steps = steps_seen(runs / "excluded", str(folder / "train.jsonl"))
-    chosen = [name for name in steps if steps[name] == 4] + [name for name in steps if steps[name] == 5][:1]
-    (folder / "exclude.txt").write_text("\n".join([*chosen, "no-such-id"]) + "\n")
-    exclude = f"data.exclude={folder / 'exclude.txt'}"
     second = [run_of(folder, "run", "run.async_save=True"), run_of(folder, "torn", "run.stop_at=4", *CHANGED)]
     second += [run_of(folder, name, expect=2) for name in ("rows", "foreign", "chain")]
-    second += [run_of(folder, "excluded", *ALL, exclude), run_of(folder, "excluded", *ALL, expect=2)]
-    # Finished, and evaluated and exported once more.
-    second += [run_of(folder, "excluded", *ALL[:2], exclude)]
+    second += [run_of(folder, "again", *ALL[:2])]  # evaluated and exported once more
     launch(folder, "two", 2, second)
     return runs
 
 
 def steps_seen(run: Path, what: str) -> dict[str, int]:
     """Hash of an example -> its step. No example is in two."""
-    found = {}
+    step_of_example = {}
     for line in list(seen(read_record(run), what))[:-1]:
         digest, _, where = line.split(" | ")
-        found[digest] = int(where.split()[1]) if where.startswith("steps") else 0
-    return found
+        step_of_example[digest] = int(where.split()[1]) if where.startswith("steps") else 0
+    return step_of_example
 
 
 def edit(old: bytes, new: bytes) -> Callable[[Path], None]:
@@ -89,13 +83,13 @@ def problem(run: Path, head: str | None = None) -> str:
     return str(raised.value)
 
 
-def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, runs) -> None:
+def test_run_resumed_on_other_ranks_verifies(folder, runs) -> None:
     entries = read_record(runs / "run")
-    said = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
-    assert "is the head after entry 6" in said and f"and {len(entries) - 6} entries came later" in said
+    report = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
+    assert "is the head after entry 6" in report and f"and {len(entries) - 6} entries came later" in report
     assert "no entry has the head" in problem(runs / "run", "0" * 64)  # only a head that was kept shows a lost end
-    assert "starts: 2, the last by " in said and "approved by A. Person, on 2 ranks" in said
-    assert "checkpoints: 3 whole, 1 removed" in said and "base and data: " in said and "not here" not in said
+    assert "starts: 2, the last by " in report and "approved by A. Person, on 2 ranks" in report
+    assert "checkpoints: 3 whole, 1 removed" in report and "base and data: " in report and "not here" not in report
     kinds = [entry.kind for entry in entries]
     assert kinds[0] == "start" and kinds[-2:] == ["stop", "export"] and kinds.count("start") == kinds.count("stop") == 2
     assert [entry.content["why"] for entry in entries if entry.kind == "stop"] == ["run.stop_at", "finished"]
@@ -111,26 +105,26 @@ def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, ru
         assert 0 < saves[step]["save/pause_seconds"] < saves[step]["save/total_seconds"]
 
 
-def test_no_text_of_the_data_is_in_the_record(folder, runs) -> None:
+def test_record_has_no_text_of_the_data(folder, runs) -> None:
     texts = [json.loads(line)["messages"][0]["content"] for line in (folder / "train.jsonl").read_text().splitlines()]
-    for name in ("run", "excluded"):
+    for name in ("run", "again"):
         record = (runs / name / "record.jsonl").read_text()
         assert len(texts) == 4 * STEPS and not any(text in record for text in texts)
 
 
-def test_a_torn_line_is_a_warning_and_what_does_not_verify_stops_a_resume(folder, runs) -> None:
+def test_resume_stops_if_verification_fails(folder, runs) -> None:
     output = (folder / "two.out").read_text()
     assert f"warning: {runs / 'torn' / 'record.jsonl'}: the last line was cut off by a kill, and is removed" in output
     assert any("checkpoints: " in line for line in check_files(runs / "torn", read_record(runs / "torn"), None))
-    for said in (
+    for sentence in (
         "rows/metrics.jsonl is not what entry 6 (stop, step 3) of record.jsonl says: a row up to step 3 was changed or",
         "foreign/record.jsonl has no entry about the checkpoint of step 3 as it is: another run has made it",
         "chain/record.jsonl: entry 2 in line 2 does not follow the line before it",
     ):
-        assert f"error: {runs}/{said}" in output
+        assert f"error: {runs}/{sentence}" in output
 
 
-# What is changed -> (the file, the change, what is said)
+# Change -> (the file, the change, the message)
 STEP = "checkpoints/step-000006"
 CHANGES = {
     "an entry": ("record.jsonl", edit(b'"kind": "start"', b'"kind": "stop"'), "entry 2 in line 2 does not follow"),
@@ -151,12 +145,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_each_change_is_named(change, runs) -> None:
-    name, do, said = CHANGES[change]
+    name, do, sentence = CHANGES[change]
     path = (runs / "run" / name).resolve()
     before = path.read_bytes()
     try:
         do(path)
-        assert said in problem(runs / "run")
+        assert sentence in problem(runs / "run")
     finally:
         path.write_bytes(before)
 
@@ -174,15 +168,15 @@ def forge_export(run: Path, by: float = 0.25) -> None:
     Record(run).append("export", sha256=sha256(export / "export.json"), **content)
 
 
-def test_an_export_of_other_weights_with_an_entry_of_its_own_is_named(runs, tmp_path) -> None:
+def test_recorded_export_of_other_weights_is_named(runs, tmp_path) -> None:
     run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
-    said = "the last weights of step 6, equal to the tensors of their checkpoint"
-    assert any(line.endswith(said) for line in check_files(run, read_record(run), None))
+    sentence = "the last weights of step 6, equal to the tensors of their checkpoint"
+    assert any(line.endswith(sentence) for line in check_files(run, read_record(run), None))
     forge_export(run)
     assert f"{run / 'export'}: model.norm.weight is not what" in problem(run)
 
 
-def test_a_checkpoint_of_another_run_or_without_an_entry_or_a_missing_one_is_named(runs) -> None:
+def test_foreign_and_missing_checkpoints_are_named(runs) -> None:
     checkpoints = runs / "run" / "checkpoints"
     here, away, strange = checkpoints / "step-000004", checkpoints.with_name("away"), checkpoints / "step-000005"
     here.rename(away)
@@ -218,20 +212,20 @@ def forked(folder, monkeypatch) -> list[Path]:
     return kept
 
 
-def test_a_replay_of_all_steps_gives_the_same_bits_also_of_what_was_pruned(runs, forked) -> None:
-    said: list[str] = []
-    assert replay(runs / "run", read_record(runs / "run"), None, said.append) == EXACT
-    assert said[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
-    assert said[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and said[1].endswith(" to the bit")
-    assert said[2].startswith("training steps 4 to 6 on 2 ranks") and "tensors of 2 checkpoints" in said[3]
+def test_replay_of_all_steps_is_bitwise(runs, forked) -> None:
+    lines: list[str] = []
+    assert replay(runs / "run", read_record(runs / "run"), None, lines.append) == EXACT
+    assert lines[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
+    assert lines[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and lines[1].endswith(" to the bit")
+    assert lines[2].startswith("training steps 4 to 6 on 2 ranks") and "tensors of 2 checkpoints" in lines[3]
     assert len(forked) == 2 and not list(runs.glob("replay-*"))
 
 
-def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monkeypatch) -> None:
-    run, said = runs / "other", list[str]()
+def test_replay_from_checkpoint_finds_changes(folder, runs, forked, monkeypatch) -> None:
+    run, lines = runs / "other", list[str]()
     entries = read_record(run)
-    assert replay(run, entries, 2, said.append) == EXACT
-    assert said[-1].startswith("steps 3 to 3: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit")
+    assert replay(run, entries, 2, lines.append) == EXACT
+    assert lines[-1].startswith("steps 3 to 3: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit")
 
     def again(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
         shutil.copytree(forked[0], Path(command[-1]).parent, dirs_exist_ok=True)
@@ -243,70 +237,48 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
         return [replace(e, content=e.content | content) if e.kind == kind else e for e in entries]
 
     with pytest.raises(Differs, match=r"the tensors after step 3 are not those of entry \d+ \(checkpoint, step 3\)"):
-        replay(run, changed("checkpoint", tensors="0" * 64), 2, said.append)
+        replay(run, changed("checkpoint", tensors="0" * 64), 2, lines.append)
     with pytest.raises(Differs, match=r"the documents of the steps up to 3 are not those of entry"):
-        replay(run, changed("checkpoint", plan="0" * 64), 2, said.append)
+        replay(run, changed("checkpoint", plan="0" * 64), 2, lines.append)
     before, row = (run / "metrics.jsonl").read_bytes(), rows(run)[3]
-    other = row | {"train/loss": row["train/loss"] + 0.5}
-    edit(json.dumps(row).encode(), json.dumps(other).encode())(run / "metrics.jsonl")
+    changed_row = row | {"train/loss": row["train/loss"] + 0.5}
+    edit(json.dumps(row).encode(), json.dumps(changed_row).encode())(run / "metrics.jsonl")
     with pytest.raises(Differs, match="the train curves of step 3 in .*metrics.jsonl are not those that the replay"):
-        replay(run, entries, 2, said.append)
+        replay(run, entries, 2, lines.append)
     data = folder / "train.jsonl"
     whole = data.read_bytes()
     edit(b"Report 7", b"Report 8")(data)
     with pytest.raises(Differs, match=r"train.jsonl \(the data\) is not what entry 1"):
-        replay(run, entries, 2, said.append)
+        replay(run, entries, 2, lines.append)
     data.write_bytes(whole)
     for reason, error in (("no GPU is here", UserError), ("run/record.jsonl has no entry about it", Differs)):
         with monkeypatch.context() as patch, pytest.raises(error, match=f"exit code 2, .*{reason}"):
-            patch.setattr(replaying, "run_train", lambda *arguments, said=reason: (2, f"step 1\nerror: {said}\n"))
-            replay(run, entries, 2, said.append)
-    assert replay(run, changed("start", processor="another"), 2, said.append) == NOT_EXACT
-    assert "processor another, here " in said[-1] and said[-1].endswith("losses differ by 0.5 at most")
+            patch.setattr(replaying, "run_train", lambda *arguments, lines=reason: (2, f"step 1\nerror: {lines}\n"))
+            replay(run, entries, 2, lines.append)
+    assert replay(run, changed("start", processor="another"), 2, lines.append) == NOT_EXACT
+    assert "processor another, here " in lines[-1] and lines[-1].endswith("losses differ by 0.5 at most")
     (run / "metrics.jsonl").write_bytes(before)
     assert len(forked) == 1
 
 
-# ---- What was seen, and what is left out ----
+# ---- The examples that were seen ----
 
 
-def test_every_example_is_seen_in_one_step_and_by_each_of_its_names(folder, runs) -> None:
-    found = steps_seen(runs / "run", str(folder / "train.jsonl"))
-    assert sorted(found.values()) == sorted(4 * list(range(1, STEPS + 1)))
-    said = list(seen(read_record(runs / "run"), "example-7"))
-    assert len(said) == 2 and "train.jsonl, line 8 | steps " in said[0] and "Report" not in said[0]
-    assert list(seen(read_record(runs / "run"), "Report 7:")) == said
-    digest = said[0].split(" | ")[0]
-    assert list(seen(read_record(runs / "run"), digest)) == said
+def test_every_example_is_seen_in_one_step(folder, runs) -> None:
+    step_of_example = steps_seen(runs / "run", str(folder / "train.jsonl"))
+    assert sorted(step_of_example.values()) == sorted(4 * list(range(1, STEPS + 1)))
+    lines = list(seen(read_record(runs / "run"), "example-7"))
+    assert len(lines) == 2 and "train.jsonl, line 8 | steps " in lines[0] and "Report" not in lines[0]
+    assert list(seen(read_record(runs / "run"), "Report 7:")) == lines
+    digest = lines[0].split(" | ")[0]
+    assert list(seen(read_record(runs / "run"), digest)) == lines
     assert list(seen(read_record(runs / "run"), "nobody"))[0].startswith("0 examples of the training data")
     on_two = [line for line in seen(read_record(runs / "run"), str(folder / "train.jsonl")) if "steps 5" in line]
     assert {line.rpartition("(")[2] for line in on_two} == {"rank 0)", "rank 1)"}
 
 
-def test_what_is_excluded_was_in_no_step_that_counts(folder, runs) -> None:
-    run, output = runs / "excluded", (folder / "two.out").read_text()
-    entries = read_record(run)
-    assert "step 4 has seen an example of data.exclude: the run continues from the checkpoint of step 3" in output
-    assert "5 examples, 5 documents are not trained on" in output and "1 names are of no example: no-such-id" in output
-    (entry,) = [entry for entry in entries if entry.kind == "exclusion"]
-    chosen = (folder / "exclude.txt").read_text().split()[:-1]
-    assert entry.content["examples"] == sorted(chosen) and entry.content["seen_in_step"] == 4
-    (aside,) = [entry.content["set_aside"] for entry in entries if "set_aside" in entry.content]
-    assert aside == [f"step-00000{step}" for step in (4, 5, 6)]
-    assert any("given them up: step-000004.bad" in line for line in check_files(run, entries, None))
-    found = steps_seen(run, str(folder / "train.jsonl"))
-    assert {name for name in found if not found[name]} == set(chosen)
-    skipped = [rows(run)[step]["train/skipped_steps"] for step in range(1, STEPS + 1)]
-    assert skipped == [0, 0, 0, 1, 1, 1]  # step 4 has no document left: no update, on both ranks
-    assert "SKIPPED, all of its documents are excluded" in output and rows(run)[4]["train/loss"] == 0.0
-    norms = [rows(run)[step]["train/grad_norm"] for step in range(1, STEPS + 1)]
-    assert norms.pop(3) == 0.0 and min(norms) > 0  # and no later norm is held against that 0
-    last = json.loads((run / "checkpoints" / f"step-{STEPS:06d}" / "manifest.json").read_text())
-    assert last["state"]["loop"]["norms"] == norms
-    tensors = {e.step: e.content["tensors"] for e in entries if e.kind == "checkpoint" and e.number > entry.number}
-    assert sorted(tensors) == [4, 5, 6]
-    # The manifest of step 6 was replaced by the evaluation of the last start: both have an entry.
-    kinds = [(entry.kind, entry.step) for entry in entries][-9:]
+def test_evaluation_of_finished_run_has_entries(runs) -> None:
+    """The manifest of step 6 was replaced by the evaluation of the last start: both have an entry."""
+    kinds = [(entry.kind, entry.step) for entry in read_record(runs / "again")][-9:]
     assert kinds[:4] == [("checkpoint", 5), ("checkpoint", 6), ("stop", 6), ("export", 6)]
     assert kinds[4:] == [(kind, 6) for kind in ("start", "evaluation", "checkpoint", "stop", "export")]
-    assert "other data in data.exclude" in output  # the start without it

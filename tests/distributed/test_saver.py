@@ -1,4 +1,4 @@
-"""Saves and loads of the training state: any optimizer, what is registered, saves in the background, bytes read, failures."""
+"""Saves and loads of the training state: any optimizer, registered objects, saves in the background, bytes read, failures."""
 
 import dataclasses
 import threading
@@ -12,10 +12,10 @@ from torch.distributed.checkpoint import default_planner, staging
 from common.errors import UserError
 from configs.config import Optimizer
 from distributed import checkpoint, checkpoint_directory
-from distributed.agreement import disagreement, flatten
 from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import latest_checkpoint, read_manifest
 from distributed.optimizer import adamw, check_optimizer
+from distributed.process_group import disagreement, flatten
 from tests.distributed.test_checkpoint_directory import weight_and_optimizer
 
 # --- Any optimizer ---
@@ -81,7 +81,7 @@ def take_steps(parameters: dict, optimizer: torch.optim.Optimizer, steps: range)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_updates_of_any_optimizer_are_those_without_us_also_after_a_resume(name, tmp_path, ranks) -> None:
+def test_any_optimizer_updates_as_without_us(name, tmp_path, ranks) -> None:
     bare, bare_optimizer = make(name)
     ours, optimizer = make(name)
     saver = Saver(tmp_path, ours, optimizer, ranks)
@@ -91,21 +91,21 @@ def test_the_updates_of_any_optimizer_are_those_without_us_also_after_a_resume(n
         take_steps(ours, optimizer, steps)
         assert all(torch.equal(ours[key], bare[key]) for key in bare), steps  # the first update, too
     saver.save({"step": 4})
-    resumed, other = make(name)
-    (line,) = Saver(tmp_path, resumed, other, ranks).load(tmp_path / "step-000004")
+    resumed, new_optimizer = make(name)
+    (line,) = Saver(tmp_path, resumed, new_optimizer, ranks).load(tmp_path / "step-000004")
     assert "have their checksums" in line
-    assert other.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert new_optimizer.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     for steps in (range(0), range(4, 7)):
         take_steps(bare, bare_optimizer, steps)
-        take_steps(resumed, other, steps)
+        take_steps(resumed, new_optimizer, steps)
         assert all(torch.equal(resumed[key], bare[key]) for key in bare), steps
 
 
-def test_saves_after_the_first_use_its_plan_and_another_saver_has_its_own(tmp_path, ranks, monkeypatch) -> None:
+def test_later_saves_reuse_the_first_plan(tmp_path, ranks, monkeypatch) -> None:
     """A plan for 512 ranks takes minutes. torch would take the plan of fp32 for bf16 of the same shape."""
-    made, make_plan = [], default_planner.create_default_global_save_plan
+    plans_made, make_plan = [], default_planner.create_default_global_save_plan
     monkeypatch.setattr(
-        default_planner, "create_default_global_save_plan", lambda plans: made.append(plans) or make_plan(plans)
+        default_planner, "create_default_global_save_plan", lambda plans: plans_made.append(plans) or make_plan(plans)
     )
     for dtype, folder in ((torch.float32, tmp_path / "a"), (torch.bfloat16, tmp_path / "b")):
         weight = nn.Parameter(torch.arange(64).to(dtype))
@@ -116,22 +116,22 @@ def test_saves_after_the_first_use_its_plan_and_another_saver_has_its_own(tmp_pa
         for step, value in ((1, 1), (2, 3), (3, 6)):
             saver.load(folder / f"step-00000{step}")
             assert torch.equal(weight.detach(), (torch.arange(64) + value).to(dtype))
-    assert len(made) == 2
+    assert len(plans_made) == 2
 
 
-def test_settings_that_nobody_changed_are_those_of_the_new_start(tmp_path, ranks) -> None:
+def test_unchanged_settings_come_from_the_new_start(tmp_path, ranks) -> None:
     parameters, optimizer = make("Adapting")
     saver = Saver(tmp_path, parameters, optimizer, ranks)
     take_steps(parameters, optimizer, range(2))
     saver.save({"step": 2})
     resumed, _ = make("Adapting")
-    other = Adapting(list(resumed.values()), lr=5.0, decay=0.7)
-    Saver(tmp_path, resumed, other, ranks).load(tmp_path / "step-000002")
-    found = [other.param_groups[0][key] for key in ("lr", "decay", "k", "betas")]
-    assert found == [5.0, 0.7, 2, (0.9, 1 - 1 / 3)]
+    new_optimizer = Adapting(list(resumed.values()), lr=5.0, decay=0.7)
+    Saver(tmp_path, resumed, new_optimizer, ranks).load(tmp_path / "step-000002")
+    values = [new_optimizer.param_groups[0][key] for key in ("lr", "decay", "k", "betas")]
+    assert values == [5.0, 0.7, 2, (0.9, 1 - 1 / 3)]
 
 
-def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
+def test_unstorable_values_are_refused(tmp_path, ranks) -> None:
     parameters, optimizer = make("Adam")
     optimizer.param_groups[0]["scale"] = torch.ones(())
     with pytest.raises(UserError, match="Adam keeps scale in param_groups as a tensor"):
@@ -156,7 +156,7 @@ def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
         ("SGD", "plain SGD", "it has optimizer.momentum_buffer, and the run has not"),
     ],
 )
-def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path, ranks) -> None:
+def test_resume_with_another_optimizer_is_refused(before, now, words, tmp_path, ranks) -> None:
     parameters, optimizer = make(before)
     saver = Saver(tmp_path, parameters, optimizer, ranks)
     take_steps(parameters, optimizer, range(1))
@@ -165,26 +165,26 @@ def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path
         Saver(tmp_path, *make(now), ranks).load(tmp_path / "step-000001")
 
 
-def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
+def test_optimizer_has_exactly_the_trained_parameters(ranks) -> None:
     parameters, optimizer = make("Adam")
     matrix = {"matrix": parameters["matrix"]}
     model = nn.Module()
     model.matrix, model.vector = parameters.values()
     check_optimizer(optimizer, parameters, model, "16N", ranks)
-    for other, trained, memory, words in (
+    for tried, trained, memory, words in (
         (torch.optim.Adam(matrix.values()), parameters, "16N", "lacks 1 of 2 trained parameters, such as vector: add"),
         (optimizer, matrix, "16N", "Adam has a parameter that is not trained; give it `parameters` alone"),
         (optimizer, parameters, "8N", "8N is a format of this project's AdamW; with Adam set optimizer.memory=16N"),
         (torch.optim.LBFGS(parameters.values()), parameters, "16N", "LBFGS computes the loss again in its step; the"),
     ):
         with pytest.raises(UserError, match=words):
-            check_optimizer(other, trained, nn.Module(), memory, ranks)
+            check_optimizer(tried, trained, nn.Module(), memory, ranks)
     model.value_head = nn.Linear(2, 1)  # which an edited train.py has added
     with pytest.raises(UserError, match="value_head.weight has a gradient and is not in `parameters`"):
         check_optimizer(optimizer, parameters, model, "16N", ranks)
 
 
-def test_a_rate_of_a_group_that_another_rank_has_not_is_refused(ranks, monkeypatch) -> None:
+def test_group_rates_must_agree_on_all_ranks(ranks, monkeypatch) -> None:
     parameters, compared = make("Adam")[0], []
     monkeypatch.setattr("distributed.optimizer.check_agreement", lambda values, ranks: compared.append(flatten(values)))
     for rate in (1e-3, 2e-3):
@@ -209,22 +209,22 @@ class Thing:
         self.state = state
 
 
-def test_what_is_registered_comes_back_with_its_types(tmp_path, ranks) -> None:
+def test_registered_state_keeps_its_types(tmp_path, ranks) -> None:
     state = {"mean": torch.arange(3.0), "count": 7, "rate": 0.1, "name": "x", "on": True, "last": [1, 2], "none": None}
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
     before = saver.stored_bytes()
     saver.register("sampler", Thing(**state))
     assert saver.stored_bytes() == before + 12
     saver.save({"step": 1})
-    other = Thing(mean=torch.zeros(3), count=0, rate=0, name="", on=False, last=[], none=1)
+    loaded = Thing(mean=torch.zeros(3), count=0, rate=0, name="", on=False, last=[], none=1)
     resumed = Saver(tmp_path, *weight_and_optimizer(0.0), ranks)
-    resumed.register("sampler", other)
+    resumed.register("sampler", loaded)
     resumed.load(tmp_path / "step-000001")
-    assert torch.equal(other.state.pop("mean"), state.pop("mean")) and other.state == state
-    assert all(type(other.state[key]) is type(value) for key, value in state.items())
+    assert torch.equal(loaded.state.pop("mean"), state.pop("mean")) and loaded.state == state
+    assert all(type(loaded.state[key]) is type(value) for key, value in state.items())
 
 
-def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) -> None:
+def test_unstorable_registration_is_refused(tmp_path, ranks) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
     for value, kind in ({1, 2}, "set"), ((1, 2), "tuple"), ({"a": torch.ones(1)}, "dict"), (b"", "bytes"):
         with pytest.raises(UserError, match=rf"registered.a: 'key' is of type {kind}; a checkpoint stores"):
@@ -245,21 +245,21 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
         saver.register("b", Thing(key=1))
 
 
-def test_a_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
-    plain, other = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9) for _ in range(2))
-    other.register("ema", Thing(key=1))
-    other.save({"step": 1})
+def test_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
+    plain, with_ema = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9) for _ in range(2))
+    with_ema.register("ema", Thing(key=1))
+    with_ema.save({"step": 1})
     plain.save({"step": 2})
     with pytest.raises(UserError, match="it has registered.ema, and the run has not"):
         plain.load(tmp_path / "step-000001")
     with pytest.raises(UserError, match="it has no registered.ema"):
-        other.load(tmp_path / "step-000002")
+        with_ema.load(tmp_path / "step-000002")
 
 
 # --- Bytes, damage ---
 
 
-def test_a_load_reads_every_byte_once_and_finds_a_flipped_bit_in_each_block(tmp_path, ranks, monkeypatch) -> None:
+def test_load_finds_a_flipped_bit_anywhere(tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint_directory, "BLOCK", 2**14)  # above the buffer of a BufferedReader
     weights = {f"w{i}": nn.Parameter(torch.randn(50 + 6131 * i)) for i in range(9)}
     saver = Saver(tmp_path, weights, adamw(weights, Optimizer(1.0), seed=0), ranks)
@@ -306,17 +306,17 @@ def held(monkeypatch) -> threading.Event:
     return event
 
 
-def test_a_background_save_stores_the_state_of_its_step_and_is_there_at_the_end(tmp_path, ranks, held) -> None:
+def test_background_save_stores_the_state_of_its_step(tmp_path, ranks, held) -> None:
     parameters, optimizer = weight_and_optimizer(1.0)
     saver = Saver(tmp_path, parameters, optimizer, ranks, 2, True)
-    thing = Thing(positions=[1])
-    saver.register("thing", thing)
+    registered = Thing(positions=[1])
+    saver.register("thing", registered)
     state = {"step": 1, "loop": {"step": 1}}
     saver.save(state)
     with torch.no_grad():
         parameters["weight"].fill_(2.0)  # training goes on
     state["loop"]["step"] = 2
-    thing.state["positions"].append(2)
+    registered.state["positions"].append(2)
     assert saver.poll() == [] and latest_checkpoint(tmp_path) is None
     held.set()
     (times,) = saver.close()
@@ -324,13 +324,13 @@ def test_a_background_save_stores_the_state_of_its_step_and_is_there_at_the_end(
     assert latest_checkpoint(tmp_path).name == "step-000001"
     assert read_manifest(tmp_path / "step-000001")["state"]["loop"] == {"step": 1}
     resumed = weight_and_optimizer(0.0)
-    other = Saver(tmp_path, *resumed, ranks)
-    other.register("thing", thing)
-    other.load(tmp_path / "step-000001")
-    assert resumed[0]["weight"].unique().tolist() == [1.0] and thing.state == {"positions": [1]}
+    resumed_saver = Saver(tmp_path, *resumed, ranks)
+    resumed_saver.register("thing", registered)
+    resumed_saver.load(tmp_path / "step-000001")
+    assert resumed[0]["weight"].unique().tolist() == [1.0] and registered.state == {"positions": [1]}
 
 
-def test_the_thread_of_a_background_save_is_on_the_gpu_of_its_rank(tmp_path, ranks, monkeypatch) -> None:
+def test_background_thread_uses_the_gpu_of_its_rank(tmp_path, ranks, monkeypatch) -> None:
     chosen, synchronized = [], []
     stager = SimpleNamespace(stage=lambda tensors, non_blocking: tensors, close=lambda: None, pin_memory=True)
     monkeypatch.setattr(checkpoint, "StateDictStager", lambda pin_memory: stager)
@@ -346,7 +346,7 @@ def test_the_thread_of_a_background_save_is_on_the_gpu_of_its_rank(tmp_path, ran
     assert synchronized == [torch.device("cuda", 3)]  # the copies are complete before training goes on
 
 
-def test_background_saves_do_not_use_the_stager_that_torch_2_11_closes(tmp_path, ranks, monkeypatch) -> None:
+def test_background_saves_avoid_the_default_stager(tmp_path, ranks, monkeypatch) -> None:
     def stage(stager: staging.DefaultStager, tensors: dict) -> dict:  # as in torch 2.11 and 2.12
         copies = stager._state_dict_stager.stage(tensors)
         stager._state_dict_stager.close()
@@ -359,7 +359,7 @@ def test_background_saves_do_not_use_the_stager_that_torch_2_11_closes(tmp_path,
     assert [times.step for times in saver.close()] == [1, 2]
 
 
-def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ranks, held) -> None:
+def test_save_waits_for_the_previous_save(tmp_path, ranks, held) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, True)
     saver.save({"step": 1})
     held.set()
@@ -371,9 +371,7 @@ def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ran
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_failed_save_ends_the_run_with_its_reason_and_the_last_one_stays(
-    in_background, tmp_path, ranks, monkeypatch
-) -> None:
+def test_failed_save_ends_the_run(in_background, tmp_path, ranks, monkeypatch) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, in_background)
     saver.save({"step": 1})
     saver.wait()

@@ -1,4 +1,4 @@
-"""What a run survives: kills, and damage in the file of another rank. All on 2 ranks, in four launches.
+"""Survival of a run: kills, and damage in the file of another rank. All on 2 ranks, in four launches.
 
 The run is that of workload.py. The kills come at chosen moments; those of scripts/chaos.py are random. test_checkpoint_directory.py has
 every kind of damage, in one process; test_train.py has moves to other numbers of ranks.
@@ -26,7 +26,7 @@ from tests.distributed.launch import (
 )
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
-from training.record import Record
+from training.checkpointer import Record
 
 pytestmark = pytest.mark.slow
 STEPS = 6
@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> dict:
-    """All launches. `output`: what the last one printed; `before` and `after`: files around the start from a damaged checkpoint."""
+    """All launches. `output`: of the last launch. `before` and `after`: files around the start from a damaged checkpoint."""
     runs = folder / "runs"
     damaged = runs / "damaged"
     first = [
@@ -72,13 +72,13 @@ def runs(folder) -> dict:
         run_of(folder, "damaged", *PLAIN, "run.save_every=1", "run.stop_at=2"),
         run_of(folder, "stopped-in-a-save", FISHER, *BACKGROUND, plant="signal_in_background"),
     ]
-    found: dict = {"newest": {}, "stopped": launch(folder, "two", 2, first)}
+    outcome: dict = {"newest": {}, "stopped": launch(folder, "two", 2, first)}
     for name, (plant, overrides) in KILLS.items():
         plan = write_plan(folder, name, [run_of(folder, name, FISHER, *overrides, plant=plant)])
         assert run_ranks(2, WORKER, plan, **ENVIRONMENT).returncode != 0
-        found["newest"][name] = latest_checkpoint(runs / name / "checkpoints").name
+        outcome["newest"][name] = latest_checkpoint(runs / name / "checkpoints").name
     flip_bit(damaged / DAMAGED)
-    found["before"] = contents(damaged)
+    outcome["before"] = contents(damaged)
     left = f"first:shutil.copytree('{damaged}/checkpoints', '{folder}/left/checkpoints')"
     resumed = [run_of(folder, name, FISHER, *overrides) for name, (_, overrides) in KILLS.items()]
     resumed += [
@@ -86,19 +86,19 @@ def runs(folder) -> dict:
         run_of(folder, "damaged", *PLAIN, expect=2),
         run_of(folder, "damaged", *PLAIN, "run.resume=previous", plant=left),
     ]
-    found["output"] = launch(folder, "resumed", 2, resumed)
-    found["after"] = contents(folder / "left")
-    return found
+    outcome["output"] = launch(folder, "resumed", 2, resumed)
+    outcome["after"] = contents(folder / "left")
+    return outcome
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_a_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
+def test_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
     assert runs["newest"][name] == ("step-000002" if name == "killed-in-a-save" else "step-000004")
-    assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # what was half written is gone
+    assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # half-written checkpoints are removed
     assert differences(folder / "runs" / name, folder / "runs" / "straight") == []
 
 
-def test_a_signal_in_a_background_save_changes_no_bit_and_no_row(folder, runs) -> None:
+def test_signal_in_background_save_changes_nothing(folder, runs) -> None:
     """The loop stops, waits for that save, and saves the step at which it stopped."""
     run, straight = folder / "runs" / "stopped-in-a-save", folder / "runs" / "straight"
     lines = [line for line in runs["stopped"].splitlines() if line.startswith(("saved step", "SIGTERM: stopped"))]
@@ -117,7 +117,7 @@ def test_saves_leave_no_thread_and_no_open_file(folder, runs) -> None:
     assert len(counts) >= STEPS // 2 and len({tuple(count) for count in counts[1:]}) == 1, counts
 
 
-def test_damage_is_one_sentence_nothing_is_deleted_and_previous_ends_with_the_same_weights(folder, runs) -> None:
+def test_previous_after_damage_ends_with_same_weights(folder, runs) -> None:
     """Rank 1 alone reads the damaged file, and both ranks end."""
     file = folder / "runs" / "damaged" / DAMAGED
     (error,) = (line for line in runs["output"].splitlines() if line.startswith("error: "))

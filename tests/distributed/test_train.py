@@ -156,18 +156,18 @@ def four(folder, two) -> Path:
 
 
 def first_steps(run: Path, reference: Path) -> tuple[dict, dict]:
-    """The rows of a run that was ended early, and those of the same steps of another one."""
-    found = rows(run)
-    return found, {step: row for step, row in rows(reference).items() if step in found}
+    """Return the rows of a run that ended early, and another run's rows of the same steps."""
+    rows_by_step = rows(run)
+    return rows_by_step, {step: row for step, row in rows(reference).items() if step in rows_by_step}
 
 
 @pytest.mark.parametrize("other", ["r2", "r2-grad-op", "r2-none", "r2-cpu-offload", "r4"])
-def test_the_update_depends_neither_on_the_number_of_ranks_nor_on_the_strategy(one, four, other) -> None:
+def test_update_is_independent_of_ranks_and_strategy(one, four, other) -> None:
     assert len(rows(one / "r1")) == STEPS
     assert_same_update(one / other, one / "r1")
 
 
-def test_hybrid_with_several_micro_batches_gives_the_same_update(one, four) -> None:
+def test_hybrid_with_micro_batches_gives_same_update(one, four) -> None:
     """Its copies of the model add up their gradients in the last backward of a step alone."""
     assert len(rows(one / "r1-eight")) == 2
     assert_same_update(four / "r4-hybrid", one / "r1-eight")
@@ -223,19 +223,19 @@ def test_dividing_by_the_number_of_targets_is_detected(two, plain_loop) -> None:
     assert abs(first["train/grad_norm"] / plain_loop[1] - 1) > 1e-2
 
 
-def test_activation_checkpointing_is_bitwise_identical_in_bf16_and_weights_stay_fp32(one) -> None:
+def test_activation_checkpointing_is_bitwise_in_bf16(one) -> None:
     checkpointed, plain = first_steps(one / "r1-bf16-checkpointing", one / "r1-bf16")
     for key in ("train/loss", "train/grad_norm"):
         assert len(plain) == 2 and [r[key] for r in plain.values()] == [r[key] for r in checkpointed.values()]
     assert 0 < relative_difference(*first_steps(one / "r1-bf16", one / "r1"), "train/loss") < 2e-2
 
 
-def test_if_one_of_two_ranks_has_no_native_bf16_both_compute_in_fp32(folder, two) -> None:
+def test_ranks_compute_in_fp32_without_common_bf16(folder, two) -> None:
     assert "not every rank has native bf16: all ranks compute in fp32 instead" in (folder / "two.out").read_text()
     assert relative_difference(*first_steps(two / "r2-half-bf16", two / "r2"), "train/grad_norm") == 0
 
 
-def test_a_lost_checkpoint_ends_both_ranks_with_the_same_sentence(folder, two) -> None:
+def test_lost_checkpoint_is_one_sentence_on_both_ranks(folder, two) -> None:
     output = (folder / "two.out").read_text()
     assert f"step-{STEPS:06d}/manifest.json is missing" in output and "Connection closed" not in output
 
@@ -259,13 +259,13 @@ def test_resume_is_bitwise_across_an_epoch_boundary(two) -> None:
     assert [e.step for e in events.Scalars("validation/loss")] == [0, 2, 4, 6]
 
 
-def test_a_signal_to_one_rank_in_the_middle_of_a_step_stops_all(folder, two) -> None:
+def test_signal_to_one_rank_stops_all(folder, two) -> None:
     output = (folder / "two.out").read_text()
     assert "signal: stopped after step 3/6, saved" in output  # rank 0 prints it; another rank received the signal
     assert f"resumed from {two}/stopped-2/" in output
 
 
-def test_a_clean_start_prints_six_lines_before_its_first_step(folder, two) -> None:
+def test_clean_start_prints_six_lines(folder, two) -> None:
     lines = (folder / "two.out").read_text().partition("step 1/")[0].splitlines()
     printed = [line for line in lines if "tokenise" not in line and not line.startswith("step 0/")]
     first = [line.split()[0] for line in printed]
@@ -275,16 +275,16 @@ def test_a_clean_start_prints_six_lines_before_its_first_step(folder, two) -> No
     assert printed[1] in recorded and "a save writes" in recorded and "messages (messages)" in recorded
 
 
-def test_a_slow_rank_is_named_once_and_its_time_is_a_curve(folder, two) -> None:
-    said = f"warning: rank 1 on host {platform.node()} takes 30.0 times as long as the median rank for its part of forward, in 5"
-    assert (folder / "two.out").read_text().count(said) == 1
+def test_slow_rank_is_named_once(folder, two) -> None:
+    warning = f"warning: rank 1 on host {platform.node()} takes 30.0 times as long as the median rank for its part of forward, in 5"
+    assert (folder / "two.out").read_text().count(warning) == 1
     slowest = rows(two / "r2-long", "time/slowest_rank_seconds")
     assert list(slowest) == list(range(2, 2 * STEPS + 1))  # each row has the times of the row before
     for row in slowest.values():  # 2 micro-batches
         assert (row["time/slowest_rank_seconds"], row["time/median_rank_seconds"]) == (60.0 * LAYERS, 2.0 * LAYERS)
 
 
-def test_every_rank_writes_a_trace_of_the_steps_of_run_profile(folder, two) -> None:
+def test_every_rank_writes_a_profile(folder, two) -> None:
     traces = sorted((two / "r2-long" / "profile").iterdir())
     assert [trace.name for trace in traces] == [f"steps-2-2-rank-{rank}.json.gz" for rank in range(2)]
     for trace in traces:
@@ -294,7 +294,7 @@ def test_every_rank_writes_a_trace_of_the_steps_of_run_profile(folder, two) -> N
     assert "the trace of steps 2 to 2 is in " in output and "profiler_st" not in output  # the library is silent
 
 
-def test_a_validation_interrupted_by_a_signal_is_done_after_the_resume(two) -> None:
+def test_interrupted_validation_is_repeated_after_resume(two) -> None:
     """Step 2 was saved before its validation. After the resume it is validated once, and is the best."""
     checkpoints = two / "stopped-validating" / "checkpoints"
     state = json.loads((checkpoints / "step-000002" / "manifest.json").read_text())["state"]
@@ -332,7 +332,7 @@ def test_copies_whose_gradients_differ_clip_and_skip_alike(folder, two) -> None:
     assert [row["train/skipped_steps"] for row in rows(two / "r2-none-differs").values()] == [0, 1, 1]
 
 
-def test_the_random_numbers_of_a_step_that_a_signal_has_discarded_are_drawn_again(folder, two) -> None:
+def test_discarded_step_draws_its_random_numbers_again(folder, two) -> None:
     """And bf16 weights, which round by random numbers of their own, resume to the bit."""
     assert (folder / "two.out").read_text().count("signal: stopped after step 1/") == 1
     straight, stopped = two / "r2-noisy", two / "stopped-noisy"
@@ -346,7 +346,7 @@ def test_the_random_numbers_of_a_step_that_a_signal_has_discarded_are_drawn_agai
     assert "keeps 12N bytes for N parameters" in (straight / "start.txt").read_text()
 
 
-def test_the_number_of_collectives_per_step(folder, two, four) -> None:
+def test_number_of_collectives_per_step(folder, two, four) -> None:
     """2 micro-batches on 2 ranks. With hybrid on 4, the first step has 2 and the second has 1."""
     units, per_step = LAYERS + 3, {}  # embedding, head, root
     for name in ("r2", "r2-grad-op", "r2-none"):
@@ -370,9 +370,9 @@ def test_the_number_of_collectives_per_step(folder, two, four) -> None:
 
 @pytest.mark.parametrize("mode", ["selective", "offload", "second"])
 def test_activation_checkpointing_is_bitwise_identical(one, mode) -> None:
-    found, plain = first_steps(one / f"r1-{mode}", one / "r1")
-    for key in ("train/loss", "train/grad_norm"):  # those of step 2 show the update of step 1
-        assert len(plain) == 2 and relative_difference(plain, found, key) == 0
+    checkpointed, plain = first_steps(one / f"r1-{mode}", one / "r1")
+    for key in ("train/loss", "train/grad_norm"):  # the rows of step 2 show the update of step 1
+        assert len(plain) == 2 and relative_difference(plain, checkpointed, key) == 0
 
 
 def adapters(run: Path) -> dict:
@@ -381,7 +381,7 @@ def adapters(run: Path) -> dict:
 
 
 @pytest.mark.parametrize("name", ["r2-lora", "r2-lora-grad-op", "r2-lora-none"])
-def test_lora_gives_the_same_update_under_every_sharding(one, name) -> None:
+def test_lora_update_is_independent_of_sharding(one, name) -> None:
     """Against one rank with recomputed activations: the same A at the start, the same adapters at the end."""
     assert_same_update(one / name, one / "r1-lora")
     assert largest_difference(adapters(one / "r1-lora"), adapters(one / name)) < 1e-5
@@ -392,9 +392,9 @@ def test_lora_resumes_bitwise(two) -> None:
     assert largest_difference(weights(two / "r2-lora"), weights(two / "stopped-lora")) == 0.0
 
 
-def test_lora_saves_adapters_and_exports_them_merged_and_alone(folder, one) -> None:
+def test_lora_exports_adapters_merged_and_alone(folder, one) -> None:
     """The export is base + alpha / rank x B A: the adapter in peft on the base has its logits, and the run had its loss."""
-    base, merged, found = (
+    base, merged, exported = (
         load_file(folder / "model" / "model.safetensors"),
         weights(one / "r1-lora"),
         adapters(one / "r1-lora"),
@@ -403,11 +403,11 @@ def test_lora_saves_adapters_and_exports_them_merged_and_alone(folder, one) -> N
     assert merged.keys() == base.keys()
     for name, weight in merged.items():
         prefix = f"base_model.model.{name.removesuffix('.weight')}"
-        a, b = (found.get(f"{prefix}.lora_{side}.weight") for side in "AB")
+        a, b = (exported.get(f"{prefix}.lora_{side}.weight") for side in "AB")
         expected = base[name] if a is None or b is None else base[name] + 2.0 * b @ a
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
         changed += not torch.equal(weight, base[name])
-    assert changed == LAYERS * 7 and len(found) == 2 * changed
+    assert changed == LAYERS * 7 and len(exported) == 2 * changed
     from peft import PeftModel  # slow to import
 
     ids = torch.arange(40)[None] % 300
@@ -420,12 +420,12 @@ def test_lora_saves_adapters_and_exports_them_merged_and_alone(folder, one) -> N
     assert (before - together).abs().max() > 0.01
     # In the checkpoint: A and B, two moments of each, the step, the random state of the rank.
     stored = FileSystemReader(one / "r1-lora" / "checkpoints" / "step-000003").read_metadata().state_dict_metadata
-    assert len(stored) == 4 * len(found) + 1 and not any("base_layer" in name for name in stored)
+    assert len(stored) == 4 * len(exported) + 1 and not any("base_layer" in name for name in stored)
     forgetting = [row["forgetting/kl"] for row in rows(one / "r1-lora", "forgetting/kl").values()]
     assert forgetting[0] == pytest.approx(0, abs=1e-6) and forgetting[-1] > 1e-4
 
 
-def test_a_non_finite_loss_skips_the_step_on_all_ranks(two) -> None:
+def test_non_finite_loss_skips_step_on_all_ranks(two) -> None:
     """That of the last rank. That such a step changes no weight is in test_durable_runs.py."""
     curve = rows(two / "r2-nans")
     assert [row["train/skipped_steps"] for row in curve.values()] == [0, 0, 1, 2, 3, 4, 5]
@@ -433,7 +433,7 @@ def test_a_non_finite_loss_skips_the_step_on_all_ranks(two) -> None:
         assert all(math.isnan(row[key]) == (step > 2) for step, row in curve.items()), key
 
 
-def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two) -> None:
+def test_five_bad_steps_stop_the_run(folder, two) -> None:
     output = (folder / "two.out").read_text()
     assert "error: loss or gradient norm was not finite in 5 steps in a row, up to step 7" in output
     checkpoints = two / "r2-nans" / "checkpoints"
@@ -443,7 +443,7 @@ def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two
     assert (state["step"], state["loop"]["skipped_steps"], state["proven_step"]) == (2, 0, 1)
 
 
-def test_a_full_disk_on_rank_0_stops_all_ranks_and_the_run_resumes_from_its_last_checkpoint(folder, two) -> None:
+def test_full_disk_stops_all_ranks(folder, two) -> None:
     assert "the checkpoint of step 2 needs" in (folder / "two.out").read_text()
     assert (folder / "full-disk").read_text() == "['step-000001']"
     assert largest_difference(weights(two / "r2"), weights(two / "r2-full-disk")) == 0.0
@@ -463,12 +463,12 @@ def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
         messages, tokenize=False
     )
     # The same logits: the exported model reproduces the last validation loss of the run, document by document.
-    made = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
+    documents = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
     total = 0.0
-    for ids, flags in map(made.get, range(len(made))):
+    for ids, flags in map(documents.get, range(len(documents))):
         log_p = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
         total -= sum(log_p[t - 1, ids[t]].item() for t in flags.nonzero()[0])
     assert rows(one / "r1", "validation/loss")[STEPS]["validation/loss"] == pytest.approx(
-        total / made.targets.sum(), rel=1e-5
+        total / documents.targets.sum(), rel=1e-5
     )
     assert model.config.use_cache and model.config.architectures == ["Qwen2ForCausalLM"]

@@ -50,7 +50,7 @@ WEIGHTS = (0.0, 0.25, 1.0, 3.0)
 RANK = int(os.environ.get("RANK", 0))
 LAST = int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK
 FORWARD = ("model.language_model:PackedLanguageModel", "forward")
-# Plant -> what the last rank, or every rank, sends itself before which call. Argument: the number of the call.
+# Plant -> the signal that the last rank, or every rank, sends itself before a call. Argument: the number of the call.
 SIGNALS = {
     # One forward before that with this number: the ranks read each other's flags one micro-batch later.
     "signal_at_micro_batch": (signal.SIGTERM, LAST, *FORWARD, -1),
@@ -88,8 +88,8 @@ def change_batches(change: Callable, set_attribute) -> None:
     plan_training = training.inputs.plan_training
 
     def changed(corpus: Corpus, *arguments, **options) -> object:
-        made = plan_training(corpus, *arguments, **options)
-        return dataclasses.replace(made, batch=lambda step: change(made.batch(step), corpus))
+        plan = plan_training(corpus, *arguments, **options)
+        return dataclasses.replace(plan, batch=lambda step: change(plan.batch(step), corpus))
 
     set_attribute(training.inputs, "plan_training", changed)
 
@@ -134,7 +134,7 @@ def plant(name: str | None, set_attribute) -> None:
 
             def counted(*arguments, original=original, what=what, **options) -> object:
                 tensor = arguments[0] if arguments else options.get("output_tensor", options.get("output"))
-                # Not the polls of the stop signal, and not what a save compares (`unlike_copies`).
+                # Without the polls of the stop signal and the comparison of a save (`unlike_copies`).
                 counts[what] += tensor.numel() > 1 and tensor.dtype not in (torch.float64, torch.int64)
                 if RANK == 0:
                     counted_file.write_text(json.dumps(counts))
@@ -238,15 +238,17 @@ def plant(name: str | None, set_attribute) -> None:
         collate, plan_as_usual, bad_items = training.inputs.collate, training.inputs.plan_training, set()
 
         def plan_with_bad(*arguments, **options) -> object:
-            made = plan_as_usual(*arguments, **options)
-            bad_items.update(made.batch(int(argument)).items)
-            return made
+            plan = plan_as_usual(*arguments, **options)
+            bad_items.update(plan.batch(int(argument)).items)
+            return plan
 
         def collate_bad(items: tuple[int, ...], corpus: Corpus) -> MicroBatch:
-            made = collate(items, corpus)
+            micro_batch = collate(items, corpus)
             if bad_items.isdisjoint(items):
-                return made
-            return dataclasses.replace(made, target_weights=torch.full(made.target_ids.shape, float("nan")))
+                return micro_batch
+            return dataclasses.replace(
+                micro_batch, target_weights=torch.full(micro_batch.target_ids.shape, float("nan"))
+            )
 
         set_attribute(training.inputs, "plan_training", plan_with_bad)
         set_attribute(training.inputs, "collate", collate_bad)
@@ -281,9 +283,11 @@ def plant(name: str | None, set_attribute) -> None:
 
         def add_noted(self, step: int, **options) -> None:
             def note_all(kind: str, tensors: list) -> None:
-                found.update({f"{kind}.{name}": whole(one) for name, one in zip(self.parameters, tensors, strict=True)})
+                noted_tensors.update(
+                    {f"{kind}.{name}": whole(tensor) for name, tensor in zip(self.parameters, tensors, strict=True)}
+                )
 
-            found, parameters = {}, list(self.parameters.values())
+            noted_tensors, parameters = {}, list(self.parameters.values())
             if step != 1:
                 return add_gradient(self, step, **options)
             note_all("weight", parameters)
@@ -293,7 +297,9 @@ def plant(name: str | None, set_attribute) -> None:
             assert communicated.get_total_counts() == 0
             note_all("total", [parameter.grad for parameter in parameters])
             if RANK == 0:
-                save_file({name: one.contiguous() for name, one in found.items()}, note("penalty.safetensors"))
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in noted_tensors.items()}, note("penalty.safetensors")
+                )
 
         set_attribute(Penalty, "add_gradient", add_noted)
     elif kind == "dropout":

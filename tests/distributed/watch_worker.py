@@ -21,8 +21,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import exit_code_of, exit_process
-from distributed.agreement import check_agreement
-from distributed.process_group import Ranks, StopSignal, process_group
+from distributed.process_group import Ranks, StopSignal, check_agreement, process_group
 
 FAULTS = [(name, float(minutes)) for name, _, minutes in (fault.partition(":") for fault in sys.argv[1].split())]
 DIRECTORY = Path(sys.argv[2]) if sys.argv[2] else None  # directory of the run

@@ -26,8 +26,8 @@ from scripts.export.signature import sign_release, verify_release
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 from tests.training.test_model_card import CONTENTS, START, STATE, evaluation, forgetting
 from training.checkpoint_export import Export, write_export
+from training.checkpointer import Record
 from training.model_card import read_results
-from training.record import Record
 
 pytest.importorskip("cyclonedx")
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")

@@ -33,7 +33,7 @@ def test_topics_are_written_without_what_evaluation_uses(folder):
     assert f"{len(texts)} documents" in done.stdout
 
 
-def test_one_process_and_two_that_share_the_model_write_the_same_chats(folder):
+def test_replay_is_independent_of_processes(folder):
     options = ("--source", "model", "--model", folder / "model", "--documents", 6, "--min-characters", 5, *SAMPLING)
     one = run_python(*SCRIPT, "--out", folder / "one.jsonl", *options)
     assert one.returncode == 0, one.stderr[-6000:]

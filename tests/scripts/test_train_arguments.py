@@ -15,7 +15,7 @@ config = Config(Model("nowhere"), Data(("a.jsonl",)), Batch(global_examples=8), 
 
 
 @pytest.mark.slow
-def test_a_deepspeed_file_overrides_the_config_and_the_command_line_overrides_both(tmp_path) -> None:
+def test_command_line_overrides_deepspeed_and_config(tmp_path) -> None:
     (tmp_path / "config.py").write_text(CONFIG)
     file = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 8}
     (tmp_path / "ds.json").write_text(json.dumps(file))

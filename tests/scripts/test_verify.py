@@ -29,7 +29,7 @@ from scripts.verify import seen as seen_module
 from scripts.verify.files import Differs, compare
 from scripts.verify.replay import EXACT, Segment, compare_segment, rows_of
 from scripts.verify.seen import seen
-from training.record import Entry, Record, plan_after
+from training.checkpointer import Entry, Record, plan_after
 
 IDENTITY = {part: {} for part in ("settings", "config.json", "versions", "the data", "the weights")}
 IDENTITY |= {part: {} for part in ("the tokenizer", "the code", "the scores' code")}

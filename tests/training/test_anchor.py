@@ -41,7 +41,7 @@ def model(tmp_path_factory):
     return load(write_tiny_model(tmp_path_factory.mktemp("model")))
 
 
-def test_each_target_has_what_the_base_predicts_for_it(model, ranks, tmp_path) -> None:
+def test_each_target_has_its_base_predictions(model, ranks, tmp_path) -> None:
     lines = []
     first = with_base(Data(), model, IDENTITY, tmp_path / "anchor", signal_is(False, ranks), lines.append)
     again = with_base(Data(), model, IDENTITY, tmp_path / "anchor", signal_is(False, ranks), lines.append)
@@ -63,7 +63,7 @@ def test_each_target_has_what_the_base_predicts_for_it(model, ranks, tmp_path) -
         assert data.add_base(collate((), CORPUS), ()).base_rows is None
 
 
-def test_with_another_base_or_other_data_all_are_predicted_again(model, ranks, tmp_path) -> None:
+def test_other_base_or_data_is_predicted_again(model, ranks, tmp_path) -> None:
     other, lines = Data(), list[str]()
     object.__setattr__(other, "train", Corpus(CORPUS.sources, CORPUS.names, CORPUS.shares, ("a", "b")))
     others = [(Data(), IDENTITY | {part: {"model": "2"}}) for part in IDENTITY]

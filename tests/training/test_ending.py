@@ -1,4 +1,4 @@
-"""What an export says it holds, and when that is what a finished run asks for."""
+"""The contents of an export, and when a finished run is satisfied with them."""
 
 import json
 from dataclasses import replace
@@ -14,19 +14,28 @@ from common.sha256 import sha256
 from configs.config import Batch, Config, Data, Forgetting, LoRA, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.checkpoint_directory import write_manifest
+from distributed.process_group import Ranks
 from training import ending
+from training.checkpointer import Record, RunRecord
 from training.ending import EXPORT, check_budget, contents_of_export, damage_of_export, export_run, is_finished, sums_of
-from training.evaluations import Evaluations
-from training.record import Record, RunRecord
+from training.evaluations import SAVED, Evaluations
+from training.start import TrainingRun
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 BEST = replace(CONFIG, run=Run("r", export="best"))
 MODEL = SimpleNamespace(dtype=torch.float32)
 
 
+def run_of(folder: Path, ranks: Ranks, config: Config = CONFIG) -> TrainingRun:
+    """A run of 8 steps in `folder`."""
+    data = SimpleNamespace(total_steps=8, chats=None, stop_ids=())
+    parts = {"model": None, "model_config": MODEL, "tokenizer": None}
+    return SimpleNamespace(config=config, data=data, ranks=ranks, directory=folder, **parts)  # type: ignore[return-value]
+
+
 def found(**saved) -> Evaluations:
     evaluations = Evaluations(CONFIG, None)
-    evaluations.load_state_dict(evaluations.state_dict() | saved)
+    evaluations.load_state_dict({name: getattr(evaluations, name) for name in SAVED} | saved)
     return evaluations
 
 
@@ -41,11 +50,11 @@ def write_export(folder: Path, record: dict) -> None:
     for part in (folder, adapter):
         part.mkdir(exist_ok=True)
         (part / "model.safetensors").write_bytes(b"12345")
-    sums = {"files": sums_of(folder), "adapter": sums_of(adapter), "head": "the head before it"}
+    sums = {"format": 1, "files": sums_of(folder), "adapter": sums_of(adapter), "head": "the head before it"}
     (folder / EXPORT).write_text(json.dumps(record | sums))
 
 
-def test_an_export_is_that_of_a_checkpoint_a_choice_and_a_dtype(tmp_path, ranks) -> None:
+def test_export_names_checkpoint_choice_and_dtype(tmp_path, ranks) -> None:
     checkpoints, export = tmp_path / "checkpoints", tmp_path / "export"
 
     def is_exported(record: dict) -> bool:
@@ -70,7 +79,7 @@ def test_an_export_is_that_of_a_checkpoint_a_choice_and_a_dtype(tmp_path, ranks)
     assert is_exported(contents_of_export(CONFIG, 8, best_of_4, MODEL, checkpoints))
 
 
-def test_a_missing_or_changed_file_of_the_export_or_the_adapter_is_named_and_others_are_let_be(tmp_path, ranks) -> None:
+def test_missing_and_changed_files_are_named(tmp_path, ranks) -> None:
     export, record = tmp_path / "export", contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
     write_export(export, record)
     (export / "README.md").write_text("a card")
@@ -82,18 +91,22 @@ def test_a_missing_or_changed_file_of_the_export_or_the_adapter_is_named_and_oth
         f"{tmp_path}/adapter/model.safetensors is missing",
         f"{export}/model.safetensors has changed: its SHA-256 is not that of export.json",
     ]
-    for earlier in (record | {"files": {"model.safetensors": 5}}, []):  # of an earlier version
-        (export / EXPORT).write_text(json.dumps(earlier))
-        assert damage_of_export(export, record, ranks) is None
+    (export / EXPORT).write_text("[]")  # damaged
+    assert damage_of_export(export, record, ranks) is None
+    (export / EXPORT).write_text(json.dumps(record | {"format": 0}))
+    with pytest.raises(
+        UserError, match="export.json has format 0, and this version of the code reads format 1; remove"
+    ):
+        damage_of_export(export, record, ranks)
 
 
-def test_an_export_and_its_certificate_that_were_edited_together_are_refused(tmp_path, ranks) -> None:
+def test_export_edited_with_its_certificate_is_refused(tmp_path, ranks) -> None:
     """Every sum of export.json holds; the record knows another export.json."""
     export, contents = tmp_path / "export", contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
     write_export(export, contents)
 
     def finished() -> bool:
-        return is_finished(CONFIG, 8, 8, found(), False, MODEL, export, ranks)
+        return is_finished(run_of(tmp_path, ranks), 8, found(), False)
 
     Record(tmp_path).append("export", sha256=sha256(export / EXPORT))
     assert finished()
@@ -104,22 +117,33 @@ def test_an_export_and_its_certificate_that_were_edited_together_are_refused(tmp
         finished()
 
 
-def test_a_run_whose_search_a_signal_has_ended_is_not_judged_by_the_certificate_of_another_budget(
-    tmp_path, ranks
-) -> None:
+def test_certificate_of_another_budget_is_ignored(tmp_path, ranks) -> None:
     text = {"kl": {"prose": {"value": 0.3, "low": 0.2, "high": 0.4}}, "file": "f", "left_out": 0}
-    said = {"max_kl": 0.1, "met": False, "worst": 0.3, "alpha": 1.0, "step": 8, "low": None, "high": None, "value": 2.0}
-    said |= {"means": [], "readings": 1, "texts": [text, text], "curve": "validation/loss:min", "dtype": "float32"}
+    certificate = {
+        "max_kl": 0.1,
+        "met": False,
+        "worst": 0.3,
+        "alpha": 1.0,
+        "step": 8,
+        "low": None,
+        "high": None,
+        "value": 2.0,
+    }
+    certificate |= {
+        "means": [],
+        "readings": 1,
+        "texts": [text, text],
+        "curve": "validation/loss:min",
+        "dtype": "float32",
+    }
     (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "certificate.json").write_text(json.dumps(said))
-    check_budget(replace(CONFIG, forgetting=Forgetting(max_kl=0.5, strict=True)), tmp_path / "export", ranks)
+    (tmp_path / "export" / "certificate.json").write_text(json.dumps(certificate))
+    check_budget(run_of(tmp_path, ranks, replace(CONFIG, forgetting=Forgetting(max_kl=0.5, strict=True))))
     with pytest.raises(NotMet, match="forgetting.max_kl=0.1 is NOT met: the KL to the base is 0.3"):
-        check_budget(replace(CONFIG, forgetting=Forgetting(max_kl=0.1, strict=True)), tmp_path / "export", ranks)
+        check_budget(run_of(tmp_path, ranks, replace(CONFIG, forgetting=Forgetting(max_kl=0.1, strict=True))))
 
 
-def test_an_older_export_that_is_asked_for_again_replaces_the_entry_of_one_that_a_kill_cut_off(
-    tmp_path, ranks, capsys
-) -> None:
+def test_export_cut_off_by_a_kill_is_repeated(tmp_path, ranks, capsys) -> None:
     """Else verify.py would compare neither: it waits for the newest entry's export to get its name."""
     export, contents = tmp_path / "export", contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
     write_export(export, contents)
@@ -127,7 +151,7 @@ def test_an_older_export_that_is_asked_for_again_replaces_the_entry_of_one_that_
 
     def is_finished_after(directory: str, sha256: str) -> bool:
         Record(tmp_path).append("export", step=8, directory=directory, sha256=sha256)
-        return is_finished(CONFIG, 8, 8, found(), False, MODEL, export, ranks)
+        return is_finished(run_of(tmp_path, ranks), 8, found(), False)
 
     assert is_finished_after("export", digest) and is_finished_after("/by/export.py", "0" * 64)
     assert not is_finished_after("export", "1" * 64)
@@ -135,7 +159,7 @@ def test_an_older_export_that_is_asked_for_again_replaces_the_entry_of_one_that_
     assert is_finished_after("export", digest)
 
 
-def test_an_adapter_gets_its_name_after_the_entry_that_has_its_sums(tmp_path, ranks, monkeypatch) -> None:
+def test_adapter_gets_its_name_after_its_entry(tmp_path, ranks, monkeypatch) -> None:
     """A kill before it leaves the older adapter beside the older export, which the record knows."""
     (adapter := tmp_path / "adapter").mkdir()
     (adapter / "weights").write_text("old")
@@ -150,14 +174,13 @@ def test_an_adapter_gets_its_name_after_the_entry_that_has_its_sums(tmp_path, ra
     for name in ("write_files", "parameter_names", "merged", "stored_form"):
         monkeypatch.setattr(ending, name, lambda *arguments: None)
     monkeypatch.setattr(ending, "export_model", export_model)
-    record, found = RunRecord(tmp_path, Corpus(()), ranks), []
+    record, weights_at_entry = RunRecord(tmp_path, Corpus(()), ranks), []
     append = record.append
     monkeypatch.setattr(
-        record, "append", lambda *a, **o: found.append((adapter / "weights").read_text()) or append(*a, **o)
+        record, "append", lambda *a, **o: weights_at_entry.append((adapter / "weights").read_text()) or append(*a, **o)
     )
     config = replace(CONFIG, lora=LoRA(rank=2))
-    progress = 8, 8, 8, Evaluations(CONFIG, None), tmp_path / "export"
-    export_run(config, *progress, None, MODEL, None, record)  # type: ignore[arg-type]
-    assert found == ["old"] and (adapter / "weights").read_text() == "new"
+    export_run(run_of(tmp_path, ranks, config), {"step": 8, "updates": 8}, Evaluations(CONFIG, None), record)
+    assert weights_at_entry == ["old"] and (adapter / "weights").read_text() == "new"
     written = json.loads((tmp_path / "export.tmp" / EXPORT).read_text())
     assert written["adapter"] == {"weights": sha256(adapter / "weights")}

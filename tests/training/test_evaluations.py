@@ -1,4 +1,4 @@
-"""Which evaluations are due, which checkpoint is the best, and what of it a resume keeps."""
+"""The evaluations that are due, the best checkpoint, and the state that a resume keeps."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from data.batches import collate, plan_training, step_batch
 from data.dealing import Dealer, one_per_token
 from data.examples import in_memory
 from data.sources import Corpus
-from training.evaluations import Evaluations
+from training.evaluations import SAVED, Evaluations
 from training.inputs import Inputs
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
@@ -27,14 +27,18 @@ def made(**run) -> Evaluations:
     return found
 
 
+def saved(evaluations: Evaluations) -> dict:
+    return {name: getattr(evaluations, name) for name in SAVED}
+
+
 def again(evaluations: Evaluations, **run) -> Evaluations:
     """A start that resumes."""
     resumed = made(**run)
-    resumed.load_state_dict(json.loads(json.dumps(evaluations.state_dict())))
+    resumed.load_state_dict(json.loads(json.dumps(saved(evaluations))))
     return resumed
 
 
-def test_an_evaluation_is_due_first_last_and_every_so_many_steps_and_once_at_each() -> None:
+def test_evaluations_are_due_once_per_step() -> None:
     def due_steps(every: int) -> list[int]:
         evaluations, steps = made(eval_every=every), []
         for step in range(8):
@@ -49,7 +53,7 @@ def test_an_evaluation_is_due_first_last_and_every_so_many_steps_and_once_at_eac
     assert due_steps(0) == [0, 7]
 
 
-def test_the_best_evaluation_has_the_lowest_finite_validation_loss_of_a_trained_model() -> None:
+def test_best_has_lowest_finite_validation_loss() -> None:
     evaluations, improved = made(), []
     for step, loss in enumerate((1.0, math.nan, 2.0, 2.0, math.inf, 1.5)):
         improved.append(evaluations.finish("validation", {"validation/loss": loss}, step, updates=step))
@@ -62,7 +66,7 @@ def test_the_best_evaluation_has_the_lowest_finite_validation_loss_of_a_trained_
     assert (evaluations.base_loss, evaluations.best_step) == (1.0, None)
 
 
-def test_the_best_by_a_score_is_the_highest_and_an_evaluation_without_it_does_not_count() -> None:
+def test_best_by_score_is_the_highest() -> None:
     evaluations, improved = made(best_by="f1", eval_generate=8), []
     figures = [{"validation/f1": 0.9}, {"validation/f1": 0.2}, {}, {"validation/f1": 0.2}, {"validation/f1": 0.5}]
     for step, scores in enumerate(figures):
@@ -73,7 +77,7 @@ def test_the_best_by_a_score_is_the_highest_and_an_evaluation_without_it_does_no
     assert (*best, evaluations.base_loss) == (0.9, 0.5, 4, 0.5, 1.0)
 
 
-def test_the_best_by_nll_is_the_lowest_whatever_loss_trains() -> None:
+def test_best_by_nll_is_the_lowest() -> None:
     evaluations, improved = made(best_by="validation/nll", stop_after_no_gain=2), []
     for step, (loss, nll) in enumerate(((5.0, 2.0), (1.0, 4.0), (2.0, 3.0), (0.5, 3.5), (3.0, math.nan), (0.4, 3.0))):
         figures = {"validation/loss": loss, "validation/nll": nll}
@@ -86,7 +90,7 @@ def test_the_best_by_nll_is_the_lowest_whatever_loss_trains() -> None:
     assert "validation" in again(evaluations, best_by="validation/loss").due(5, 5)
 
 
-def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_resume() -> None:
+def test_run_stalls_without_gain_across_resumes() -> None:
     evaluations, stalled = made(), []
     for step, loss in enumerate((9.0, 3.0, 4.0, 2.0, 2.0, math.nan, 2.5, 2.5)):
         evaluations.finish("validation", {"validation/loss": loss}, step, step)
@@ -99,15 +103,15 @@ def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_re
     assert made().why_stalled(5) == "ended early after step 5, by a condition of train.py"
 
 
-def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_the_best() -> None:
+def test_changed_criterion_forgets_the_best() -> None:
     evaluations = made()
     evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
     evaluations.finish("validation", {"validation/loss": 0.4}, 6, 6)
     evaluations.finish("validation", {"validation/loss": 0.5}, 7, 7)
     same = made()
-    assert same.load_state_dict(evaluations.state_dict()) == [] and same.is_judged and same.without_gain == 1
+    assert same.load_state_dict(saved(evaluations)) == [] and same.is_judged and same.without_gain == 1
     changed = made(best_by="f1", eval_generate=8)
-    lines = changed.load_state_dict(evaluations.state_dict())
+    lines = changed.load_state_dict(saved(evaluations))
     assert changed.due(6, 9) == [] and "validation" in changed.due(9, 9) and "validation" not in changed.evaluated
     what = "run.best_by has changed (validation/loss:min -> validation/f1:max of 8 answers)"
     assert lines == [f"{what}: the next evaluation is the first that counts"]
@@ -115,7 +119,7 @@ def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_t
     assert not changed.is_judged  # so that a finished run is not "already finished", but evaluated again
 
 
-def test_the_best_by_forgetting_stays_the_best_with_other_validation_data() -> None:
+def test_best_by_forgetting_survives_other_validation_data() -> None:
     evaluations = made(best_by="forgetting/kl")
     evaluations.validation = ["before"]
     evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
@@ -124,7 +128,7 @@ def test_the_best_by_forgetting_stays_the_best_with_other_validation_data() -> N
     for best_by, best_step in {"forgetting/kl": 3, "validation/loss": None}.items():
         resumed = made(best_by=best_by)
         resumed.validation = ["other"]
-        lines = resumed.load_state_dict(json.loads(json.dumps(evaluations.state_dict())))
+        lines = resumed.load_state_dict(json.loads(json.dumps(saved(evaluations))))
         assert (resumed.best_step, resumed.best_loss, bool(lines)) == (best_step, None, best_step is None)
         assert (evaluations.base_loss, resumed.base_loss) == (0.9, None)  # of the texts before
         assert "validation" in resumed.due(3, 3)
@@ -135,40 +139,43 @@ def test_the_best_by_forgetting_stays_the_best_with_other_validation_data() -> N
 def test_the_documents_of_an_evaluation_are_dealt_once() -> None:
     """For 30,000 documents on 512 ranks that takes seconds, in which all of them wait."""
     documents = [in_memory([np.arange(4)] * 6, [np.arange(4) > first] * 6) for first in (0, 1)]
-    train, validation = (Corpus((one,)) for one in documents)
+    train, validation = (Corpus((items_of_batch,)) for items_of_batch in documents)
     dealer, dealt = Dealer(8, one_per_token), []
     counted = SimpleNamespace(deal=lambda *arguments: dealt.append(arguments) or dealer.deal(*arguments))
     inputs = Inputs(train, None, 0, 0, validation, (), counted, dealer.deal, None, None)  # type: ignore[arg-type]
     rank = SimpleNamespace(world_size=2, rank=1, device=torch.device("cpu"))
     for items, corpus in (((0, 1, 2, 3), validation), ((4, 5), validation), ((4, 5), train)) * 2:
-        found = [batch.target_ids.tolist() for batch in inputs.micro_batches(items, corpus, rank)]  # type: ignore[arg-type]
-        expected = [collate(one, corpus).target_ids.tolist() for one in dealer.deal(items, corpus, 2).of_rank(1)]
-        assert found == expected
+        ids = [batch.target_ids.tolist() for batch in inputs.micro_batches(items, corpus, rank)]  # type: ignore[arg-type]
+        expected = [
+            collate(items_of_batch, corpus).target_ids.tolist()
+            for items_of_batch in dealer.deal(items, corpus, 2).of_rank(1)
+        ]
+        assert ids == expected
     assert len(dealt) == 3
 
 
-def test_a_plan_that_an_edited_loop_replaces_decides_what_is_trained_and_what_divides_it() -> None:
+def test_replaced_plan_decides_documents_and_divisor() -> None:
     corpus = Corpus((in_memory([np.full(4, item) for item in range(4)], [np.arange(4) > 0] * 4),))
     dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
     inputs = Inputs(corpus, plan, 2, 0, None, (), dealer, lambda items: dealer.deal(items, corpus, 1), None, CONFIG)
     last_first = dataclasses.replace(plan, batch=lambda step: step_batch([3 - step], corpus))
     edited = dataclasses.replace(inputs, plan=last_first)
     rank = SimpleNamespace(world_size=1, rank=0, device=torch.device("cpu"))
-    found = [
+    steps = [
         (batch.input_ids.tolist(), batch.divisor)
         for _, micro_batches in edited.steps(0, rank)  # type: ignore[arg-type]
         for batch, _ in micro_batches
     ]
-    assert found == [([[3] * 4], 3), ([[2] * 4], 3)]
+    assert steps == [([[3] * 4], 3), ([[2] * 4], 3)]
     assert [edited.deal(step).items for step in range(2)] == [(((3,),),), (((2,),),)]
 
 
-def test_a_plan_that_is_no_function_of_the_step_is_named() -> None:
-    """Micro-batches are made in advance: those of a plan that depends on the loss would be those of an earlier loss."""
-    corpus, asked = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
+def test_impure_plan_is_refused() -> None:
+    """Micro-batches are made in advance: a plan that depends on the loss would follow an earlier loss."""
+    corpus, requested = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
     dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
     moving = dataclasses.replace(
-        plan, batch=lambda step: asked.append(step) or step_batch([asked.count(step) % 2], corpus)
+        plan, batch=lambda step: requested.append(step) or step_batch([requested.count(step) % 2], corpus)
     )
     deal = lambda items: dealer.deal(items, corpus, 1)  # noqa: E731
     inputs = Inputs(corpus, moving, 2, 0, None, (), dealer, deal, None, CONFIG)

@@ -20,7 +20,9 @@ from model.new_tokens import NewToken
 from model.vocabulary import read_base_tokenizer, write_extension
 from model.weights import Weights
 from tests.tiny import write_tiny_model
-from training.ending import name_rope_as_before, sums_of, write_files
+from training import ending
+from training.chat_settings import chat_settings
+from training.ending import name_rope_as_before, sums_of
 
 EOS, END_OF_TURN, OTHER = 0, 2, 1  # <|endoftext|>, <|im_end|> of the chat template, and one that only the base knows
 PROMPT, ANSWER = [5, 6, 7], [20, 21, 22]
@@ -40,6 +42,11 @@ def base(tmp_path_factory):
 
 def config_of(base, **data):
     return Config(Model(str(base)), Data(("a.jsonl",), **data), Batch(1), Optimizer(1e-4), Run("r"))
+
+
+def write_files(folder, config, model_config, tokenizer):
+    chats = chat_settings(config.data)
+    ending.write_files(folder, config, model_config, tokenizer, chats, ExampleEncoder(tokenizer, chats).stop_ids)
 
 
 def export(base, folder, config=None, template=None):
@@ -63,7 +70,7 @@ class Script(LogitsProcessor):
 
 
 @pytest.mark.parametrize("stop", [EOS, END_OF_TURN, OTHER])
-def test_transformers_stops_where_training_taught_the_model_to_stop(base, tmp_path, stop):
+def test_transformers_stops_at_the_trained_end(base, tmp_path, stop):
     folder = export(base, tmp_path / "export")
     model = AutoModelForCausalLM.from_pretrained(folder)
     script = Script([*ANSWER, stop, *[30] * 9])
@@ -74,7 +81,7 @@ def test_transformers_stops_where_training_taught_the_model_to_stop(base, tmp_pa
     assert len(ids[0]) == len(PROMPT) + 7  # max_new_tokens of the base's file
 
 
-def test_what_the_base_has_is_kept_and_each_token_is_named_once(base, tmp_path):
+def test_generation_config_keeps_the_base_settings(base, tmp_path):
     folder = export(base, tmp_path / "export")
     written = json.loads((folder / "generation_config.json").read_text())
     assert written == {"eos_token_id": [EOS, OTHER, END_OF_TURN], "do_sample": False, "max_new_tokens": 7}
@@ -84,7 +91,7 @@ def test_what_the_base_has_is_kept_and_each_token_is_named_once(base, tmp_path):
     assert again["eos_token_id"] == [EOS, OTHER, END_OF_TURN]  # an export is the base of the next run
 
 
-def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_path):
+def test_missing_generation_config_is_created(base, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     tokenizer, config = load_tokenizer(str(base)), AutoConfig.from_pretrained(base)
@@ -112,7 +119,7 @@ def test_transformers_4_would_read_the_same_tokenizer(base, tmp_path):
     assert read.all_special_tokens == tokenizer.all_special_tokens
 
 
-def test_chat_json_is_written_only_where_a_setting_is_set_and_read_by_evaluation(base, tmp_path):
+def test_chat_json_is_written_only_if_needed(base, tmp_path):
     plain = export(base, tmp_path / "plain")
     assert not (plain / "chat.json").exists() and read_chat_settings(plain) == ChatSettings()
     options = {"enable_thinking": False}
@@ -127,7 +134,7 @@ def test_chat_json_is_written_only_where_a_setting_is_set_and_read_by_evaluation
             read_chat_settings(folder)
 
 
-def test_the_template_of_the_run_is_that_of_the_exported_tokenizer(base, tmp_path):
+def test_exported_tokenizer_has_the_run_template(base, tmp_path):
     template = tmp_path / "template.jinja"
     text = "{% for m in messages %}[{{ m.role }}|{{ enable_thinking }}|{{ strftime_now('%Y') }}]{{ m.content }}{% endfor %}"
     template.write_text(text)
@@ -161,7 +168,7 @@ PLAIN = {"rope_type": "default", "rope_theta": 1e4}
         ("olmo3", {"full_attention": PLAIN, "sliding_attention": PLAIN}, {"rope_theta": 1e4}),
     ],
 )
-def test_transformers_4_finds_rope_where_it_looks_and_5_reads_the_same_as_before(kind, rope, old, tmp_path):
+def test_transformers_4_and_5_read_equal_rope(kind, rope, old, tmp_path):
     """transformers 4.57.6, which no test installs, read these files right."""
     path = tmp_path / "config.json"
     AutoConfig.for_model(kind, rope_parameters=rope).save_pretrained(tmp_path)
@@ -172,8 +179,8 @@ def test_transformers_4_finds_rope_where_it_looks_and_5_reads_the_same_as_before
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == before
 
 
-def test_the_texts_of_the_licence_go_with_the_weights(base, tmp_path):
-    """Into an export, an adapter and an extension; a folder, a damaged link and what is too large for a text stay behind."""
+def test_licence_texts_are_exported(base, tmp_path):
+    """Into an export, an adapter and an extension; a folder, a damaged link and a file too large for a text stay behind."""
     source = shutil.copytree(base, tmp_path / "base")
     for name in ("LICENSE", "LICENCE.txt", "NOTICE", "USE_POLICY.md"):
         (source / name).write_text(name)
@@ -193,7 +200,7 @@ def test_the_texts_of_the_licence_go_with_the_weights(base, tmp_path):
     assert {"LICENSE", "NOTICE"} <= sums_of(folder).keys()
 
 
-def test_a_template_for_tools_is_kept_and_has_its_digest(base, tmp_path):
+def test_tool_template_is_kept_with_its_digest(base, tmp_path):
     """transformers keeps all but the default template in a folder (Command-R)."""
     tokenizer, template = load_tokenizer(str(base)), {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
     tokenizer.chat_template = template

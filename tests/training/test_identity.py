@@ -1,4 +1,4 @@
-"""A run's identity: whatever decides the weights is refused by its name at a resume, and nothing else is."""
+"""A run's identity: a resume refuses every change that decides the weights, by name, and no other change."""
 
 import dataclasses
 import json
@@ -77,7 +77,7 @@ def of(tmp_path, monkeypatch):
     return made
 
 
-def test_every_key_of_a_config_is_part_of_the_identity_or_not() -> None:
+def test_every_config_key_is_classified() -> None:
     keys = {
         f"{name}.{field.name}"
         for name, section in typing.get_type_hints(Config).items()
@@ -110,33 +110,18 @@ OTHER = {
 }
 
 
-def test_each_setting_that_decides_is_refused_by_its_name(folder, of) -> None:
+def test_changed_deciding_settings_are_refused_by_name(folder, of) -> None:
     config = config_of(folder)
     first, _ = of(config)
     assert first == json.loads(json.dumps(first))  # as a manifest gives it back
     for name, value in OTHER.items():
-        found = differences(first, of(with_value(config, name, value))[0])
+        phrases = differences(first, of(with_value(config, name, value))[0])
         expected = [f"{name}={first['settings'][name]}, now it is {json.loads(json.dumps(value))}"]
         if name == "lora.rank":
             expected.insert(0, "lora.alpha=None, now it is 8.0")
-        assert [difference for difference in found if "=" in difference] == expected
+        assert [difference for difference in phrases if "=" in difference] == expected
     rest = ("ewc.", "forgetting.", "lora.", "model.rope_", "data.chat_date", "batch.global_tokens")
     assert set(DECIDES) == {*OTHER, *(name for name in DECIDES if name.startswith(rest))}
-
-
-def test_what_data_exclude_does_not_reach_is_said(folder, tmp_path) -> None:
-    (ids := tmp_path / "ids.txt").write_text("example-3\n")
-    config = with_value(
-        with_value(config_of(folder), "data.exclude", str(ids)), "ewc.data", (str(folder / "train.jsonl"),)
-    )
-    model, tokenizer = read_model_config(config.model.path), load_tokenizer(config.model.path)
-    for strength, said in (
-        (0.0, []),
-        (1.0, [f"warning: data.exclude={ids}: EWC is estimated from what it was, which stays whole"]),
-    ):
-        of_ewc = with_value(config, "ewc.strength", strength)
-        inputs = read_inputs(of_ewc, tokenizer, model.vocab_size, one_per_token, 1, show_progress=False)
-        assert list(inputs.exclusion.lines[1:]) == said
 
 
 def test_an_anchor_and_its_weight_decide(folder, of) -> None:
@@ -146,11 +131,11 @@ def test_an_anchor_and_its_weight_decide(folder, of) -> None:
     anchored = with_value(plain, "data.mix", (dataclasses.replace(mix, anchor=True),))
     first = of(anchored)[0]
     assert "another data.mix" in differences(of(plain)[0], first)
-    found = differences(first, of(with_value(anchored, "forgetting.anchor_weight", 2.0))[0])
-    assert found == ["forgetting.anchor_weight=1.0, now it is 2.0"]
+    phrases = differences(first, of(with_value(anchored, "forgetting.anchor_weight", 2.0))[0])
+    assert phrases == ["forgetting.anchor_weight=1.0, now it is 2.0"]
 
 
-def test_no_free_setting_is_refused_but_each_is_listed(folder, of) -> None:
+def test_free_settings_are_listed_and_not_refused(folder, of) -> None:
     config = with_value(config_of(folder), "data.validation", (str(folder / "other.jsonl"),))
     first, settings = of(config)
     values = {"optimizer.epochs": 3, "optimizer.max_steps": 7, "data.validation": (str(folder / "train.jsonl"),)}
@@ -160,8 +145,8 @@ def test_no_free_setting_is_refused_but_each_is_listed(folder, of) -> None:
         now = getattr(getattr(config, section), key)
         if name in ("run.eval_generate", "run.best_by", "eval.metric", "eval.max_new_tokens", "model.layer_class"):
             continue  # they need others, or are a name that is looked up
-        other = not now if isinstance(now, bool) else now + 1 if isinstance(now, int | float) else "other"
-        value = values.get(name, other)
+        changed_value = not now if isinstance(now, bool) else now + 1 if isinstance(now, int | float) else "other"
+        value = values.get(name, changed_value)
         changed, listed = of(with_value(config, name, value))
         assert differences(first, changed) == [], name
         assert fingerprint(changed) == fingerprint(first)
@@ -171,7 +156,7 @@ def test_no_free_setting_is_refused_but_each_is_listed(folder, of) -> None:
         assert any(line.startswith(f"    {name}: ") for line in lines), (name, lines)
 
 
-def test_the_content_of_files_decides_and_not_their_names(folder, of, tmp_path) -> None:
+def test_file_contents_decide_and_not_names(folder, of, tmp_path) -> None:
     config = config_of(folder)
     first, settings = of(config)
 
@@ -210,17 +195,17 @@ def test_the_content_of_files_decides_and_not_their_names(folder, of, tmp_path) 
         check_identity(Path("c"), {"identity": first, "settings": settings, "step": 4}, now, listed, "auto")
 
 
-def test_changed_goes_on_and_leaves_another_fingerprint_than_a_run_that_began_so(folder, of) -> None:
-    """tests/distributed/test_durable_runs.py has what is said."""
+def test_resume_changed_leaves_its_own_fingerprint(folder, of) -> None:
+    """tests/distributed/test_durable_runs.py tests the messages."""
     config = config_of(folder)
-    (first, settings), (other, _) = of(config), of(with_value(config, "optimizer.learning_rate", 1e-5))
+    (first, settings), (changed_identity, _) = of(config), of(with_value(config, "optimizer.learning_rate", 1e-5))
     saved = {"identity": first, "settings": settings, "step": 4}
     assert check_identity(Path("step-000004"), saved, first, settings, "changed") == (first, [])
-    merged, _ = check_identity(Path("step-000004"), saved, other, settings, "changed")
-    assert len({fingerprint(each) for each in (first, other, merged)}) == 3
+    merged, _ = check_identity(Path("step-000004"), saved, changed_identity, settings, "changed")
+    assert len({fingerprint(each) for each in (first, changed_identity, merged)}) == 3
     # The next start of the changed run is that run; its history stays.
     saved = {"identity": merged, "settings": settings, "step": 6}
-    assert check_identity(Path("step-000006"), saved, other, settings, "auto") == (merged, [])
+    assert check_identity(Path("step-000006"), saved, changed_identity, settings, "auto") == (merged, [])
     back, _ = check_identity(Path("step-000006"), saved, first, settings, "changed")
     assert [change["step"] for change in back["changed"]] == [4, 6]
 
@@ -265,7 +250,7 @@ def code(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code, monkeypatch) -> None:
+def test_code_is_compared_by_syntax_tree(code, monkeypatch) -> None:
     before, scores = code_of(code / "train.py")
     assert list(before) == [*(f"room/{name}.py" for name in ("__init__", "late", "loss", "near")), *LOOP] and not scores
     rewritten = '"""A module."""\n\n\ndef chunked(\n    x,\n):\n    "Another."\n    return (x) * 2\n'
@@ -281,7 +266,7 @@ def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code, m
         assert first.keys() - before.keys() == {f"elsewhere/{module}", "elsewhere/helper.py"}  # of PYTHONPATH
         (code / "elsewhere" / "helper.py").write_text("x = 2\n")
         assert changed(first, code_of(code / "train.py")[0]) == ["elsewhere/helper.py"]
-    # So is a package that is installed as editable: its version stays what it is, whatever is edited.
+    # So is a package that is installed as editable: edits do not change its version.
     (code / "kit").mkdir()
     (code / "kit" / "losses.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(code / "kit"))
@@ -292,8 +277,8 @@ def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code, m
     assert code_of(code / "train.py")[0].keys() == before.keys()
 
 
-def test_the_function_that_makes_examples_belongs_to_the_code_and_to_the_data(code, folder, monkeypatch) -> None:
-    """Its module, and what that imports; the digest names the tokenised data, so that an edit tokenises them again."""
+def test_row_function_belongs_to_code_and_data(code, folder, monkeypatch) -> None:
+    """Its module with all imports. The digest names the tokenised data, so that an edit tokenises them again."""
     before, digest = code_of_row("mine:convert"), digest_of_row("mine:convert")
     assert list(before) == ["elsewhere/helper.py", "elsewhere/mine.py"] and digest
     (code / "elsewhere" / "helper.py").write_text("x = 2\n")
@@ -325,7 +310,7 @@ def test_scores_count_where_they_choose_the_weights(code, folder) -> None:
     chosen_by = {name: scores_module(with_value(config, "run.export", "best")) for name, config in best.items()}
     assert chosen_by == {"nll": None, "validation/loss": None, "forgetting/kl": "eval.forgetting"}
     first, scores = code_of(code / "train.py", "mine")
-    # The metric with what it imports, and what generates the answers; not the scores in whose place the metric stands.
+    # The metric with its imports, and the code that generates answers; not the scores that the metric replaces.
     generate = ["eval/generate.py", "training/answers.py"]
     assert list(scores) == ["elsewhere/helper.py", "elsewhere/mine.py", *generate]
     assert first == code_of(code / "train.py")[0]
@@ -345,12 +330,12 @@ def test_the_projects_own_scores_are_found(folder, monkeypatch) -> None:
     config = with_value(with_value(config_of(folder), "run.eval_generate", 8), "run.export", "best")
     code, scores = code_of(ROOT / "train.py", scores_module(with_value(config, "run.best_by", "f1")))
     assert {"train.py", "model/loss.py", "data/mixing.py", "distributed/optimizer.py"} <= code.keys()
-    assert {"eval/metric.py", "eval/generate.py", "training/answers.py", "training/asked.py"} <= scores.keys()
+    assert {"eval/metric.py", "eval/generate.py", "training/answers.py", "training/questions.py"} <= scores.keys()
     assert not code.keys() & scores.keys()
 
 
 @pytest.mark.slow
-def test_an_edited_loss_is_refused_at_a_resume_and_after_the_end(tmp_path) -> None:
+def test_edited_loss_is_refused(tmp_path) -> None:
     workplace(tmp_path, 20, optimizer="max_steps=2", run="log_to=()")
     text = (ROOT / "train.py").read_text()
     edited = text.replace('reduction="none")', 'reduction="none") * 2')
@@ -374,7 +359,7 @@ def test_an_edited_loss_is_refused_at_a_resume_and_after_the_end(tmp_path) -> No
 # ---- large files ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch) -> None:
+def test_large_file_is_hashed_once(tmp_path, monkeypatch) -> None:
     file, memory, read = tmp_path / "weights", tmp_path / "memory" / "sha256", []
     file.write_bytes(b"a" * 100)
     whole = sha256(file)
@@ -391,8 +376,8 @@ def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch) -> No
         if place.name != "lock":
             place.write_text("torn")
     assert remembered_sha256([file], memory=memory)[file] != whole and len(read) == 3
-    said: list[str] = []
+    lines: list[str] = []
     monkeypatch.setattr(common.sha256, "LONG", 99)
     blocked = tmp_path / "weights" / "sha256"  # below a file: no folder can be made
-    assert remembered_sha256([file], said.append, blocked)[file] == sha256(file)
-    assert "cannot be made" in said[0] and "GiB, once for these files" in said[1]
+    assert remembered_sha256([file], lines.append, blocked)[file] == sha256(file)
+    assert "cannot be made" in lines[0] and "GiB, once for these files" in lines[1]

@@ -41,7 +41,7 @@ def write(run: Path, ranks, start_step: int, evaluated: dict[str, int], steps: d
     log.close()
 
 
-def test_a_resume_drops_the_rows_of_lost_steps_and_a_torn_line(tmp_path, ranks) -> None:
+def test_resume_drops_rows_of_lost_steps(tmp_path, ranks) -> None:
     write(tmp_path, ranks, 0, {}, {step: {"train/loss": float(step)} for step in (1, 2, 3)})
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 2, "train/lo\xc3')  # killed while writing a line
@@ -50,15 +50,15 @@ def test_a_resume_drops_the_rows_of_lost_steps_and_a_torn_line(tmp_path, ranks) 
     check_tensorboard(tmp_path)
 
 
-def test_a_full_disk_is_named_by_the_file_that_is_on_it(tmp_path, ranks) -> None:
+def test_full_disk_error_names_metrics_file(tmp_path, ranks) -> None:
     log = Log(tmp_path, ranks, ()).open(0, {}, total_steps=9)
     log.file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/metrics.jsonl'"):
         log.row(1, {"train/loss": 1.0})
 
 
-def test_a_run_goes_on_when_nobody_reads_its_lines(tmp_path, ranks, monkeypatch) -> None:
-    """The terminal was closed, or `tee` was killed: only what is in files is left."""
+def test_run_continues_without_a_terminal(tmp_path, ranks, monkeypatch) -> None:
+    """The terminal was closed, or `tee` was killed: only files are left."""
     reader, writer = os.pipe()
     os.close(reader)
     log = Log(tmp_path, ranks, ()).open(0, {}, total_steps=9)
@@ -70,7 +70,7 @@ def test_a_run_goes_on_when_nobody_reads_its_lines(tmp_path, ranks, monkeypatch)
     assert rows(tmp_path) == [{"step": 1, "validation/loss": 1.0}, {"step": 2, "train/loss": 2.0}]
 
 
-def test_a_run_goes_on_when_tensorboard_cannot_write(tmp_path, ranks, capfd) -> None:
+def test_run_continues_without_tensorboard(tmp_path, ranks, capfd) -> None:
     """Also after a save, which flushes; the thread of TensorBoard's writer prints no traceback."""
     log = Log(tmp_path, ranks).open(0, {}, total_steps=9)
     shutil.rmtree(tmp_path / "tensorboard")
@@ -84,7 +84,7 @@ def test_a_run_goes_on_when_tensorboard_cannot_write(tmp_path, ranks, capfd) -> 
     assert "Traceback" not in said.err
 
 
-def test_a_fresh_start_removes_all_rows_and_says_so(tmp_path, ranks, capsys) -> None:
+def test_fresh_start_removes_all_rows(tmp_path, ranks, capsys) -> None:
     write(tmp_path, ranks, 0, {}, {0: ({"validation/loss": 9.0}, {"model/size": 1.0}), 2: {"train/loss": 2.0}})
     assert "removed" not in capsys.readouterr().out
     (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
@@ -92,10 +92,10 @@ def test_a_fresh_start_removes_all_rows_and_says_so(tmp_path, ranks, capsys) -> 
     assert "the rows of an earlier start, which left no checkpoint, are removed" in capsys.readouterr().out
     assert rows(tmp_path) == [{"step": 0, "validation/loss": 8.0}, {"step": 1, "train/loss": 0.5}]
     check_tensorboard(tmp_path)
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one event file, and what is not ours
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one event file, and files of others
 
 
-def test_an_evaluation_at_the_resumed_step_stays_only_if_the_checkpoint_records_it(tmp_path, ranks) -> None:
+def test_resume_keeps_only_recorded_evaluations(tmp_path, ranks) -> None:
     done = ({"train/loss": 4.0, "train/mfu": 0.5}, {"validation/loss": 3.0, "validation/loss/mix": 2.0})
     done += ({"forgetting/kl": 0.25}, {"save/seconds": 1.5})
     write(tmp_path, ranks, 0, {}, {2: ({"train/loss": 5.0}, {"validation/loss": 5.0}), 4: done, 6: {"train/loss": 1.0}})
@@ -117,7 +117,7 @@ def test_an_evaluation_at_the_resumed_step_stays_only_if_the_checkpoint_records_
     check_tensorboard(tmp_path)
 
 
-def test_a_damaged_line_before_a_kept_row_is_one_sentence_and_behind_the_last_is_dropped(tmp_path, ranks) -> None:
+def test_damaged_line_before_kept_row_is_refused(tmp_path, ranks) -> None:
     lines = ['{"step": 1}', "[1]", '{"step": 2}', "\0\0\0\0", '{"step": 3}', '{"other": 1}']
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(lines))
@@ -132,7 +132,7 @@ def test_a_damaged_line_before_a_kept_row_is_one_sentence_and_behind_the_last_is
         assert rows(tmp_path) == [*({"step": step + 1} for step in range(kept)), {"step": 3, "train/loss": 1.0}]
 
 
-def test_sync_flushes_the_rows_and_the_events_to_disk(tmp_path, ranks, monkeypatch) -> None:
+def test_sync_flushes_rows_and_events(tmp_path, ranks, monkeypatch) -> None:
     log = Log(tmp_path, ranks).open(0, {}, 9)
     log.row(1, {"train/loss": 1.0})
     flushed, fsync = {}, os.fsync
@@ -147,13 +147,13 @@ def test_sync_flushes_the_rows_and_the_events_to_disk(tmp_path, ranks, monkeypat
     log.close()
 
 
-def test_a_save_that_takes_longer_than_torchrun_grants_is_a_warning(tmp_path, ranks, monkeypatch, capsys) -> None:
+def test_slow_save_gives_a_warning(tmp_path, ranks, monkeypatch, capsys) -> None:
     log = Log(tmp_path, ranks, ()).open(0, {}, 9)
     for grace in (None, 40.0, 41.5):
         monkeypatch.setattr("training.log.torchrun_grace", lambda grace=grace: grace)
         log.save(SaveTimes(7, 2.0, 41.0))
     log.close()
-    said = "saved step 7 in 41.0 s; training waited 2.0 s"
-    warning = f"warning: {said}: longer than the 40 s that torchrun grants after a signal; start torchrun with "
-    assert capsys.readouterr().out.splitlines() == [said, f"{warning}--shutdown-timeout=62", said]
+    sentence = "saved step 7 in 41.0 s; training waited 2.0 s"
+    warning = f"warning: {sentence}: longer than the 40 s that torchrun grants after a signal; start torchrun with "
+    assert capsys.readouterr().out.splitlines() == [sentence, f"{warning}--shutdown-timeout=62", sentence]
     assert rows(tmp_path) == [{"step": 7, "save/pause_seconds": 2.0, "save/total_seconds": 41.0}] * 3

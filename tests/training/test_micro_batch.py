@@ -1,4 +1,4 @@
-"""batch.micro_batch=auto: what is counted, and which number is taken. That all ranks take the same: distributed/test_durable_runs.py."""
+"""batch.micro_batch=auto: the counted memory and the chosen number. distributed/test_durable_runs.py tests that all ranks agree."""
 
 import dataclasses
 import json
@@ -46,14 +46,14 @@ def free_for(model_config):
 
 @pytest.fixture
 def settle(model_config, tmp_path, monkeypatch):
-    """`batch.micro_batch` and what is said, of a run in tmp_path with so much free memory."""
+    """Returns `batch.micro_batch` and the printed lines of a run in tmp_path with this much free memory."""
 
     def run(config: Config = CONFIG, free: int = 1 << 40) -> tuple[int | str, list[str]]:
-        said: list[str] = []
+        lines: list[str] = []
         monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: free)
         model = build_on_meta(model_config)
-        settled = settle_micro_batch(config, model, model_config, tmp_path, 1, said.append)
-        return settled.batch.micro_batch, said
+        settled = settle_micro_batch(config, model, model_config, tmp_path, 1, lines.append)
+        return settled.batch.micro_batch, lines
 
     return run
 
@@ -62,7 +62,7 @@ def with_(**sections) -> Config:
     return dataclasses.replace(CONFIG, **sections)
 
 
-def test_memory_that_is_left_is_filled_with_rows(settle, free_for) -> None:
+def test_free_memory_decides_the_rows(settle, free_for) -> None:
     for rows in (1, 7, 63):
         settled, (line,) = settle(free=free_for(rows + 0.5))
         start = f"batch.micro_batch=auto: {rows} ({rows * 100:,} tokens at most), what memory holds; memory holds {rows}: 70% of"
@@ -74,7 +74,7 @@ def test_memory_that_is_left_is_filled_with_rows(settle, free_for) -> None:
     assert settle(with_(batch=Batch(global_examples=64, micro_batch=3))) == (3, [])  # a number stays as it is
 
 
-def test_without_native_bf16_the_activations_are_those_of_fp32(settle, monkeypatch) -> None:
+def test_activations_are_fp32_without_native_bf16(settle, monkeypatch) -> None:
     counted = []
 
     def count(shape, settings, *rest) -> object:
@@ -89,28 +89,28 @@ def test_without_native_bf16_the_activations_are_those_of_fp32(settle, monkeypat
         counted.clear()
 
 
-def test_a_gpu_is_set_up_before_it_is_asked_for_its_memory(model_config, tmp_path, monkeypatch) -> None:
+def test_gpu_is_chosen_before_its_memory_is_read(model_config, tmp_path, monkeypatch) -> None:
     """CUDA's allocator reads its settings when CUDA starts."""
     for name, value in {"device_count": 1, "is_available": True, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.setenv(name, "")  # so that what the device sets is undone
+        monkeypatch.setenv(name, "")  # so that settings by the device are undone
         monkeypatch.delenv(name)
-    asked = []
+    calls = []
 
     def free_bytes(device: torch.device, local_world: int) -> int:
-        asked.append((device, os.environ.get("PYTORCH_CUDA_ALLOC_CONF")))
+        calls.append((device, os.environ.get("PYTORCH_CUDA_ALLOC_CONF")))
         return 1 << 40
 
     monkeypatch.setattr(micro_batch, "free_bytes", free_bytes)
     monkeypatch.setattr(micro_batch, "has_native_bf16", lambda device: True)
     settled = settle_micro_batch(CONFIG, build_on_meta(model_config), model_config, tmp_path, 1, print)
     assert settled.batch.micro_batch == 64
-    assert asked == [(torch.device("cuda", 0), "expandable_segments:True")]
+    assert calls == [(torch.device("cuda", 0), "expandable_segments:True")]
 
 
-def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(settle, tmp_path, free_for) -> None:
-    record = {"config": {"batch": {"micro_batch": 5}, "sharding": {}}, "world_size": 1}
+def test_resume_reuses_the_recorded_micro_batch(settle, tmp_path, free_for) -> None:
+    record = {"config": {"batch": {"micro_batch": 5}, "sharding": {"context": 1}}, "world_size": 1}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert settle()[0] == 64  # nothing to resume
     (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
@@ -119,12 +119,12 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
     settled, (line,) = settle(free=free_for(3.5))
     assert settled == 5 and "as at the last start; memory holds 3: 70% of" in line
     groups = {"config": record["config"] | {"sharding": {"context": 2}}}
-    for other in ("{", json.dumps(record | {"world_size": 2}), json.dumps(record | groups)):
-        (tmp_path / "config.json").write_text(other)
+    for config_json in ("{", json.dumps(record | {"world_size": 2}), json.dumps(record | groups)):
+        (tmp_path / "config.json").write_text(config_json)
         assert settle()[0] == 64
 
 
-def test_a_micro_batch_need_not_hold_more_than_a_ranks_part_of_a_step() -> None:
+def test_micro_batch_is_bounded_by_the_step() -> None:
     assert largest_useful(CONFIG, 8) == 8 and largest_useful(CONFIG, 100) == 1
     assert largest_useful(with_(sharding=Sharding(context=4)), 8) == 32
     mixed = with_(data=Data(("a",), mix=(Source("b", ("c",), 0.5),)))

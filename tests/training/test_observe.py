@@ -13,7 +13,7 @@ CPU = Ranks(0, 1, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
 GPU = Ranks(3, 8, 3, torch.device("cuda", 3), None)  # type: ignore[arg-type]
 
 
-def test_where_memory_runs_out_the_error_names_the_snapshot_and_what_to_try(tmp_path, monkeypatch) -> None:
+def test_out_of_memory_error_names_the_snapshot(tmp_path, monkeypatch) -> None:
     recorded = []
     monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *a, **options: recorded.append(options))
     monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_text("blocks"))
@@ -32,15 +32,15 @@ def test_where_memory_runs_out_the_error_names_the_snapshot_and_what_to_try(tmp_
     assert recorded[0]["max_entries"] == 100_000 and recorded[-1] == {"enabled": None}  # on, and off again
 
 
-def test_a_profile_after_the_end_is_refused_and_one_before_the_start_is_said(tmp_path) -> None:
+def test_profile_outside_the_run_is_reported(tmp_path) -> None:
     with pytest.raises(UserError, match="run.profile=9:2: the run has only 8 steps; choose an earlier one"):
         Profile("9:2", 8, tmp_path, CPU, print)
-    said: list[str] = []
-    profile = Profile("2:3", 8, tmp_path, CPU, said.append)
+    lines: list[str] = []
+    profile = Profile("2:3", 8, tmp_path, CPU, lines.append)
     for step in (6, 7, 8):  # a resume
         profile.step(step)
     profile.close(8)
-    assert said == ["run.profile=2:3: this start had none of these steps"] and not list(tmp_path.iterdir())
+    assert lines == ["run.profile=2:3: this start had none of these steps"] and not list(tmp_path.iterdir())
 
 
 class Stop:
@@ -51,20 +51,22 @@ class Stop:
     told_by_ranks = torch.zeros(4, 2)
 
 
-def test_a_straggler_is_slow_in_total_and_per_token_over_several_rows(monkeypatch) -> None:
+def test_straggler_is_slow_in_total_and_per_token(monkeypatch) -> None:
     monkeypatch.setattr("training.observe.gather_objects", lambda value, ranks: ["a", "a", "b", "b"])
-    stop, said = Stop(), []
+    stop, lines = Stop(), []
     pace = Pace([], stop, 0)  # type: ignore[arg-type]
-    assert pace.row(1, said.append) == {}  # no rank has told a time yet
+    assert pace.row(1, lines.append) == {}  # no rank has told a time yet
     usual, dealt_more, slow = [1.0, 100.0], [2.0, 200.0], [1.8, 100.0]
     for step in range(2, 2 + 3 * PATIENCE):
         stop.told_by_ranks = torch.tensor([usual, dealt_more, usual, slow])
-        row = pace.row(step, said.append)
+        row = pace.row(step, lines.append)
     assert row == {"time/slowest_rank_seconds": 2.0, "time/median_rank_seconds": 1.0}
-    assert len(said) == 1 and said[0].startswith("warning: rank 3 on host b takes 1.8 times as long as the median rank")
+    assert len(lines) == 1 and lines[0].startswith(
+        "warning: rank 3 on host b takes 1.8 times as long as the median rank"
+    )
     stop.told_by_ranks = torch.tensor([usual] * 4)
-    pace.row(100, said.append)
+    pace.row(100, lines.append)
     stop.told_by_ranks = torch.tensor([usual, usual, usual, slow])
     for step in range(101, 101 + PATIENCE - 1):
-        pace.row(step, said.append)
-    assert len(said) == 1  # slow again, but not for long enough
+        pace.row(step, lines.append)
+    assert len(lines) == 1  # slow again, but not for long enough

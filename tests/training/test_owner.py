@@ -23,7 +23,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
 
 
-def test_the_owner_writes_who_it_is_and_leaves_an_empty_file_also_after_an_error(tmp_path, ranks) -> None:
+def test_owner_names_itself_in_the_lock(tmp_path, ranks) -> None:
     run = tmp_path / "runs" / "a"
     for _ in range(2):  # several runs in one process
         with pytest.raises(ValueError, match="in the run"), own_directory(run, ranks):
@@ -43,7 +43,7 @@ def hold(run: Path, child_file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_start_is_refused_and_a_killed_owner_is_followed_while_its_child_lives(tmp_path, ranks) -> None:
+def test_second_start_is_refused_until_owner_dies(tmp_path, ranks) -> None:
     """That all ranks are refused with one sentence: distributed/test_durable_runs.py."""
     run, child_file = tmp_path / "run", tmp_path / "child"
     holder = new_process(hold, run, child_file)
@@ -68,7 +68,7 @@ def test_a_second_start_is_refused_and_a_killed_owner_is_followed_while_its_chil
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_without_file_locks_the_run_starts_and_the_user_is_told(tmp_path, ranks, monkeypatch, capsys, code) -> None:
+def test_missing_file_locks_give_a_warning(tmp_path, ranks, monkeypatch, capsys, code) -> None:
     def no_locks(file: object, operation: int) -> None:
         raise OSError(code, os.strerror(code))
 

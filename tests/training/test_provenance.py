@@ -1,4 +1,4 @@
-"""Every start is recorded, whatever git has to say."""
+"""Every start is recorded, also without a commit or without git."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.process_group import Ranks
 from training import provenance
+from training.checkpointer import Record, RunRecord
 from training.identity import fingerprint
 from training.provenance import devices, git_state, record_start, short_commit
-from training.record import Record, RunRecord
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -36,7 +36,7 @@ def checkout(tmp_path) -> Path:
     return root
 
 
-def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypatch) -> None:
+def test_missing_checkout_commit_and_git_are_reported(checkout, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -49,24 +49,26 @@ def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypat
     assert git_state(checkout)["git_commit"] == "unknown: git: No such file or directory"
 
 
-def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **of_run) -> dict:
+def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **options) -> dict:
     """What config.json says of a start that is recorded, in a run whose base is the folder `base` beside it."""
     (base := run.with_name("base")).mkdir(exist_ok=True)
     for name in ("tokenizer.json", "export.json", "bom.json"):  # a base that is an export: the last two are renewed
         (base / name).write_text("{}")
-    config = Config(Model(str(base)), Data(()), Batch(1), Optimizer(1e-3), Run("r", **of_run))
+    config = Config(Model(str(base)), Data(()), Batch(1), Optimizer(1e-3), Run("r", **options))
     record, log = RunRecord(run, Corpus(()), ranks), SimpleNamespace(kept=lambda *arguments: rows, say=print)
-    record.step, inputs = step, SimpleNamespace(local=config)
-    line = record_start(config, inputs, IDENTITY, {}, record, log)  # type: ignore[arg-type]
-    found = json.loads((run / "config.json").read_text())
-    assert line.startswith(f"run {run}, commit {short_commit(found)}, torch ")
-    return found
+    record.step, evaluations = step, SimpleNamespace(evaluated={})
+    checkpointer = SimpleNamespace(record=record, identity=IDENTITY, evaluations=evaluations)
+    of_run = SimpleNamespace(config=config, data=SimpleNamespace(local=config), ranks=ranks, directory=run)
+    line = record_start(of_run, checkpointer, log)  # type: ignore[arg-type]
+    written = json.loads((run / "config.json").read_text())
+    assert line.startswith(f"run {run}, commit {short_commit(written)}, torch ")
+    return written
 
 
 IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}, "the weights": {"model.safetensors": "4"}}
 
 
-def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, ranks, monkeypatch) -> None:
+def test_config_json_describes_the_newest_start(checkout, tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", checkout)
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     run = tmp_path / "run"
@@ -96,9 +98,7 @@ def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, 
     assert written["devices"][0]["device"].startswith("cpu (") and written["time"].endswith("+00:00")
 
 
-def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
-    checkout, tmp_path, ranks, monkeypatch
-) -> None:
+def test_each_start_keeps_its_diff(checkout, tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", checkout)
     run = tmp_path / "run"
     for number, text in enumerate(("first", "second"), 1):
@@ -117,7 +117,7 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
     assert not (checkout / "notes.py").exists()
 
 
-def test_processors_with_one_name_and_other_instructions_are_told_apart(monkeypatch) -> None:
+def test_equally_named_processors_are_distinguished(monkeypatch) -> None:
     """Else a replay where the instructions for bf16 are missing would call the record untrue (scripts/verify/replay.py)."""
     cpu = torch.device("cpu")
     for name in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR"):
@@ -131,11 +131,15 @@ def test_processors_with_one_name_and_other_instructions_are_told_apart(monkeypa
 
 
 def test_ranks_are_grouped_by_host_and_device() -> None:
-    found = devices([("a", "H100"), ("a", "H100"), ("b", "H100"), ("b", "A100")])
-    assert [tuple(one.values()) for one in found] == [("a", "H100", [0, 1]), ("b", "H100", [2]), ("b", "A100", [3])]
+    groups = devices([("a", "H100"), ("a", "H100"), ("b", "H100"), ("b", "A100")])
+    assert [tuple(group.values()) for group in groups] == [
+        ("a", "H100", [0, 1]),
+        ("b", "H100", [2]),
+        ("b", "A100", [3]),
+    ]
 
 
-def test_of_many_small_files_only_some_are_read_at_each_start(tmp_path, monkeypatch) -> None:
+def test_large_sets_of_files_are_read_partly(tmp_path, monkeypatch) -> None:
     """A corpus of 5,000 files of 40 MB would be read at every start."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(provenance, "LONG", 250)

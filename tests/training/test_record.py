@@ -1,4 +1,4 @@
-"""The record of a run: what breaks its chain, what a kill leaves, and which entries count after a start from an earlier step."""
+"""The record of a run: breaks of its chain, traces of a kill, and the entries that count after a start from an earlier step."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from common.sha256 import sha256
 from data.batches import StepBatch
 from data.sources import Corpus
 from distributed.checkpoint_directory import write_manifest
-from training.record import Record, RunRecord, not_given_up, plan_after
+from training.checkpointer import Record, RunRecord, not_given_up, plan_after
 
 
 def written(directory: Path) -> list[bytes]:
@@ -45,7 +45,15 @@ def test_a_broken_chain_is_one_sentence(change, tmp_path) -> None:
         Record(tmp_path).read()
 
 
-def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path) -> None:
+def test_record_of_another_format_is_refused(tmp_path) -> None:
+    record = Record(tmp_path)
+    record.append("start", step=0)
+    record.path.write_text(record.path.read_text().replace('"format": 1', '"format": 0'))
+    with pytest.raises(UserError, match="record.jsonl has format 0, and this version of the code reads format 1"):
+        record.read()
+
+
+def test_kill_inside_a_line_loses_only_it(tmp_path) -> None:
     written(tmp_path)
     record = Record(tmp_path)
     before = record.read()
@@ -60,20 +68,20 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path) -> None:
     assert len(record.read()) == 1
 
 
-def test_a_start_from_an_earlier_step_gives_up_what_came_later(tmp_path) -> None:
+def test_start_from_earlier_step_drops_later_entries(tmp_path) -> None:
     record = Record(tmp_path)
     for entry in ("start 0", "checkpoint 2", "checkpoint 4", "start 2", "checkpoint 3", "stop 3"):
         record.append(entry.split()[0], step=int(entry.split()[1]))
     assert [entry.number for entry in not_given_up(record.read())] == [1, 2, 4, 5, 6]
 
 
-def test_the_plan_binds_what_came_before_the_step_the_sources_and_the_documents() -> None:
+def test_plan_hash_covers_history_sources_and_documents() -> None:
     known = ("", 1, ["a"], (1, 2))
-    others = [("before", *known[1:]), ("", 2, ["a"], (1, 2)), ("", 1, ["b"], (1, 2)), ("", 1, ["a"], (2, 1))]
-    assert len({plan_after(*one) for one in (known, *others)}) == 5
+    changed = [("before", *known[1:]), ("", 2, ["a"], (1, 2)), ("", 1, ["b"], (1, 2)), ("", 1, ["a"], (2, 1))]
+    assert len({plan_after(*arguments) for arguments in (known, *changed)}) == 5
 
 
-def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_path, ranks, monkeypatch) -> None:
+def test_prepared_files_are_compared_at_each_start(tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # digests are remembered in artifacts
     run = tmp_path / "run"
     for name in ("anchor/rows", "anchor/documents.npy", "ewc/fisher-1"):
@@ -91,7 +99,7 @@ def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_p
     record = started()
     assert started().read()[-1].kind == "start"  # nothing new
     prepared = [entry.content for entry in record.read() if entry.kind == "prepared"]
-    assert [(one["folder"], sorted(one["files"])) for one in prepared] == [
+    assert [(content["folder"], sorted(content["files"])) for content in prepared] == [
         ("anchor", ["documents.npy", "rows"]),
         ("ewc", ["fisher-1"]),
     ]
@@ -108,7 +116,7 @@ def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_p
     assert [entry.content.get("folder") for entry in record.read()].count("anchor") == 2
 
 
-def test_a_checkpoint_that_the_record_names_and_that_is_gone_is_said(tmp_path, ranks) -> None:
+def test_missing_checkpoint_gives_a_warning(tmp_path, ranks) -> None:
     """Otherwise the run would silently train the steps after an older one, or all of them, again."""
     folder, record = tmp_path / "checkpoints", RunRecord(tmp_path, Corpus(()), ranks)
     record.start(b"")
@@ -122,11 +130,11 @@ def test_a_checkpoint_that_the_record_names_and_that_is_gone_is_said(tmp_path, r
         (folder / name).rmdir()
         (line,) = record.continue_from(0, None, bytes)
         assert line.startswith(f"warning: {folder}/step-000003, which record.jsonl names, is not there: its steps")
-    record.append("start", step=0)  # begun again from the base, which gives up what came later
+    record.append("start", step=0)  # a new start from the base gives up the later steps
     assert record.continue_from(0, None, bytes) == []
 
 
-def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ranks, monkeypatch) -> None:
+def test_unreadable_curves_are_one_sentence(tmp_path, ranks, monkeypatch) -> None:
     record = RunRecord(tmp_path, Corpus(()), ranks)
     (tmp_path / "metrics.jsonl").write_text("")
 
@@ -138,7 +146,7 @@ def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ra
         record.so_far()  # before the collectives of a save
 
 
-def test_rows_are_durable_before_an_entry_speaks_of_them(tmp_path, ranks, monkeypatch) -> None:
+def test_rows_are_durable_before_their_entry(tmp_path, ranks, monkeypatch) -> None:
     synced = []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(os.readlink(f"/proc/self/fd/{file}")).name))
@@ -146,7 +154,7 @@ def test_rows_are_durable_before_an_entry_speaks_of_them(tmp_path, ranks, monkey
     assert synced[:2] == ["metrics.jsonl", "record.jsonl"]
 
 
-def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks, monkeypatch) -> None:
+def test_resume_verifies_checkpoint_rows_and_plan(tmp_path, ranks, monkeypatch) -> None:
     rows, batch = b'{"step": 1}\n{"step": 2}\n', StepBatch((1, 2), 3, (3,), (4,))
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.start(b"")
@@ -167,9 +175,9 @@ def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks,
     again = resumed()
     assert (again.plan, again.step) == (record.plan, 2) and again.plan != ""
     again.add_step(3, batch)
-    other = resumed()
-    other.add_step(3, StepBatch((2, 1), 3, (3,), (4,)))
-    assert again.plan != other.plan
+    reordered = resumed()
+    reordered.add_step(3, StepBatch((2, 1), 3, (3,), (4,)))
+    assert again.plan != reordered.plan
     with pytest.raises(UserError, match="no entry about the checkpoint of step 2 as it is: another run has made it"):
         resumed("b" * 64)
     (tmp_path / "metrics.jsonl").write_bytes(rows.replace(b"1", b"7"))

@@ -42,7 +42,7 @@ config = Config(
     return folder
 
 
-def test_an_index_counts_over_all_files_and_a_random_choice_is_even(folder):
+def test_index_counts_over_all_files(folder):
     files = (str(folder / "a.jsonl"), str(folder / "b.jsonl"))
     data = Data(files, mix=(Source("extra", (str(folder / "extra.jsonl"),), 0.05),))
     index, where, example = find(data, "main", 13)
@@ -68,7 +68,7 @@ def test_a_token_store_has_no_examples(folder, tmp_path):
         next(examples_of(Data((str(tmp_path),))))
 
 
-def test_the_command_shows_a_summary_and_one_example_without_the_weights(folder, capfd):
+def test_command_needs_no_weights(folder, capfd):
     done = run_python(*SCRIPT, folder / "config.py", "data.too_long=truncate")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("data.train:\n  20 examples") and "source extra:\n  1 example" in done.stdout
@@ -80,7 +80,7 @@ def test_the_command_shows_a_summary_and_one_example_without_the_weights(folder,
     assert done.stdout.endswith(again) and "⟦" in again and shown[2] in again
 
 
-def test_control_characters_of_the_data_do_not_reach_the_terminal(folder, capfd):
+def test_control_characters_are_escaped(folder, capfd):
     show_data(str(folder / "config.py"), (), None, 3, "extra")
     shown = capfd.readouterr().out
     assert "\x1b" not in shown and "⟨U+001B⟩[31m" in shown

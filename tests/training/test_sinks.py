@@ -17,7 +17,7 @@ CONFIG = {"run": {"name": "r"}, "optimizer": {f"key{i}": i for i in range(120)}}
 
 
 class FakeWandB:
-    """What train uses of `wandb`; `rows` has what the server would show, by run."""
+    """The part of `wandb` that train.py uses. `rows` has the rows that the server would show, by run."""
 
     def __init__(self) -> None:
         self.runs, self.inits, self.metrics = {}, [], []
@@ -79,7 +79,7 @@ def write(run, ranks, start_step, steps, names=("wandb", "mlflow"), evaluated=No
     return log
 
 
-def test_services_get_every_row_once_over_a_resume_that_repeats_steps(tmp_path, ranks, services):
+def test_services_get_each_row_once(tmp_path, ranks, services):
     wandb, mlflow = services
     run = tmp_path / "trial"
     write(run, ranks, 0, {1: {"train/loss": 1.0}, 2: {"train/loss": 2.0}, 3: {"train/loss": 3.0}})
@@ -99,7 +99,7 @@ def test_services_get_every_row_once_over_a_resume_that_repeats_steps(tmp_path, 
     assert not (run / "tensorboard").exists()
 
 
-def test_a_fresh_start_and_a_service_that_is_new_begin_a_run_of_their_own(tmp_path, ranks, services):
+def test_fresh_start_begins_a_new_service_run(tmp_path, ranks, services):
     wandb, mlflow = services
     write(tmp_path, ranks, 0, {1: {"train/loss": 1.0}}, ("wandb",))
     write(tmp_path, ranks, 0, {1: {"train/loss": 1.5}, 2: {"train/loss": 2.0}}, ("wandb",))  # it left no checkpoint
@@ -108,7 +108,10 @@ def test_a_fresh_start_and_a_service_that_is_new_begin_a_run_of_their_own(tmp_pa
         [{"step": 1, "train/loss": 1.5}, {"step": 2, "train/loss": 2.0}],
     ]
     write(tmp_path, ranks, 1, {2: {"train/loss": 2.0}}, ("mlflow",))
-    assert mlflow.rows == [(1, {"train/loss": 1.0 + 0.5}), (2, {"train/loss": 2.0})]  # what it has not had
+    assert mlflow.rows == [
+        (1, {"train/loss": 1.0 + 0.5}),
+        (2, {"train/loss": 2.0}),
+    ]  # rows that it has not received before
 
 
 def test_texts_are_shown_as_texts(tmp_path, ranks, services):
@@ -121,7 +124,7 @@ def test_texts_are_shown_as_texts(tmp_path, ranks, services):
 
 
 @pytest.mark.parametrize("when", ["init", "log"])
-def test_a_service_that_fails_is_one_warning_and_the_others_go_on(tmp_path, ranks, services, monkeypatch, capsys, when):
+def test_failed_service_is_one_warning(tmp_path, ranks, services, monkeypatch, capsys, when):
     wandb, mlflow = services
 
     def fail(*arguments, **options):
@@ -132,14 +135,14 @@ def test_a_service_that_fails_is_one_warning_and_the_others_go_on(tmp_path, rank
     else:
         monkeypatch.setattr(wandb, "Html", fail)
     write(tmp_path, ranks, 0, {step: {"train/loss": 1.0, "validation/sample": "text"} for step in range(1, 5)})
-    said = capsys.readouterr().out
-    assert said.count("warning: ") == 1
-    assert "the run goes on without wandb, which has failed (ConnectionError: no route to host)" in said
+    output = capsys.readouterr().out
+    assert output.count("warning: ") == 1
+    assert "the run goes on without wandb, which has failed (ConnectionError: no route to host)" in output
     assert len(mlflow.rows) == 4
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_a_service_that_does_not_answer_does_not_hold_up_the_end(tmp_path, ranks, services, monkeypatch, capsys):
+def test_silent_service_does_not_delay_the_end(tmp_path, ranks, services, monkeypatch, capsys):
     answers, init = threading.Event(), services[0].init
     monkeypatch.setattr(services[0], "init", lambda **options: answers.wait() and init(**options))
     monkeypatch.setattr(training.sinks, "CLOSE_SECONDS", 0.0)
@@ -149,7 +152,7 @@ def test_a_service_that_does_not_answer_does_not_hold_up_the_end(tmp_path, ranks
     log.sinks[0].thread.join()
 
 
-def test_a_package_that_is_not_installed_is_one_sentence(services):
+def test_missing_package_is_one_sentence(services):
     for name in ("wandb", "mlflow"):
         sys.modules[name].__spec__ = object()  # pyright: ignore[reportAttributeAccessIssue]
         check_sinks([name])
@@ -160,7 +163,7 @@ def test_a_package_that_is_not_installed_is_one_sentence(services):
 
 def test_the_last_line_says_where_the_curves_are(tmp_path, ranks, services):
     assert write(tmp_path / "a", ranks, 0, {}, ()).where() == f"curves: {tmp_path / 'a' / 'metrics.jsonl'}"
-    both = write(tmp_path / "b", ranks, 0, {}, ("wandb", "tensorboard")).where()
-    assert both == f"curves: tensorboard --logdir {tmp_path / 'b' / 'tensorboard'} and wandb"
+    both_places = write(tmp_path / "b", ranks, 0, {}, ("wandb", "tensorboard")).where()
+    assert both_places == f"curves: tensorboard --logdir {tmp_path / 'b' / 'tensorboard'} and wandb"
     spaced = write(tmp_path / "two words", ranks, 0, {}, ("tensorboard",)).where()  # a shell takes it as it is
     assert shlex.split(spaced)[2:] == ["--logdir", str(tmp_path / "two words" / "tensorboard")]

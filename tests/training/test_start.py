@@ -8,7 +8,7 @@ from common.errors import UserError
 from training.start import check_resume
 
 
-def test_resume_never_refuses_what_exists_but_not_a_restart_of_torchrun(tmp_path, ranks, monkeypatch) -> None:
+def test_resume_never_allows_torchrun_restarts(tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     check_resume("never", Path(tmp_path, "new"), ranks)
     check_resume("auto", tmp_path, ranks)

@@ -41,6 +41,7 @@ EDITS = {
 # the run that is killed waits for its SIGKILL, however slow the machine is.
 END = """
 import dataclasses
+import sys
 import threading
 
 import model.flops

@@ -263,4 +263,4 @@ def test_train_check_runs_the_check_script(monkeypatch) -> None:
         exec(compile(source, "train.py", "exec"), {"__name__": "__main__", "__file__": train})
     options = ["--train", train, "configs/quickstart.py", "run.seed=1"]
     assert called == [(sys.executable, [sys.executable, str(ROOT / "scripts/check.py"), *options])]
-    assert source.index("os.execv") < source.index("import torch")
+    assert source.index("before_imports(") < source.index("import torch")

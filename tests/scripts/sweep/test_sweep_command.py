@@ -12,7 +12,7 @@ import pytest
 
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
-from training.record import Record
+from training.checkpointer import Record
 
 pytestmark = pytest.mark.slow
 SWEEP = Path(__file__).with_name("sweep_worker.py")

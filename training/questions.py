@@ -1,4 +1,4 @@
-"""What run.eval_generate asks at every evaluation, and what scores the answers: read before a process group starts."""
+"""The examples and the metric of run.eval_generate, chosen before a process group starts."""
 
 import math
 from dataclasses import replace
@@ -19,12 +19,12 @@ from model.architectures import read_model_config
 from training.inputs import Asked
 
 
-def read_asked(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Asked:
-    """Choose run.eval_generate chats of data.validation, encode their prompts, and try what will score the answers.
+def choose_questions(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Asked:
+    """Choose run.eval_generate chats of data.validation, encode their prompts, and try the metric on their references.
 
-    The choice is that of `scripts/evaluate.py --limit` if all are such chats. Only the first process has the metric. Raises
-    UserError if there is no chat, if none fits into the model's window, for one that cannot be rendered, unless
-    data.on_bad=skip leaves it out, and for a metric that cannot be used.
+    `scripts/evaluate.py --limit` chooses the same chats if the file has no other examples. Only the first process gets the
+    metric. Raise UserError if there is no chat, if none fits into the model's window, for a chat that cannot be rendered
+    (unless data.on_bad=skip leaves it out), and for a metric that cannot be used.
     """
     model, encoder = config.model, reader.encoder
     candidates = _candidates(config, reader)
@@ -57,21 +57,21 @@ def read_asked(config: Config, reader: Reader, train: Documents | Windows, is_fi
 
 
 def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:
-    """(where, chat) of the validation data of the main source that ends with an answer, in the order of the files."""
+    """Return (file and line, chat) for each validation chat of the main source that ends with an answer, in file order."""
     data, share = config.data, config.data.validation_share
     paths = data.train if share else data.validation
-    found = []
+    chats = []
     reading = reader.reading if share else replace(reader.reading, max_samples=None)
     files = expand(tuple(path for path in paths if not is_store(path)))
-    for where, example in read_files(files, reading):  # what is skipped is counted for the loss
+    for where, example in read_files(files, reading):  # skipped rows are counted when the loss's data are read
         if has_answer(example) and (not share or is_held_out(group_hash(example, data.split_by), share)):
-            found.append((where, example))
-    if not found:
+            chats.append((where, example))
+    if not chats:
         raise UserError(
             "run.eval_generate asks chats, and the validation data have no chat that ends with an answer; set it to 0, or give prompt "
             "and completion as lists of messages"
         )
-    return found
+    return chats
 
 
 def _answer_length(train: Documents | Windows) -> int:
@@ -81,7 +81,7 @@ def _answer_length(train: Documents | Windows) -> int:
 
 
 def _metric(config: Config, examples: list[dict]) -> tuple[Metric, dict[str, float]]:
-    """(what scores the answers, what it gives for the references). A mistake ends here, before anything is trained."""
+    """Return the metric and its scores of the references. A mistake in it ends here, before anything is trained."""
     name = config.eval.metric
     references = [reference_of(example) for example in examples]
     metric: Metric = load_metric(name) if name else plain_scores
