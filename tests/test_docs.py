@@ -109,7 +109,12 @@ def script_commands(page: Path) -> Iterator[list[str]]:
     for line in commands(page):
         words = shlex.split(SYNOPSIS.sub("", line).partition(" < ")[0], comments=True)
         script = next(
-            (i for i, word in enumerate(words) if word.startswith(("scripts/", "xbrl/scripts/")) and (ROOT / word).exists()), None
+            (
+                i
+                for i, word in enumerate(words)
+                if word.startswith(("scripts/", "xbrl/scripts/")) and (ROOT / word).exists()
+            ),
+            None,
         )
         if script is not None:
             yield words[script:]

@@ -211,7 +211,9 @@ def test_the_check_of_a_recipe_runs(folder) -> None:
     config, out = str(folder / "config.py"), folder / "check.json"
     checks = [["--train", str(edited(folder, *CHECKED)), config, "--json", str(out)]]
     (folder / "plan.json").write_text(json.dumps({"config": config, "checks": checks, "parts": []}))
-    done = run_ranks(1, ROOT / "tests" / "scripts" / "check" / "check_worker.py", folder / "plan.json", PYTHONPATH=str(ROOT))
+    done = run_ranks(
+        1, ROOT / "tests" / "scripts" / "check" / "check_worker.py", folder / "plan.json", PYTHONPATH=str(ROOT)
+    )
     assert done.stdout.count("exit code") == 1, (done.stdout + done.stderr)[-3000:]
     results = {result["name"]: result for result in json.loads(out.read_text())["results"]}
     wrong = {key: result["text"] for key, result in results.items() if result["status"] == "fails"}

@@ -150,7 +150,9 @@ def read_results(out: Path, export: Export) -> Results:
             written = [Figure(**row) for row in content.get("figures", ())]  # of the task, by the script that scored it
             scored: dict[str, Any] = {"figures": written or figures(content), "intervals": intervals(content)}
             clusters = {answer.get("cluster") for answer in content.get("answers", ())}
-            scored["unit"] = f"{content.get('cluster', 'cluster')}s" if clusters and None not in clusters else "examples"
+            scored["unit"] = (
+                f"{content.get('cluster', 'cluster')}s" if clusters and None not in clusters else "examples"
+            )
             evaluations.append(content | {"files": dtype} | scored)
     certificate = certificate_of(export.run, export.contents)
     lines = certificate_lines(certificate) if certificate else ()

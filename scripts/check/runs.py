@@ -17,8 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Config
-from distributed.checkpoint_directory import complete_checkpoints
-from distributed.disks import ALSO_KEPT, torchrun_grace
+from distributed.checkpoint_directory import ALSO_KEPT, complete_checkpoints, torchrun_grace
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from eval.comparison.arms import metric_rows
 from model.architectures import has_experts, read_model_config
@@ -30,8 +29,8 @@ from scripts.check.result import FAILS, OK, SKIPPED, WARNING, Result
 from scripts.check.tensors import compare_export, is_adamw, load_state, trained
 from scripts.check.updates import STEPS, checkpoint_of, judge_moves, measure_moves
 from tools.plan import timed_steps
+from training.checkpointer import newest_start
 from training.description import counted
-from training.record import newest_start
 
 T = TypeVar("T")
 Rows = Mapping[int, Mapping[str, float]]  # by step

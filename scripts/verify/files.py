@@ -16,17 +16,16 @@ from common.durable_files import SUFFIX, temporary_path
 from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.config import LoRA
-from distributed.checkpoint_directory import MANIFEST, SET_ASIDE, CheckedFile, checkpoint_name, read_manifest
+from distributed.checkpoint_directory import MANIFEST, SET_ASIDE, CheckedFile, checkpoint_name, marks_of, read_manifest
 from model.architectures import first_new_row
 from model.language_model import PackedLanguageModel, build_on_meta
 from model.lora import PREFIX, WEIGHTS, adapter_of_checkpoint
 from model.weight_files import stored_tensors
 from model.weights import weights_of_directory
 from scripts.chaos.compare import read_rows
+from training.checkpointer import FILE, METRICS, PREPARED, Entry, Record, not_given_up
 from training.description import counted
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
-from training.identity import marks_of
-from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up
 
 UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -15,9 +15,9 @@ from distributed.checkpoint_directory import checkpoint_name
 from scripts.chaos.compare import read_rows
 from scripts.chaos.launch import ROOT, Launch, torchrun
 from scripts.verify.files import Differs, Say, check_inputs, evaluations_of, read_record
+from training.checkpointer import FILE, METRICS, PREPARED, Entry, not_given_up, prepared_in
 from training.identity import differences
 from training.log import EVALUATIONS
-from training.record import FILE, METRICS, PREPARED, Entry, not_given_up, prepared_in
 
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
 

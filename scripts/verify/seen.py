@@ -14,7 +14,7 @@ from configs.load import config_of
 from data.find import called, find, not_found, wanted_by
 from scripts.chaos.launch import ROOT
 from scripts.verify.files import Differs
-from training.record import Entry, not_given_up, plan_after
+from training.checkpointer import Entry, not_given_up, plan_after
 
 
 def seen(entries: list[Entry], query: str) -> Iterator[str]:

@@ -50,7 +50,10 @@ def evaluation(weights: str) -> dict:
     banks = {f"bank {i}": ["A"] if i % 3 else ["B"] for i in range(12)}
     result = {"model": "somewhere/model", "weights": weights, "data": "somewhere/test.jsonl", "data_sha256": "f" * 64}
     result |= {"n_examples": 12, "n_in_file": 20, "dtype": "float32", "seconds": 1.0}
-    result |= {"cluster": "bank", "answers": [same | {"id": bank, "cluster": bank, "predicted": said} for bank, said in banks.items()]}
+    result |= {
+        "cluster": "bank",
+        "answers": [same | {"id": bank, "cluster": bank, "predicted": said} for bank, said in banks.items()],
+    }
     result |= {"loss": {"mean": 0.25, "targets": 48}, "losses": [(1.0, 4)] * 12}
     return result | {"rouge_l": {"of": "directive", "f": 0.5, "n": 12, "baselines": {}}}
 

@@ -41,7 +41,9 @@ def rows_of(done: subprocess.CompletedProcess) -> list[dict]:
 def test_prints_facts_summary_and_unknown_datapoints(tmp_path):
     rows = "dp3221256,0.04312345678901234567\ndp3214277,-5000\ndp999999999,1340000\n"
     file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": rows})
-    process = subprocess.run([sys.executable, "xbrl/scripts/read_report.py", file], cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "xbrl/scripts/read_report.py", file], cwd=ROOT, capture_output=True, text=True
+    )
     ratio, surplus, unknown, last = rows_of(process)
     assert ratio == {
         **{"concept": "dp3221256", "value": Decimal("0.04312345678901234567"), "unit": "xbrli:pure", "decimals": 4},
