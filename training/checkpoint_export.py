@@ -168,7 +168,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "averaged": averaged,
     }
     registered = sorted({name.partition(".")[0] for name in tensors_of_checkpoint(checkpoint, "registered.").shapes})
-    optimizer = manifest["values"].get("optimizer", {}).get("type", "not recorded").removeprefix("LowMemory")
+    optimizer = manifest["values"]["optimizer"]["type"].removeprefix("LowMemory")
     return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, contents, registered)
 
 

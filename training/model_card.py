@@ -45,10 +45,9 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
     options: the command line of scripts/export.py, whose license replaces the base model's.
     """
     base, adapter = base_model(export.base), export.adapter is not None
-    base["files"] = (export.state.get("identity") or {}).get("the weights", {})  # from which training began
+    base["files"] = export.state["identity"]["the weights"]  # from which training began
     more: dict[str, Any] = {} if options.license else base["license_more"]
-    if base["files"]:
-        more |= {"base_model_fingerprint": fingerprint_of_sums(base["files"])}
+    more |= {"base_model_fingerprint": fingerprint_of_sums(base["files"])}
     front_matter = ModelCardData(
         license=options.license or base["license"],
         base_model=base["hub_id"],

@@ -208,8 +208,9 @@ def write_lora_run(folder: Path, name: str = "lora") -> Path:
         "the weights": hash_weights(folder / "model"),
         "config.json": of_model_config(read_model_config(str(folder / "model"))),
     }
-    identity = read_manifest(trial)["state"]["identity"] | base
-    digests = write_manifest(checkpoint, {"step": 4, "identity": identity}, writer.entries(), {})
+    manifest = read_manifest(trial)
+    state = manifest["state"] | {"identity": manifest["state"]["identity"] | base}
+    digests = write_manifest(checkpoint, state, writer.entries(), manifest["values"])
     Record(run).append("checkpoint", step=4, **digests)
     (run / "config.json").write_text(json.dumps(record))
     return run
