@@ -1,7 +1,7 @@
-"""The task interface: how answers are scored and shown, and which programs and words belong to them.
+"""The task interface: how to check, score and show the answers to one kind of example.
 
-A task is a module with an object `TASK`. `--task MODULE` names it for the scripts, `eval.metric=MODULE` for the curves of a run.
-Without a name the task is any chat: exact match, ROUGE-L, and the user's --metric.
+A task is a module with an object `TASK`. The scripts take it as `--task MODULE`, and a run takes it as `eval.metric=MODULE` for
+its curves. Without a name the task is `ANY_CHAT`: exact match, ROUGE-L, and the user's --metric.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from eval.rouge import score_whole_answers
 
 # (examples, their file): raises UserError for the first field that is missing or malformed; the result is ignored.
 Check = Callable[[Sequence[dict], str], object]
-# (examples, answers, their file, training examples or None, their file, **options) -> the keys of the result
+# (examples, answers, file of the examples, training examples or None, their file, **options) -> keys of the result
 Score = Callable[..., dict]
-# (examples, training examples or None, their file, **options) -> name -> its result, which has `answers`
+# (examples, training examples or None, file of the examples, **options) -> name -> result with the key `answers`
 Baselines = Callable[..., dict[str, dict]]
 
 
@@ -33,33 +33,33 @@ def _score_chats(
 
 @dataclass(frozen=True)
 class Task:
-    """The functions and words of a task. The defaults are those of any chat.
+    """The functions and words of a task. The defaults suit any chat.
 
-    An answer in a result may have a set of `true` and `predicted` labels, a `cluster` and a `pair`: `eval.intervals` then knows
-    F1, exact answers and pairs, and draws whole clusters.
+    `score` may give each answer of the result the lists `true` and `predicted` of labels, a `cluster` and a `pair`. Then
+    `eval.intervals` computes F1, exact answers and pairs, and draws whole clusters.
     """
 
     check: Check = lambda examples, where: None
     score: Score = _score_chats
     baselines: Baselines = lambda examples, training, where, **options: {}
-    # Options of the command line: add them, fill in their defaults, and read what they name. What `read_options` returns is
-    # passed to `score` and `baselines` by keyword.
+    # Options of the command line: add them, set their defaults, and read the files that they name. The dictionary of
+    # `read_options` is passed to `score` and `baselines` as keyword arguments.
     add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     set_defaults: Callable[[argparse.Namespace], None] = lambda arguments: None
     read_options: Callable[[argparse.Namespace, Reading], dict[str, Any]] = lambda arguments, reading: {}
-    # Rows of the printed table, and lines below it.
+    # The rows of the printed table, and the lines below it.
     figures: Callable[[dict], list[Figure]] = report.figures
     more_lines: Callable[[dict], list[str]] = lambda result: []
     # (answers, examples) -> name -> score: the curves of a run with eval.metric=MODULE.
     metric: Callable[[list[str], list[dict]], dict[str, float]] | None = None
-    # For a vocabulary: expressions of strings that may become one token, and further texts to search: (names) -> texts.
+    # For a vocabulary: regular expressions of strings that may become one token, and (names) -> more texts to search for them.
     patterns: Sequence[str] = ()
     forms: Callable[[Sequence[str]], Iterable[str]] | None = None
-    # For a comparison: what an example, a cluster of examples and a label are called, and the baseline that is always shown.
+    # For a comparison: the words for an example, a cluster of examples and a label, and the baseline that is always shown.
     example: str = "example"
     cluster: str = "cluster"
     label: str = "label"
-    engine: str = ""
+    main_baseline: str = ""
 
 
 ANY_CHAT = Task()

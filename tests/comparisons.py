@@ -1,4 +1,4 @@
-"""Fake results of scripts/evaluate.py and scripts/measure.py forgetting, and the data that they belong to."""
+"""Make up results of scripts/evaluate.py and scripts/measure.py forgetting, and their data."""
 
 import hashlib
 import json
@@ -10,19 +10,19 @@ RULES = {"LCR_MIN": ("LCR", "75%", "100%"), "LR_MIN": ("Leverage ratio", "2%", "
 
 
 def answer_text(rules, letter="The bank shall act."):
-    """An answer that names the rules."""
+    """Return an answer that reports these rules as violated."""
     lines = [f"{rule} | {RULES[rule][0]} | {RULES[rule][1]} | min {RULES[rule][2]} | CRR Art. 412(1)" for rule in rules]
     return "\n".join(["Violations:", *(lines or ["none"]), "Directive:", letter])
 
 
 def example(name, bank, rules, report="LCR 75%"):
-    """A report of a bank that breaks the rules."""
+    """Return the example of a report that violates the rules."""
     messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer_text(rules)}]
     return {"id": name, "bank": bank, "violations": rules, "engine": rules[:1], "messages": messages}
 
 
 def row(true, predicted, bank=None, rouge=0.5, text="", **more):
-    """One answer of a result."""
+    """Return one answer of a result."""
     facts = [len({*true} & {*predicted}), len(true), len(predicted)]
     return {
         "true": true,
@@ -35,8 +35,8 @@ def row(true, predicted, bank=None, rouge=0.5, text="", **more):
 
 
 def task(answers, loss=1.0, targets=2, sha="0" * 64, **more):
-    """The result of scripts/evaluate.py."""
-    known = {
+    """Return a result of scripts/evaluate.py with the same loss and number of targets for each answer."""
+    header = {
         "model": "m",
         "data": "test.jsonl",
         "data_sha256": sha,
@@ -45,11 +45,11 @@ def task(answers, loss=1.0, targets=2, sha="0" * 64, **more):
     }
     losses = [[loss, targets]] * len(answers)
     total = {"mean": loss / targets, "targets": targets * len(answers)}
-    return known | {"answers": answers, "losses": losses, "loss": total, "shots": 0, "cut_short": 0, "task": ""} | more
+    return header | {"answers": answers, "losses": losses, "loss": total, "shots": 0, "cut_short": 0, "task": ""} | more
 
 
 def general(rise=0.1, right=8, weights="w", texts=12):
-    """The result of scripts/measure.py forgetting: nats per byte 0.8, and `rise` above it after training."""
+    """Return a result of scripts/measure.py forgetting: 0.8 nats per byte before training, and `rise` more after it."""
     return {
         "base": "base",
         "text": "topics",
@@ -68,15 +68,14 @@ def general(rise=0.1, right=8, weights="w", texts=12):
 
 
 def arm(name, *tasks, general=None, tokens=None):
-    """An arm with one seed for each result."""
-    return Arm(
-        name,
-        tuple(Seed(Source(Path(f"{name}-{i}.json"), "result"), one, general, tokens) for i, one in enumerate(tasks)),
-    )
+    """Return an arm with one seed for each result."""
+    sources = [Source(Path(f"{name}-{i}.json"), "result") for i in range(len(tasks))]
+    seeds = [Seed(source, result, general, tokens) for source, result in zip(sources, tasks, strict=True)]
+    return Arm(name, tuple(seeds))
 
 
 def write_run(folder, result, forgotten, data, tokens=1000):
-    """A finished run with its results of `data` in `folder`, and without any weights."""
+    """Write a finished run into `folder`, with its results on `data` and without weights. Return the path of the first result."""
     sha = hashlib.sha256(data.read_bytes()).hexdigest()
     for name in ("eval", "export"):
         (folder / name).mkdir(parents=True)
@@ -89,5 +88,5 @@ def write_run(folder, result, forgotten, data, tokens=1000):
         {"step": step, "train/loss": 2.0 / (step + 1), "validation/loss": 1.5, "train/tokens": tokens * step // 2}
         for step in (1, 2)
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "eval" / f"{data.stem}-{sha[:8]}.json"

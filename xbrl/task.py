@@ -29,5 +29,5 @@ TASK = Task(
     example="report",
     cluster="bank",
     label="rule",
-    engine=ENGINE,
+    main_baseline=ENGINE,
 )

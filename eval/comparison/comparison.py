@@ -83,7 +83,7 @@ def compare(
     rows = [_arm_row(arm, finite[arm.name], all_terms[arm.name], true_labels) for arm in arms]
     rows += [_row(name, "base", base[name]) for name in base]
     for name, result in baselines.items():
-        shown_labels = true_labels if name == task.engine else ()
+        shown_labels = true_labels if name == task.main_baseline else ()
         rows.append(_row(name, "baseline", of_baselines[name]) | _f1_by_label([result], shown_labels))
     clusters = {answer.get("cluster") for answer in answers}
     in_clusters = f" of {len(clusters)} {task.cluster}s" if clusters and None not in clusters else ""
@@ -97,7 +97,7 @@ def compare(
         "unit": f"{task.example}s",
         "cluster": task.cluster,
         "label": task.label,
-        "engine": task.engine,
+        "main_baseline": task.main_baseline,
         "sample": f"{len(answers) or first['n_examples']} {task.example}s{in_clusters}",
         "general": None if general is None else {key: general[key] for key in ("text", "texts", "bytes", "base")},
         "reference": names[0],

@@ -40,7 +40,7 @@ def verdict(result: dict) -> dict[str, list[str]]:
         "Without a language model": [
             f"{'Best baseline' if entry is best else 'Baseline'}: {description(result, entry)}"
             for entry in baselines
-            if entry is best or entry["of"] == result["engine"]
+            if entry is best or entry["of"] == result["main_baseline"]
         ],
     }
     return {name: sentences for name, sentences in groups.items() if sentences}

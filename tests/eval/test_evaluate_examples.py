@@ -29,7 +29,7 @@ def examples(folder):
 
 
 def read(folder, **options):
-    """Only read the inputs, as far as that works without a process group."""
+    """Read the inputs without a process group."""
     options = {"model": str(folder / "model"), "data": folder / "test.jsonl"} | options
     try:
         return read_inputs(EvaluationOptions(**options))
@@ -38,7 +38,7 @@ def read(folder, **options):
 
 
 def with_template(folder, tmp_path, change):
-    """A copy of the model with another chat template; (its directory, its tokenizer)."""
+    """Copy the model with another chat template. Return (its directory, its tokenizer)."""
     model = shutil.copytree(folder / "model", tmp_path / "model")
     tokenizer = load_tokenizer(model)
     tokenizer.chat_template = change(str(tokenizer.chat_template))

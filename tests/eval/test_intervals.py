@@ -120,7 +120,7 @@ def test_pairs_facts_and_unreadable_answers_have_intervals():
 
 
 def test_change_of_count_to_0_is_unbounded():
-    """All counts of the second are 0, which a share may be too: Newcombe's interval would end at -1."""
+    """The counts after are all 0, like a fraction at its bound, but Newcombe's interval, which ends at -1, would be wrong."""
     before, after = (
         {"answers": [{"answer": str(n)} for n in counts], "metric": {"by": "m:f", "each": {"wrong": counts}}}
         for counts in ([1, 2, 3, 3] * 5, [0] * 20)

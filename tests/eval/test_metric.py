@@ -1,4 +1,4 @@
-"""Scores of answers: a function of the user's, what is wrong with it in one sentence, and the scores without one."""
+"""The user's metric, one-sentence errors about it, and the default scores."""
 
 import copy
 import math
@@ -81,7 +81,7 @@ def test_a_mistake_is_one_sentence(scores, name, sentence):
 
 
 def test_metric_cannot_modify_examples(scores):
-    """Rank 0 alone calls it, and all ranks go on with the same examples."""
+    """Only rank 0 calls the metric, and all ranks continue with the same examples."""
     answers, examples, metric = ["a b", "d"], copy.deepcopy(EXAMPLES), load_metric("scores_of_mine:spoils")
     assert metric(answers, examples) == metric(answers, examples) == {"metric": 3.0}
     assert (answers, examples) == (["a b", "d"], EXAMPLES)
@@ -105,7 +105,7 @@ def test_metric_option_adds_named_scores(scores):
 
 
 def test_nan_score_leaves_other_scores(scores):
-    """The mean of the answers that are numbers, where none of them is one, alone or in a resample."""
+    """Such as a mean over the answers that are numbers, if no answer is a number."""
     name, answers = "scores_of_mine:of_numbers", ["7", "x"]
     found = load_metric(name)(["y", "x"], EXAMPLES)
     assert found["decimal"] == 0 and math.isnan(found["mean"])

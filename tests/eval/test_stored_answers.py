@@ -26,7 +26,9 @@ def score(tmp_path):
 
     def call(answers, examples=EXAMPLES, **options):
         write_json_lines(tmp_path / "test.jsonl", examples)
-        rows = [dict(zip(("id", "answer"), one, strict=True)) if isinstance(one, tuple) else one for one in answers]
+        rows = [
+            dict(zip(("id", "answer"), entry, strict=True)) if isinstance(entry, tuple) else entry for entry in answers
+        ]
         write_json_lines(tmp_path / "answers.jsonl", rows)
         return score_stored(tmp_path / "test.jsonl", tmp_path / "answers.jsonl", ANY_CHAT.score, **options)
 
@@ -45,7 +47,7 @@ def test_answers_are_found_by_their_ids(score, tmp_path):
 
 def test_limited_result_shows_both_counts(score):
     chosen = choose_examples(EXAMPLES, 2)
-    result, _ = score([(one["id"], CLEAN) for one in chosen if "id" in one], limit=2)
+    result, _ = score([(entry["id"], CLEAN) for entry in chosen if "id" in entry], limit=2)
     assert (result["n_examples"], result["n_in_file"]) == (2, 3)
     assert "(2 of 3 examples, 0 s)" in table(result | {"seconds": 0}).splitlines()[0]
 

@@ -1,4 +1,4 @@
-"""The task interface: a task of the user's beside any chat, and mistakes in its name."""
+"""The task interface: a task of the user, the default for chats, and mistakes in the name."""
 
 import argparse
 import sys

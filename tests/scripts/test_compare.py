@@ -11,7 +11,7 @@ RULES = [["LCR_MIN"], ["LR_MIN"], ["LCR_MIN", "LR_MIN"], []]
 
 
 def answers(right):
-    """Two reports of each of twelve banks; the answers to the first `right` reports are right."""
+    """Return answers to two reports of each of twelve banks, which are right for the first `right` reports."""
     said = [RULES[i % 4] if i < right else [] for i in range(24)]
     more = [{"rouge": 0.9, "text": answer_text(rules), "id": f"report {i}"} for i, rules in enumerate(said)]
     return [row(RULES[i % 4], said[i], f"bank {i // 2}", **more[i]) for i in range(24)]

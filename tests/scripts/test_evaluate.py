@@ -45,7 +45,7 @@ def files(tmp_path_factory):
 
 
 def expected_loss(directory):
-    """The definition: one example at a time, with the same weight for every target token."""
+    """Compute the loss by its definition: one example at a time, with the same weight for every target token."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), load_tokenizer(directory)
     nats, targets = 0.0, 0
     for example in EXAMPLES:
@@ -96,7 +96,7 @@ def test_one_and_two_processes_give_the_same_metrics(files):
 
 
 def same_answers_scored_without_the_model(files, result):
-    """scripts/score.py agrees with scripts/evaluate.py in everything that needs no model."""
+    """Check that scripts/score.py gives the scores of scripts/evaluate.py, except for the loss."""
     arguments = ["--data", files / "test.jsonl", "--train", files / "train.jsonl", "--answers", files / "answers.jsonl"]
     arguments += [*TASK, "--json", files / "scored.json", "--before", files / "out" / "one.json"]
     done = run_python(SCORE, *arguments)

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "extend_vocabulary.py
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model, a corpus, and a held-out file with the same labels but other figures."""
+    """Write a model, a corpus, and a held-out file with the same labels but other figures."""
     folder = tmp_path_factory.mktemp("extend")
     write_tiny_model(folder / "model")
     for name, shift in (("corpus", 0), ("held_out", 7000)):
@@ -42,7 +42,7 @@ def run_successfully(folder: Path, *arguments: str, model: str = "model") -> str
 
 @pytest.fixture(scope="module")
 def output(folder) -> str:
-    """The output of an extension with the default initialisation."""
+    """Extend the vocabulary with the default initialisation. Return the output."""
     options = ("--task", "xbrl.task", "--held-out", "held_out.jsonl", "--loss-bytes", "1500", "--new-tokens", "40")
     return run_successfully(folder, "--out", "new", *options)
 

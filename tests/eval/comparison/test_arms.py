@@ -1,4 +1,4 @@
-"""Which runs, models and results are compared, and what is measured first."""
+"""The arms of a comparison from the command line, and the measurement of missing results."""
 
 import json
 
@@ -15,7 +15,7 @@ RESULT = task([row(["A"], ["A"], "x")])
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """The test, in the working directory."""
+    """Write the test file into the working directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "test.jsonl"
     path.write_text("{}\n")
@@ -24,7 +24,7 @@ def data(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(tmp_path, data):
-    """The results of two runs, `one` and `two`."""
+    """Write the runs `one` and `two`. Return the paths of their results."""
     return [write_run(tmp_path / name, RESULT, general(), data) for name in ("one", "two")]
 
 

@@ -23,7 +23,7 @@ BANKS = 12
 
 
 def answers(right):
-    """One report of each bank, with one violation; the model finds those of the first `right` banks."""
+    """Return answers to a report of each bank, with one violation each, which are right for the first `right` banks."""
     return [
         row(["LCR_MIN"], ["LCR_MIN"] if i < right else [], f"bank {i}", text=f"answer {i < right}")
         for i in range(BANKS)
@@ -40,11 +40,11 @@ def compared(*arms, **options):
 
 def difference(result, metric, of, family="arms"):
     wanted = family, metric, of
-    return next(one for one in result["differences"] if (one["family"], one["metric"], one["of"]) == wanted)
+    return next(entry for entry in result["differences"] if (entry["family"], entry["metric"], entry["of"]) == wanted)
 
 
 def recipe(name, *rights):
-    """An arm with a seed for each number of reports that its answers have right."""
+    """Return an arm with a seed for each of `rights`, the number of right answers of that seed."""
     return arm(name, *(task(answers(right)) for right in rights))
 
 
@@ -54,7 +54,7 @@ def test_differences_are_paired_by_report_and_described():
     assert f1["against"] == "weak" and f1["value"] == pytest.approx(1 - 2 * 4 / (12 + 4))
     assert f1["high"] < 1 and f1["low"] > 0.1  # Newcombe's: the strong arm is at the ceiling
     assert not f1["over_seeds"] and "p" not in f1 and result["primary"] == []
-    row_of = {one["name"]: one for one in result["rows"]}
+    row_of = {entry["name"]: entry for entry in result["rows"]}
     assert row_of["strong"]["metrics"]["f1"]["low"] == pytest.approx(BANKS / (BANKS + 1.959964**2))
     assert row_of["rule engine"]["kind"] == "baseline" and row_of["rule engine"]["metrics"]["f1"]["value"] == 1
     assert row_of["always clean"]["metrics"]["recall"]["value"] == 0
@@ -68,7 +68,7 @@ CLAIMS = re.compile(r"better|worse|further|closer|equivalent|No difference|(?<!d
 
 
 def test_one_seed_is_described_and_never_called_better():
-    """However large the difference: another seed of the very same recipe may be as far away."""
+    """Even if the difference is large: another seed of the same recipe may differ as much."""
     for seeds in ((12,), (9, 11, 12)):
         weak = arm("weak", task(answers(1)), general=general(0.01, 10))
         result = compared(weak, arm("strong", *(task(answers(n)) for n in seeds), general=general(0.3, 8)))
@@ -83,13 +83,13 @@ def test_one_seed_is_described_and_never_called_better():
         base = "The base model predicts general text with a perplexity of {:.3f} per byte; weak {} (+"
         assert said[2].startswith(base.format(math.exp(0.8), values[0])) and f"; strong {values[1]} (+" in said[2]
         sentence = f"There is one training run of {whose}: how much another seed would change is not known."
-        assert any(one.startswith(sentence) for one in limits(result))
+        assert any(limit.startswith(sentence) for limit in limits(result))
 
 
 def test_all_pairs_and_seeds():
     seeds = arm("seeds", task(answers(4)), task(answers(8)))
     result = compared(seeds, arm("b", task(answers(12))), arm("c", task(answers(12))), all_pairs=True)
-    pairs = {(one["of"], one["against"]) for one in result["differences"] if one["family"] == "arms"}
+    pairs = {(entry["of"], entry["against"]) for entry in result["differences"] if entry["family"] == "arms"}
     assert pairs == {("b", "seeds"), ("c", "seeds"), ("c", "b")}
     f1 = result["rows"][0]["metrics"]["f1"]
     assert f1["seeds"] == pytest.approx([0.5, 0.8]) and f1["value"] == pytest.approx(2 * 6 / 18)
@@ -100,7 +100,7 @@ def test_all_pairs_and_seeds():
 
 
 def declared(*arms, margin=None, paired=False, metric="f1"):
-    """The sentence and the entry of the primary contrast of the second arm less the first."""
+    """Test the contrast of the second arm less the first. Return its sentence and its entry."""
     contrast = Contrast(arms[1].name, arms[0].name, metric, paired, margin)
     result = compared(*arms, primary=[contrast])
     return primary_sentence(result, result["primary"][0]), result["primary"][0]
@@ -170,7 +170,7 @@ def test_difference_between_recipes_includes_spread_over_seeds():
     far[1].seeds[1].task["answers"][0]["answer"] = "other words"
     assert [difference(compared(*far), "f1", "b")[bound] for bound in ("low", "high")] == [-1, 1]
     assert difference(result, "f1", "always clean", "baselines")["over_seeds"]
-    same = arm("same", *(one.task for one in other.seeds))
+    same = arm("same", *(seed.task for seed in other.seeds))
     assert difference(compared(other, same), "f1", "same")["high"] == 0
 
 
@@ -217,7 +217,7 @@ CHATS = [
 
 
 def own_task(right, **more):
-    """The result on CHATS, with the first `right` answers right."""
+    """Return a result on CHATS in which the first `right` answers are right."""
     rows = []
     for i in range(6):
         said = f"a{i}" if i < right else "?"
@@ -227,7 +227,7 @@ def own_task(right, **more):
 
 
 def test_user_metric_is_compared_in_its_own_words():
-    """Six examples are no reports and have no banks; the user's scores come first, with intervals where they are means."""
+    """No text mentions reports or banks. The user's scores come first; a score that is a mean has an interval."""
 
     def figures(texts, examples):
         each = [float(text == one["messages"][-1]["content"]) for text, one in zip(texts, examples, strict=True)]
@@ -238,7 +238,7 @@ def test_user_metric_is_compared_in_its_own_words():
     arms = with_metric([arm("a", own_task(2, metric=stale)), arm("b", own_task(5))], CHATS, figures)
     result = compare(arms, {}, CHATS)
     assert [result[key] for key in ("main", "labels", "sample", "unit")] == ["own/right", [], "6 examples", "examples"]
-    assert [one["metric"] for one in result["differences"]] == ["own/right", "exact_match", "rouge_l", "loss"]
+    assert [entry["metric"] for entry in result["differences"]] == ["own/right", "exact_match", "rouge_l", "loss"]
     said = verdict(result)["Learning"][0]
     assert said.startswith("right: b 0.833, a 0.333; b less a +0.500 (95% interval over examples +0.")
     assert warnings(result) == [
@@ -262,16 +262,16 @@ def test_results_with_other_references_are_refused():
 def test_chat_without_user_message_is_compared():
     chats = [{"messages": chat["messages"][1:]} for chat in CHATS]
     result = compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, chats)
-    assert [one["question"] for one in result["disagreements"]] == [""] * 3
+    assert [disagreement["question"] for disagreement in result["disagreements"]] == [""] * 3
 
 
 def test_loss_of_texts_is_compared_over_seeds():
-    """Nor do equal answers make the losses of their models equal."""
+    """Models with equal answers may have different losses."""
     for has_answers in (False, True):
         arms = []
         for name, losses in (("a", (1.0, 1.2, 1.1)), ("b", (2.0, 2.1, 2.3))):
             tasks = [own_task(6, loss=loss, weights=f"{name}{loss}") for loss in losses]
-            texts = [{key: value for key, value in one.items() if key != "answers"} for one in tasks]
+            texts = [{key: value for key, value in task.items() if key != "answers"} for task in tasks]
             arms.append(arm(name, *(tasks if has_answers else texts)))
         result = compare(arms, {}, CHATS if has_answers else [])
         loss = difference(result, "loss", "b")
@@ -295,7 +295,7 @@ def test_different_answers_with_equal_score_are_shown():
     same = own_task(6)
     same["answers"][4] = same["answers"][4] | {"answer": "a4 "}
     result = compare([arm("a", own_task(6)), arm("b", same)], {}, CHATS)
-    assert [one["id"] for one in result["disagreements"]] == ["5"]
+    assert [disagreement["id"] for disagreement in result["disagreements"]] == ["5"]
     none = compare([arm("a", own_task(6)), arm("b", own_task(0))], {}, CHATS, number=0)
     assert "No example is shown: the arms answer alike, or --worst is 0." in page(none, [])
 
@@ -304,7 +304,7 @@ def test_invented_label_on_clean_example_is_a_disagreement():
     said = [([], ["LCR_MIN"]), ([], []), (["LCR_MIN"], ["LCR_MIN"])]
     first, second = (task([row(true, seen, text="x") for true, seen in some]) for some in (said, [([], []), *said[1:]]))
     result = compare([arm("a", first), arm("b", second)], {}, EXAMPLES[:3])
-    assert [one["id"] for one in result["disagreements"]] == ["report 0"]
+    assert [disagreement["id"] for disagreement in result["disagreements"]] == ["report 0"]
     assert result["disagreements"][0]["answers"]["b"]["judgement"] == "right"
 
 
@@ -313,7 +313,7 @@ def test_nonfinite_metric_is_not_compared():
     forgotten = general()
     forgotten["per_text"]["tuned_nats"][2] = math.inf
     result = compared(arm("one", task(answers(4)), general=general()), arm("two", damaged, general=forgotten))
-    metrics = {one["metric"] for one in result["differences"] if one["family"] == "arms"}
+    metrics = {entry["metric"] for entry in result["differences"] if entry["family"] == "arms"}
     assert "f1" in metrics and not metrics & {"loss", "perplexity"}
     assert next(row for row in result["rows"] if row["name"] == "two")["not_finite"] == ["loss", "perplexity"]
     sentence = (
@@ -331,7 +331,9 @@ def test_arm_with_name_of_another_row_is_refused():
 def test_few_banks_are_a_warning():
     one = task([row(["LCR_MIN"], [], "the bank")] * BANKS)
     assert "All reports are of one bank" in warnings(compared(arm("one", one), arm("two", one)))[-1]
-    few = [task([row(["LCR_MIN"], said, f"bank {i % 8}") for i in range(BANKS)]) for said in ([], ["LCR_MIN"])]
+    few = [
+        task([row(["LCR_MIN"], predicted, f"bank {i % 8}") for i in range(BANKS)]) for predicted in ([], ["LCR_MIN"])
+    ]
     assert "has 8 independent banks. With" in warnings(compared(arm("one", few[0]), arm("two", few[1])))[-1]
     with pytest.raises(UserError, match="--primary two one f1: one bank, or no finite number, shows nothing of others"):
         declared(arm("one", one, one | {"weights": "1"}), arm("two", one, one | {"weights": "2"}))

@@ -18,7 +18,10 @@ LEVEL, BANK_SPREAD, REPORT_SPREAD, SEED_SPREAD = 0.5, 0.8, 0.7, 0.5  # logits of
 
 
 def draw_recipe(rng, level: np.ndarray, true: np.ndarray, skills: np.ndarray) -> list[Terms]:
-    """The F1 terms of a recipe, one for each seed. level, true: `(reports,)`, logits and numbers of violations. skills: of the seeds."""
+    """Draw the F1 terms of a recipe, one for each seed.
+
+    level, true: `(reports,)`, logits and numbers of violations. skills: `(seeds,)`, logits.
+    """
     clusters = np.repeat(np.arange(BANKS), REPORTS).tolist()
     runs = []
     for skill in skills:
@@ -30,14 +33,14 @@ def draw_recipe(rng, level: np.ndarray, true: np.ndarray, skills: np.ndarray) ->
 
 
 def test_error_equals_joint_bootstrap_over_seeds_and_examples() -> None:
-    """With many seeds, where that bootstrap is right. It has the interaction three times, the sum of both variances twice."""
+    """With many seeds the joint bootstrap is right: it counts the interaction three times, the sum of both variances twice."""
     rng = np.random.default_rng(3)
     level = LEVEL + np.repeat(BANK_SPREAD * rng.normal(size=BANKS), REPORTS)
     true = rng.binomial(3, 0.5, size=BANKS * REPORTS)
     runs = [draw_recipe(rng, level, true, SEED_SPREAD * rng.normal(size=40) + better) for better in (0.0, 0.3)]
     before, after = map(averaged, runs)
     estimate = over_seeds(change(before, after), before, after)
-    sums = [np.stack([one.rows.reshape(BANKS, REPORTS, 2).sum(1) for one in side]) for side in runs]
+    sums = [np.stack([entry.rows.reshape(BANKS, REPORTS, 2).sum(1) for entry in side]) for side in runs]
     drawn = []
     for _ in range(2000):
         banks = rng.integers(0, BANKS, BANKS)
@@ -92,7 +95,7 @@ def test_holms_correction() -> None:
 
 @pytest.fixture
 def arms(tmp_path) -> dict[str, list[Source]]:
-    """Runs of the seeds 0 and 1 of `a`, and of 0, 1 and 2 of `b`; one result of `c`, of which nobody knows the seed."""
+    """Write runs of `a` with the seeds 0 and 1, of `b` with 0, 1 and 2, and a result of `c` without a seed."""
 
     def run(name: str, seed: int) -> Source:
         path = tmp_path / f"{name}-{seed}"
@@ -106,7 +109,7 @@ def arms(tmp_path) -> dict[str, list[Source]]:
 
 def test_contrasts_are_declared_with_their_margins(arms) -> None:
     found = declare([("a", "b", "f1"), ("b", "rule engine", "kl")], [], ["f1=0.05"], arms)
-    assert [(one.of, one.against, one.metric, one.paired, one.margin) for one in found] == [
+    assert [(entry.of, entry.against, entry.metric, entry.paired, entry.margin) for entry in found] == [
         ("a", "b", "f1", False, 0.05),
         ("b", "rule engine", "kl", False, None),
     ]

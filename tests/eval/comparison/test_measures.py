@@ -48,14 +48,14 @@ def test_macro_f1_of_resample_uses_its_own_labels():
 def test_interval_at_ceiling_counts_only_informative_clusters():
     few = task([row(["A"] if i < 40 else [], ["A"] if i < 3 else [], f"bank {i}") for i in range(300)])
     assert interval(label_terms(few, ["A"])["precision"]).low == pytest.approx(3 / (3 + 1.96**2), abs=1e-4)
-    silent, one = (task([row(["A"], ["A"] if i < said else [], f"bank {i}") for i in range(100)]) for said in (0, 1))
+    silent, one = (task([row(["A"], ["A"] if i < count else [], f"bank {i}") for i in range(100)]) for count in (0, 1))
     precision = averaged([label_terms(seed, ["A"])["precision"] for seed in (silent, one)])
     assert interval(precision).low == pytest.approx(1 / (1 + 1.96**2), abs=1e-4)  # one bank, not a hundred
 
 
 def test_count_metric_is_not_cut_at_1():
     counts = [task([row([], [])] * 9, metric={"each": {"wrong": [count] * 9}}) for count in (0, 6)]
-    mean = averaged([terms_of(one)["own/wrong"] for one in counts])
+    mean = averaged([terms_of(entry)["own/wrong"] for entry in counts])
     none = averaged([terms_of(counts[0])["own/wrong"]] * 2)
     found = over_seeds(change(none, mean), none, mean).interval()
     assert found.value == 3 and found.low < -1 and found.high > 3

@@ -1,4 +1,4 @@
-"""The page needs nothing else, and shows whatever a model or a user wrote as text."""
+"""The page loads nothing, and shows every text of a model or user as text."""
 
 import html.parser
 import re
@@ -18,7 +18,7 @@ ATTACK = "</pre></style><script>alert(1)</script><img src=http://evil.example/x.
 
 
 class Elements(html.parser.HTMLParser):
-    """All elements, and the text of all of them."""
+    """A parser that collects all elements and their text."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Elements(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def made():
     rules = [ATTACK, "LCR_MIN"]
-    answers = [row(rules, said, ATTACK, text=ATTACK) for said in (rules, ["LCR_MIN", ATTACK + "2"], [])]
+    answers = [row(rules, predicted, ATTACK, text=ATTACK) for predicted in (rules, ["LCR_MIN", ATTACK + "2"], [])]
     other = [row(rules, [], ATTACK, text="none")] * 3
     arms = [
         arm(ATTACK, task(answers, model=ATTACK, data=ATTACK), general=general() | {"text": ATTACK, "base": ATTACK}),

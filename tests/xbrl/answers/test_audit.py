@@ -1,4 +1,4 @@
-"""The measures tell answers that are wrong, or right, in a known way apart. Otherwise they would reward a model for mistakes."""
+"""Each measure notices its own kind of mistake. Otherwise it would reward a model for wrong answers."""
 
 import re
 from collections.abc import Callable

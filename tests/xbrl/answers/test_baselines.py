@@ -27,7 +27,7 @@ def example(report, violations, **fields):
 
 
 def random_examples(seed, number, fields=lambda violations: {}):
-    """LCR must be 100%, the leverage ratio more than its own requirement; a note on a pledge breaks a third rule."""
+    """Draw reports with three rules: LCR of 100%, a leverage ratio above its own requirement, and a note on a pledge."""
     rng, examples = random.Random(seed), []
     for _ in range(number):
         lcr, ratio, requirement = rng.randint(80, 120), rng.randint(300, 500) / 100, rng.randint(300, 500) / 100
@@ -47,8 +47,8 @@ def test_each_baseline_finds_what_it_can_see():
     assert list(predictions)[3:] == [NGRAMS, THRESHOLDS]
 
     def f1(name, rule):
-        predicted = [{rule} & set(one) for one in predictions[name].rules]
-        return micro_f1(predicted, [{rule} & set(one["violations"]) for one in test])["f1"]
+        predicted = [{rule} & set(rules) for rules in predictions[name].rules]
+        return micro_f1(predicted, [{rule} & set(example["violations"]) for example in test])["f1"]
 
     assert f1(THRESHOLDS, "LCR_MIN") == f1(THRESHOLDS, "LR_OLRR") == 1  # a cut, and a difference
     assert f1(THRESHOLDS, "PLEDGED") < 0.6  # no percentage tells it; at best it is always predicted
@@ -62,9 +62,9 @@ def test_the_engine_and_what_is_composed_with_it():
     facts = [{"kind": "waiver", "applies": True, "amount": None, "who": [], "since": "", "quote": ""}]
     by_engine = lambda violations: {"engine": [rule for rule in violations if rule == "LCR_MIN"]}  # noqa: E731
     training, test = random_examples(1, 20), random_examples(2, 9, by_engine)
-    assert baseline_predictions(training, test)[ENGINE].rules == [tuple(one["engine"]) for one in test]
+    assert baseline_predictions(training, test)[ENGINE].rules == [tuple(example["engine"]) for example in test]
     assert COMPOSED not in baseline_predictions(training, test)  # the training does not say what its notes state
-    waived = baseline_predictions([one | {"note_facts": facts} for one in training], test)[COMPOSED]
+    waived = baseline_predictions([example | {"note_facts": facts} for example in training], test)[COMPOSED]
     assert waived.rules == [()] * 9 and waived.facts and waived.facts[0][0].applies  # every note waives, as in training
     scores = score_baselines(training, test)
     assert scores[ENGINE]["precision"] == 1 > scores[ENGINE]["recall"]
@@ -73,7 +73,7 @@ def test_the_engine_and_what_is_composed_with_it():
 
 def test_too_few_reports_give_no_prediction():
     reports = [example(f"LCR {value}%", []) for value in (110, 120, 130)]
-    assert all(one.rules == [(), ()] for one in baseline_predictions(reports, reports[:2]).values())
+    assert all(prediction.rules == [(), ()] for prediction in baseline_predictions(reports, reports[:2]).values())
     assert baseline_predictions(random_examples(1, 3), random_examples(2, 1))  # too few to hold any out
     assert baseline_predictions(random_examples(1, 20), []) == {}
     training = [

@@ -1,4 +1,4 @@
-"""The short form of an answer: a line for each limit of each figure, and what follows from a note step by step."""
+"""The short form of an answer: a line for each limit of each figure, and the consequences of a note step by step."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -25,7 +25,7 @@ CLIENTS = {"Arno SRL": "0.15", "Bern & Co 2": "0.2601", "Cato AG": "0.13"}
 
 
 def make_report(clients=CLIENTS, **changes) -> Report:
-    """The report of a bank in thousands of EUR; `changes` of cells by row, such as r0030=None."""
+    """Return the report of a bank in thousands of EUR. `changes` sets cells by row, such as r0030=None."""
     figures = {cell: changes.get(cell[1] + cell[0][:4], value) for cell, value in (RATIOS | AMOUNTS | OTHERS).items()}
     facts = [
         Fact("", Decimal(value), "iso4217:EUR" if cell in AMOUNTS else "xbrli:pure", -3 if cell in AMOUNTS else 4, "", "", {}, cell)
@@ -107,9 +107,9 @@ def test_pledged_assets_leave_the_buffer_and_the_ratio():
 
 
 def test_checks_name_only_rules_that_follow():
-    """What is left is not known: the note states no amount, or more than is reported, or the bank reports in another currency."""
+    """The remaining amount is unknown: the note states no amount, or more than the report, or the currency differs."""
     report, more = make_report(), fact("pledged", 700_000_000)
-    abroad = replace(report, facts=tuple(replace(one, unit="iso4217:CZK") for one in report.facts))
+    abroad = replace(report, facts=tuple(replace(entry, unit="iso4217:CZK") for entry in report.facts))
     for filed, stated in ((report, fact("pledged")), (report, more), (abroad, fact("pledged", 41_000_000))):
         (counted,) = consequences(filed, evaluate(filed), [stated])
         assert (counted.rule, counted.limit, lines(filed, stated)) == ("PLEDGED_COUNTED", None, [])
@@ -163,11 +163,11 @@ def test_only_what_is_decided_has_a_check():
     found = {result.rule_id: result for result in evaluate(report, short_rules())}
     assert str(check_of(found["CET1_MIN"])) == "CET1 ratio 73.1 / 1000 = 7.31% >= 4.5%: met"  # recomputed
     none = make_report(r0010C_03=None, r0020C_01=None)
-    assert not any(str(one).startswith("CET1") for one in report_checks(none, evaluate(none, short_rules())))
+    assert not any(str(entry).startswith("CET1") for entry in report_checks(none, evaluate(none, short_rules())))
 
 
 def test_a_finding_on_a_note_is_compared_exactly():
-    """It has no inputs, and its limit is what is left of an amount: rounded to thousands it would be another one."""
+    """Its limit is the rest of an amount, which would change if it were rounded to thousands."""
     figures = Decimal(533_010_000), Decimal(494_010_500), "max", "Delegated Reg. (EU) 2015/61 Art. 7(2)", "iso4217:EUR"
     found = RuleResult("PLEDGED_COUNTED", "note", "violated", BUFFER, *figures, decimals=-3)
     assert str(check_of(found)) == "Liquidity buffer 533010 k > 494010.5 k: PLEDGED_COUNTED, 2015/61 Art. 7(2)"

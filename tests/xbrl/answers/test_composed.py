@@ -1,4 +1,4 @@
-"""The composed baseline: figures of both styles, amounts and clients of notes, regressions that learn, and what follows."""
+"""The composed baseline: figures of both styles, amounts and clients of notes, its regressions, and the rules that follow."""
 
 import random
 from decimal import Decimal
@@ -85,7 +85,7 @@ def test_clients_are_in_the_order_of_the_note():
 
 
 def examples(seed, number):
-    """Notes on bonds that are lent (applies) or returned, with the loan's amount before theirs, and on a waiver."""
+    """Return examples with notes on bonds that are lent (applies) or returned, after a loan's amount, and on a waiver."""
     rng, found = random.Random(seed), []
     for i in range(number):
         kind, applies, amount = rng.choice(["pledged", "waiver"]), rng.random() < 0.5, rng.randint(40, 90)
@@ -107,8 +107,10 @@ def examples(seed, number):
 def test_the_program_learns_kinds_states_and_amounts():
     training, test = examples(1, 80), examples(2, 40)
     found, facts = note_predictions(training, test)
-    assert found == [tuple(one["violations"]) for one in test]
-    assert [one[0].amount for one in facts] == [one["note_facts"][0]["amount"] for one in test]  # not the loan's
+    assert found == [tuple(example["violations"]) for example in test]
+    assert [entry[0].amount for entry in facts] == [
+        example["note_facts"][0]["amount"] for example in test
+    ]  # not the loan's
     assert (found, facts) == note_predictions(training, test)  # no randomness
 
 
@@ -119,15 +121,15 @@ def test_the_probe_reads_states_in_place_of_words():
         (fact,), note = one["note_facts"], note_of(one["messages"][0]["content"])
         states[note] = rng.normal(size=8) / 9 + [fact["applies"], fact["kind"] == "waiver", *[0] * 6]
     found, facts = note_predictions(training, test, training[:5], states)
-    true = [(one["note_facts"][0]["kind"], one["note_facts"][0]["applies"]) for one in test]
-    assert [(one[0].kind, one[0].applies) for one in facts] == true
-    assert found == [tuple(one["violations"]) for one in test]
+    true = [(example["note_facts"][0]["kind"], example["note_facts"][0]["applies"]) for example in test]
+    assert [(entry[0].kind, entry[0].applies) for entry in facts] == true
+    assert found == [tuple(example["violations"]) for example in test]
 
 
 def test_rules_missing_in_training_are_not_predicted():
     training, test = examples(1, 60), examples(2, 20)
     for one in training:
         one["violations"] = [rule for rule in one["violations"] if rule != "PLEDGED_COUNTED"]
-    assert not any("PLEDGED_COUNTED" in one for one in note_predictions(training, test)[0])
-    found, facts = note_predictions([{**one, "note_facts": []} for one in training], test)
-    assert facts == [()] * 20 and found == [tuple(one["engine"]) for one in test]
+    assert not any("PLEDGED_COUNTED" in rules for rules in note_predictions(training, test)[0])
+    found, facts = note_predictions([{**example, "note_facts": []} for example in training], test)
+    assert facts == [()] * 20 and found == [tuple(example["engine"]) for example in test]

@@ -1,4 +1,4 @@
-"""What the figures, dates, articles, measures and deadlines of a letter are worth, and words that take a demand back."""
+"""Scores of a letter's figures, dates, articles, measures and deadlines, and words that withdraw a demand."""
 
 from decimal import Decimal
 
@@ -169,7 +169,7 @@ def test_other_sentences_take_nothing_back(letter):
     ],
 )
 def test_block_is_approved_with_filled_in_texts(block):
-    """Blocks with a negation: as they stand they demand, with a negation in what is filled in or around them they do not."""
+    """A block that contains a negation demands; with a negation in a filled-in text or around the block it does not."""
     whole = block.format("C 76.00")
     assert [days for _, days in demands(f"- {whole}.")] == [{10}]
     for letter in (block.format("C 76.00, but not now,"), f"You need not: {whole}", f"{whole} or not"):

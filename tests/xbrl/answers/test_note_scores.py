@@ -1,4 +1,4 @@
-"""Facts of notes: the line of an answer, and scores in which one thing at a time is wrong."""
+"""Facts of notes: the line of an answer, and scores with one wrong field at a time."""
 
 from dataclasses import asdict, replace
 from decimal import Decimal
@@ -20,7 +20,7 @@ CLIENTS = NoteFact("connected", False, None, ("Arno AG", "Bern & Co"), "", "")
 
 
 def example(*facts, note=NOTE, **fields):
-    entries = [asdict(one) for one in facts]
+    entries = [asdict(entry) for entry in facts]
     return {"messages": [{"role": "user", "content": f"Bank\nLCR 98%\nNote: {note}"}], "note_facts": entries, **fields}
 
 

@@ -96,7 +96,7 @@ def test_facts_in_quickstart_checks_are_scored():
         asked("A38 has no voice in B95", "separate clients", kind="connected", applies=False, who=["A38", "B95"]),
         asked("The release was withdrawn", "bound", kind="waiver", applies=False),
     ]
-    right = [one["messages"][-1]["content"] for one in examples]
+    right = [entry["messages"][-1]["content"] for entry in examples]
     notes = score_answers(examples, right, "test.jsonl", None)["notes"]
     assert (notes["n"], notes["n_said"], notes["f1"]) == (3, 3, 1)
     said = [right[0].replace("pledged", "free"), right[1].replace("B95", "B59"), right[2].replace(", so bound", "")]
@@ -161,12 +161,12 @@ def test_scores_by_kind_of_note():
 def test_note_rules_and_minimal_pairs_are_scored():
     lifted, benign, plain = NOTES[2], NOTES[3], {"kind": "", "engine": ["NSFR_MIN"], "violations": ["NSFR_MIN"]}
     assert decided_by_notes([lifted, benign, plain]) == [{"LCR_MIN"}, {"LCR_MIN"}, set()]
-    engine = [tuple(one["engine"]) for one in (lifted, benign, plain)]
+    engine = [tuple(entry["engine"]) for entry in (lifted, benign, plain)]
     assert note_f1([lifted, benign, plain], engine) == 2 / 3  # one of its two findings of the LCR is right
     assert note_f1([plain], [()]) is None
     assert note_f1([{"kind": "pledged", "violations": ["A"]}], [("A",)]) is None  # what the engine finds is not known
     assert pairs_right(NOTES, SAID) == [True, False]
-    assert pairs_right(NOTES, [one["violations"] for one in NOTES]) == [True, True]
+    assert pairs_right(NOTES, [entry["violations"] for entry in NOTES]) == [True, True]
 
 
 LCR = "LCR_MIN | C 76.00.a r0030 c0010 | 93.10% | min 100% | CRR Art. 412(1)"

@@ -14,7 +14,7 @@ WORDS = {True: ("is granted", "is valid", "stands"), False: ("is refused", "is e
 
 
 def report(number: int, rng: random.Random, lcr: int, applies: bool) -> dict:
-    """A report with a note on a waiver, and its right answer."""
+    """Return an example: a report with a note on a waiver, and its right answer."""
     note = f"The waiver of the LCR {rng.choice(WORDS[applies])}, letter {number}"
     leverage, missed = f"{rng.randint(30, 60) / 10}%", lcr < 100
     first = f"LCR {lcr}% {'< 100%: LCR_MIN, CRR Art. 412(1)' if missed else '>= 100%: met'}"
@@ -33,12 +33,12 @@ def report(number: int, rng: random.Random, lcr: int, applies: bool) -> dict:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A corpus whose tests are 8 minimal pairs in words and 8 in figures."""
+    """Write a corpus whose test has 8 minimal pairs in words and 8 in figures."""
     rng, directory = random.Random(0), tmp_path_factory.mktemp("screen")
     low, high = (lambda: rng.randint(80, 99)), (lambda: rng.randint(100, 130))
     for split, count in (("train", 80), ("validation", 10)):
         examples = [report(i, rng, rng.choice([low, high])(), rng.random() < 0.5) for i in range(count)]
-        (directory / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in examples))
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in examples))
     test, number = [], 1000
     for pair in range(16):
         in_words, figure = pair % 2 == 0, low()
@@ -47,7 +47,7 @@ def data(tmp_path_factory):
             one = report(number, rng, lcr, second and in_words)
             test.append(one | {"pair": f"{pair} in {'words' if in_words else 'figures'}"})
             number += 1
-    (directory / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in test))
+    (directory / "test.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in test))
     return directory
 
 

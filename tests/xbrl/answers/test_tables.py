@@ -1,4 +1,4 @@
-"""Tables of the regulator's task."""
+"""Tables of the supervisor's task."""
 
 import copy
 
