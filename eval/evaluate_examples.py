@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +22,14 @@ from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
 from eval import report
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, ScoreAnswers, choose_examples, has_answer, read_as
-from eval.constrained import Grammar
-from eval.generate import answer_work, greedy_answers, stop_tokens
+from eval.generate import greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
 from eval.results import prepare_output, read_result
-from eval.target_losses import loss_work, target_losses, total
+from eval.target_losses import LOSS_TOKENS, loss_work, target_losses, total
 from model.architectures import check_model_directory
 
 INSTRUCTING = ("system", "developer")  # roles of what stands before a conversation
-GrammarOf = Callable[[list[dict]], tuple[str, str]]
 Sequences = list[tuple[list[int], list[float]]]  # token ids, weights of the targets
 
 
@@ -48,7 +46,6 @@ class EvaluationOptions:
     batch_size: int = 64
     max_new_tokens: int | None = None
     shots: int = 0
-    constrained: bool = False
     dtype: str = "auto"
     sharding: str = "auto"
     json: Path | None = None
@@ -130,7 +127,6 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         "max_new_tokens_from": length_from,
         "shots": options.shots,
         "fewest_shots": min((used for _, used in prompts), default=0),  # where the context holds no more
-        "constrained": options.constrained,
     }
     if before is not None:
         report.check_comparable(before, header)
@@ -200,35 +196,33 @@ def evaluate_examples(
     inputs: EvaluationInputs,
     ranks: Ranks,
     score_answers: ScoreAnswers,
-    grammar_of: GrammarOf | None = None,
 ) -> dict:
     """The result as it is written to JSON, without `seconds`. A collective: every rank gets the whole result.
 
-    `score_answers` knows the task; see `xbrl.answers.scores.score_answers` for its arguments. So does `grammar_of`, which
-    gives the (pattern, text after which everything is allowed) of the answers to examples, for `options.constrained`.
+    `score_answers` knows the task; see `xbrl.answers.scores.score_answers` for its arguments.
     """
     limit, tokenizer = inputs.header["max_new_tokens"], inputs.tokenizer
-    pattern = grammar_of(inputs.asked) if options.constrained and grammar_of and inputs.asked else None
     dtype = agreed_dtype(options.dtype, ranks)
     sharded = is_sharded(options.sharding, [options.model], ranks)
-    model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
+    model, stop = load_causal_lm(options.model, dtype, sharded, ranks)
     losses = compute_over_ranks(
         functools.partial(target_losses, model),
         inputs.sequences,
         [loss_work(sequence) for sequence in inputs.sequences],
         ranks,
         "loss of the responses",
-        finish,
+        stop,
+        max_tokens=LOSS_TOKENS,
     )
     stop_ids = stop_tokens(model, inputs.stop_ids)
-    grammar = Grammar(*pattern, tokenizer, frozenset(stop_ids)) if pattern else None
     answers = compute_over_ranks(
-        lambda share, advance: greedy_answers(model, share, stop_ids, limit, options.batch_size, advance, grammar),
+        lambda prompts: greedy_answers(model, prompts, stop_ids, limit, stop),
         inputs.prompts,
-        answer_work(model, inputs.prompts, limit),
+        [len(prompt) + limit for prompt in inputs.prompts],
         ranks,
         "answers",
-        finish,
+        stop,
+        options.batch_size,
     )
     loss = total(losses)
     of_examples = [[] for _ in inputs.examples]

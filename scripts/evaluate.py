@@ -37,7 +37,6 @@ from eval.over_ranks import TIMEOUT_MINUTES
 from eval.stored_answers import write_answers
 from model.fingerprint import fingerprint_of_base
 from xbrl.answers import tables as report
-from xbrl.answers.answers import LETTER, answer_grammar
 from xbrl.answers.baselines import add_baseline_options, with_siblings
 from xbrl.answers.scores import check_scored_fields, score_answers
 
@@ -50,11 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help=data)
     add_baseline_options(parser)
     add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, least=0, metavar="K")
-    constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
-    parser.add_argument("--constrained", action="store_true", help=constrained)
     add_task_options(parser)
     add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)", least=1)
-    batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
+    batch = "answers that each process generates at once, fewer where prompts are long"
     add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size, least=1)
     longest = "maximum length of an answer (default: 25%% more than the longest in --train, or 256)"
     add_number(parser, "--max-new-tokens", longest, least=1)
@@ -100,7 +97,7 @@ def main() -> int:
 
         return read_on_first(scores, ranks)
 
-    result = evaluate_examples(options, inputs, ranks, score, lambda asked: (answer_grammar(asked), LETTER))
+    result = evaluate_examples(options, inputs, ranks, score)
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:
         result["weights"] = fingerprint_of_base(options.model)  # so that a later comparison knows what was evaluated

@@ -34,7 +34,6 @@ from distributed.sharding import local, local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
-from eval.in_step import Stopped
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
 from model.weight_files import hash_weights
@@ -48,6 +47,10 @@ from training.record import RunRecord
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
 MIDDLE = 12  # tokens in the middle of a piece: data that have them have the piece
+
+
+class Stopped(Exception):
+    """All ranks have agreed to stop after a signal."""
 
 
 class AgainstBase:
