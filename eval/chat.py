@@ -45,7 +45,7 @@ class Speaker:
             )
         stops = stop_tokens(self.model, self.encoder.stop_ids)
         if sampling is None:
-            ids = greedy_answers(self.model, [prompt], stops, max_new_tokens, 1)[0]
+            ids = greedy_answers(self.model, [prompt], stops, max_new_tokens)[0]
         else:
             ids = sampled_answers(self.model, [prompt], [len(messages)], stops, max_new_tokens, sampling)[0]
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -35,9 +35,8 @@ from distributed.process_group import StopSignal, read_on_first, start_process_g
 from eval.bootstrap import bootstrap
 from eval.forgetting import Reference, as_documents, compare, encode_texts, kl_divergence, visit_documents
 from eval.general_text import SOURCE, evaluation_texts
-from eval.in_step import in_turns, stop_all
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
-from eval.over_ranks import TIMEOUT_MINUTES, token_bar
+from eval.over_ranks import TIMEOUT_MINUTES, in_turns, stop_all, token_bar
 from eval.questions import Question, encode_options, read_questions, right_answers, start_tokens
 from eval.report import aligned
 from eval.results import prepare_output
@@ -210,7 +209,7 @@ def compare_distributions(
     deal = _deal(base, documents[0], ranks.world_size, capacity=1, packing=False)
     turns = deal.of_rank(ranks.rank) if base_ids else []
     tokens = [2 * int(documents[0].lengths[list(items)].sum()) for items in turns]  # both models read them
-    for items in in_turns(turns, tokens, stop, "KL and agreement"):
+    for items in in_turns(turns, tokens, "KL and agreement", ranks, stop):
         for one, of_model, visit in zip(both, documents, (keep, compare_chunk), strict=True):
             visit_documents(one.model, of_model, items, ranks.device, visit)
     dist.all_reduce(sums, group=ranks.flags)

@@ -22,11 +22,11 @@ from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
 from eval import report
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, ScoreAnswers, choose_examples, has_answer, read_as
-from eval.generate import answer_work, greedy_answers, stop_tokens
+from eval.generate import greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
 from eval.results import prepare_output, read_result
-from eval.target_losses import loss_work, target_losses, total
+from eval.target_losses import LOSS_TOKENS, loss_work, target_losses, total
 from model.architectures import check_model_directory
 
 INSTRUCTING = ("system", "developer")  # roles of the messages that open a conversation
@@ -204,23 +204,25 @@ def evaluate_examples(
     limit, tokenizer = inputs.header["max_new_tokens"], inputs.tokenizer
     dtype = agreed_dtype(options.dtype, ranks)
     sharded = is_sharded(options.sharding, [options.model], ranks)
-    model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
+    model, stop = load_causal_lm(options.model, dtype, sharded, ranks)
     losses = compute_over_ranks(
         functools.partial(target_losses, model),
         inputs.sequences,
         [loss_work(sequence) for sequence in inputs.sequences],
         ranks,
         "loss of the responses",
-        finish,
+        stop,
+        max_tokens=LOSS_TOKENS,
     )
     stop_ids = stop_tokens(model, inputs.stop_ids)
     answers = compute_over_ranks(
-        lambda share, advance: greedy_answers(model, share, stop_ids, limit, options.batch_size, advance),
+        lambda prompts: greedy_answers(model, prompts, stop_ids, limit, stop),
         inputs.prompts,
-        answer_work(model, inputs.prompts, limit),
+        [len(prompt) + limit for prompt in inputs.prompts],
         ranks,
         "answers",
-        finish,
+        stop,
+        options.batch_size,
     )
     loss = total(losses)
     losses_by_example = [[] for _ in inputs.examples]

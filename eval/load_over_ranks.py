@@ -6,7 +6,7 @@ unit at a time (a decoder layer, the embedding, the head), and the root with the
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -17,10 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from common.dtypes import choose_dtype
 from common.errors import UserError
 from configs.config import Sharding
-from distributed.process_group import Ranks, agree_any, call_on_all, read_on_first
+from distributed.process_group import Ranks, StopSignal, agree_any, call_on_all, read_on_first
 from distributed.sharding import decoder_layers, make_mesh, shard
 from eval.generate import load_for_generation, with_own_stops
-from eval.in_step import keep_in_step
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_for_evaluation, load_weights
 
@@ -81,20 +80,20 @@ def load_packed(
 
 def load_causal_lm(
     path: str, dtype: torch.dtype, sharded: bool, ranks: Ranks
-) -> tuple[PreTrainedModel, Callable[[], None]]:
-    """(the Hugging Face model in eval mode, what a rank calls when it has no work left). A collective.
+) -> tuple[PreTrainedModel, StopSignal | None]:
+    """Load a Hugging Face model in eval mode, whole or sharded. A collective.
 
-    The second is that of `keep_in_step` if the model is sharded, and else does nothing. Raises UserError, on every rank, if any
-    rank cannot load it.
+    Return the model and, if it is sharded, the signal after which its ranks must stop together: a rank that ends alone leaves
+    the others waiting in a collective. Raises UserError, on every rank, if any rank cannot load the model.
     """
     if not sharded:
-        return call_on_all(lambda: load_for_generation(path, dtype, ranks.device), ranks), lambda: None
+        return call_on_all(lambda: load_for_generation(path, dtype, ranks.device), ranks), None
     model = call_on_all(functools.partial(_causal_lm_on_meta, path, dtype), ranks)
     packed = PackedLanguageModel(model)  # knows how the files are read
     del packed.head.forward  # logits again, not losses
     _shard(model, packed.extra_fsdp_units(), dtype, ranks)
     call_on_all(lambda: load_weights(packed, path, ranks.device), ranks)
-    return model.eval(), keep_in_step(model, ranks)
+    return model.eval(), StopSignal(ranks)
 
 
 def _causal_lm_on_meta(path: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -21,9 +21,8 @@ from data.tokens import bos_ids, load_tokenizer
 from distributed.process_group import StopSignal, gather_objects, read_on_first, start_process_group
 from eval.forgetting import as_documents, visit_documents
 from eval.general_text import SOURCE, read_texts, training_texts
-from eval.in_step import in_turns
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
-from eval.over_ranks import TIMEOUT_MINUTES
+from eval.over_ranks import TIMEOUT_MINUTES, in_turns
 from eval.results import prepare_output
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel
@@ -128,7 +127,7 @@ def losses_over_ranks(
     # One document in each forward, or none where others have one.
     turns = [documents[first + ranks.rank :][:1] for first in range(0, len(documents), ranks.world_size)]
     tokens = [sum(map(len, turn)) for turn in turns]
-    mine = [document_losses(model, turn, ranks.device) for turn in in_turns(turns, tokens, stop, description)]
+    mine = [document_losses(model, turn, ranks.device) for turn in in_turns(turns, tokens, description, ranks, stop)]
     shares = gather_objects(mine, ranks)
     return [shares[item % ranks.world_size][item // ranks.world_size] for item in range(len(documents))]
 

@@ -30,7 +30,7 @@ from distributed.process_group import Ranks, barrier, call_on_all, read_on_first
 from eval.general_text import CERTIFICATE, SELECTION, SOURCE, held_out_texts, training_texts
 from eval.generate import Sampling, sampled_answers
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
-from eval.over_ranks import TIMEOUT_MINUTES, token_bar
+from eval.over_ranks import TIMEOUT_MINUTES, in_turns
 from eval.questions import read_questions
 from eval.results import prepare_output
 from model.architectures import check_model_directory
@@ -136,23 +136,25 @@ class ReplaySampler:
         """
         options = self.options
         dtype, sharded = agreed_dtype(options.dtype, ranks), is_sharded(sharding, [self.model], ranks)
-        model, finish = load_causal_lm(self.model, dtype, sharded, ranks)
+        model, stop = load_causal_lm(self.model, dtype, sharded, ranks)
 
-        def begin() -> None:
-            self.parts.mkdir(parents=True, exist_ok=True)
-            write_json(self.parts / "settings.json", self.settings)
-
-        read_on_first(begin, ranks)
         every = range(options.documents)
         batches = [every[start : start + options.batch_size] for start in every[:: options.batch_size]]
         files = {self.parts / f"{batch[0]:09}.jsonl": batch for batch in batches}
-        missing = [path for path in [*files][ranks.rank :: ranks.world_size] if not path.exists()]
-        tokens = options.batch_size * options.max_tokens
-        with token_bar(len(missing) * tokens, "sampling", ranks) as bar:
-            for path in missing:
-                write_json_lines(path, self.sample_batch(model, files[path]))
-                bar.update(tokens)
-        finish()
+
+        def missing_files() -> list[Path]:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            write_json(self.parts / "settings.json", self.settings)
+            return [path for path in files if not path.exists()]
+
+        missing = read_on_first(missing_files, ranks)
+        # One batch in each turn; in the last turn some ranks have none.
+        turns = [missing[first + ranks.rank :][:1] for first in range(0, len(missing), ranks.world_size)]
+        tokens = [options.batch_size * options.max_tokens * len(turn) for turn in turns]
+        for turn in in_turns(turns, tokens, "sampling", ranks, stop):
+            documents = self.sample_batch(model, files[turn[0]] if turn else [])
+            for path in turn:
+                write_json_lines(path, documents)
         barrier(ranks)
         if ranks.rank != 0:
             return None
@@ -161,7 +163,10 @@ class ReplaySampler:
         return [json.loads(line) for line in lines]
 
     def sample_batch(self, model: PreTrainedModel, indices: Sequence[int]) -> list[dict]:
-        """The documents with these indices, generated in one batch, before any filter."""
+        """Return the documents with these indices, generated in one batch, before any filter.
+
+        A collective if the model is sharded: ranks generate equally often, also without indices or without questions.
+        """
         first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices])
         if self.form == "text":
             return [{"text": text, "finished": finished} for text, finished in first]

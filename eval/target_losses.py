@@ -1,16 +1,17 @@
 """Losses of target tokens, computed with the model's own forward, so that its softcaps, scales and windows apply."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from eval.row_cache import left_padded
+from eval.generate import left_padded
 
-TOKENS_PER_BATCH = 4096  # including padding; bounds the memory of the logits
+LOSS_TOKENS = 4096  # of a batch, with padding; bounds the memory of the logits
 
 
 @dataclass(frozen=True)
@@ -32,47 +33,39 @@ def total(losses: list[LossSum]) -> LossSum:
 
 
 def target_losses(
-    model: PreTrainedModel,
-    sequences: Sequence[tuple[list[int], Sequence[float]]],
-    advance: Callable[[int], object] = lambda tokens: None,
+    model: PreTrainedModel, sequences: Sequence[tuple[list[int], Sequence[float]]]
 ) -> list[LossSum]:
-    """The loss of the target tokens of each (token ids, weights): bool, or factors of the tokens' losses.
+    """Return the loss of the target tokens of each (token ids, weights), from one forward. A collective if the model is sharded.
 
-    The first weight is treated as 0, because nothing precedes the first token. advance: called with the number of tokens
-    that have just been finished (`loss_work`), e.g. a progress bar's `update`.
+    weights: bool, or factors of the tokens' losses. The first weight is treated as 0, because nothing precedes the first token.
+    All ranks of a sharded model must call this equally often; a rank without sequences passes an empty list.
     """
     losses = [LossSum(0.0, 0)] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]))
-    start = 0
-    while start < len(order):
-        # The first sequence of a batch is its longest and determines the width.
-        rows = max(1, TOKENS_PER_BATCH // max(1, len(sequences[order[start]][0])))
-        chosen = order[start : start + rows]
-        with_targets = [i for i in chosen if loss_work(sequences[i])]
-        if with_targets:
-            batch = _batch_losses(model, [sequences[i] for i in with_targets])
-            for i, loss in zip(with_targets, batch, strict=True):
-                losses[i] = loss
-        advance(sum(loss_work(sequences[i]) for i in chosen))
-        start += rows
+    with_targets = [i for i, sequence in enumerate(sequences) if loss_work(sequence)]
+    if with_targets:
+        batch = _batch_losses(model, [sequences[i] for i in with_targets])
+        for i, loss in zip(with_targets, batch, strict=True):
+            losses[i] = loss
+    elif isinstance(model, FSDPModule):
+        _batch_losses(model, [([0, 0], [0, 1])])  # takes part in gathering the parameters
     return losses
 
 
 def loss_work(sequence: tuple[list[int], Sequence[float]]) -> int:
-    """The tokens that the loss of a sequence takes: none without targets."""
+    """Return the number of tokens that must be read for the loss of a sequence: 0 if it has no target."""
     return len(sequence[0]) if any(sequence[1][1:]) else 0
 
 
-@torch.no_grad()  # as in eval/generate.py
+@torch.no_grad()  # as in distributed.sharding.evaluating, because the model may be sharded
 def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], Sequence[float]]]) -> list[LossSum]:
-    ids, mask, positions = left_padded([ids for ids, _ in sequences], model.device)
+    ids, mask = left_padded([ids for ids, _ in sequences], model.device)
     width = ids.shape[1]
     # Answers are at the right end, so logits are needed only from the column of the batch's first target on.
     first = min(width - len(w) + next(i for i in range(1, len(w)) if w[i]) for _, w in sequences)
     logits = model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=positions,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
         use_cache=False,
         logits_to_keep=width - first + 1,
     ).logits[:, :-1]  # column c is predicted in column c - 1

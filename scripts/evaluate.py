@@ -49,7 +49,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Task]:
     add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, least=0, metavar="K")
     add_task_options(parser)
     add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)", least=1)
-    batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
+    batch = "answers that each process generates at once, fewer where prompts are long"
     add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size, least=1)
     longest = "maximum length of an answer (default: 25%% more than the longest in --train, or 256)"
     add_number(parser, "--max-new-tokens", longest, least=1)

@@ -12,10 +12,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from common.errors import UserError
 from distributed.process_group import StopSignal, gather_objects, read_on_first
-from eval.generate import answer_work, greedy_answers, stop_tokens, with_own_stops
-from eval.in_step import Stopped, Together
+from eval.generate import greedy_answers, stop_tokens, with_own_stops
 from eval.metric import reference_of
-from eval.over_ranks import deal
+from eval.over_ranks import BATCH_TOKENS, make_turns, signal_on_any
 from eval.packed_weights import pack_weights
 from model.language_model import PackedLanguageModel, merged, parameter_names, whole_copy
 from training.inputs import Asked
@@ -102,21 +101,23 @@ class Answers:
         model = whole_copy(self.model_config, parameters, self.dtype, device, merged(self.model))
         try:
             return self._answer(pack_weights(with_own_stops(model, self.path)))
-        except Stopped:
-            return None
         finally:
             del model
             gc.collect()  # the garbage collector is off while a model trains (train.py)
 
-    def _answer(self, model: PreTrainedModel) -> list[list[int]]:
-        ranks, asked, together = self.stop.ranks, self.asked, Together(self.stop)
-        mine = deal(answer_work(model, asked.prompts, asked.max_new_tokens), ranks.world_size)[ranks.rank]
-        prompts, stops = [asked.prompts[i] for i in mine], stop_tokens(model, asked.stop_ids)
-        answers = greedy_answers(model, prompts, stops, asked.max_new_tokens, BATCH_SIZE, together.advance)
-        together.finish()
-        gathered = gather_objects(dict(zip(mine, answers, strict=True)), ranks)
-        every = {number: answer for part in gathered for number, answer in part.items()}
-        return [every[number] for number in range(len(asked.prompts))]
+    def _answer(self, model: PreTrainedModel) -> list[list[int]] | None:
+        ranks, prompts, limit = self.stop.ranks, self.asked.prompts, self.asked.max_new_tokens
+        stop_ids = stop_tokens(model, self.asked.stop_ids)
+        tokens = [len(prompt) + limit for prompt in prompts]
+        answers: dict[int, list[int]] = {}
+        for turn in make_turns(tokens, ranks.world_size, BATCH_SIZE, BATCH_TOKENS):  # as many on every rank
+            numbers = turn[ranks.rank :: ranks.world_size]
+            batch = greedy_answers(model, [prompts[i] for i in numbers], stop_ids, limit, self.stop)
+            if signal_on_any(self.stop):  # the batch may have been cut short
+                return None
+            answers |= zip(numbers, batch, strict=True)
+        every = {number: answer for part in gather_objects(answers, ranks) for number, answer in part.items()}
+        return [every[number] for number in range(len(prompts))]
 
     def _sample(self, answer: str) -> str:
         """One example as Markdown: the same at every evaluation."""

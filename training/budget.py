@@ -34,7 +34,6 @@ from distributed.sharding import local, local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
-from eval.in_step import Stopped
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
 from model.weight_files import hash_weights
@@ -47,6 +46,10 @@ from training.inputs import Inputs
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
 MIDDLE = 12  # tokens in the middle of a piece, by which it is recognised in training data
+
+
+class Stopped(Exception):
+    """All ranks have agreed to stop after a signal."""
 
 
 class AgainstBase:

@@ -54,7 +54,7 @@ FORWARD = ("model.language_model:PackedLanguageModel", "forward")
 SIGNALS = {
     # One forward before that with this number: the ranks read each other's flags one micro-batch later.
     "signal_at_micro_batch": (signal.SIGTERM, LAST, *FORWARD, -1),
-    "signal_at_answer": (signal.SIGTERM, LAST, "eval.in_step:Together", "advance", 0),
+    "signal_at_answer": (signal.SIGTERM, LAST, "eval.generate:StopOnSignal", "__call__", 0),
     "signal_at_alpha": (signal.SIGTERM, LAST, "training.budget:Line", "go", 0),  # a point on the line of a budget
     "kill_at_micro_batch": (signal.SIGKILL, True, *FORWARD, 0),
     "kill_at_alpha": (signal.SIGKILL, True, "training.budget:Line", "go", 0),

@@ -52,7 +52,7 @@ def held_bytes(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def evaluate(name: str, sharded: bool, dtype: torch.dtype, count: int) -> dict:
-    model, finish = load_causal_lm(str(folder / name), dtype, sharded, ranks)
+    model, stop = load_causal_lm(str(folder / name), dtype, sharded, ranks)
     before, gathered = held_bytes(model), [0]  # at every forward of a module without children
     for module in model.modules() if sharded else ():
         if not list(module.children()):
@@ -60,15 +60,16 @@ def evaluate(name: str, sharded: bool, dtype: torch.dtype, count: int) -> dict:
     chosen = SEQUENCES[:count]
     prompts = [ids for ids, _ in chosen]
     lengths = [len(ids) for ids in prompts]
-    losses = compute_over_ranks(functools.partial(target_losses, model), chosen, lengths, ranks, "losses", finish)
+    losses = compute_over_ranks(functools.partial(target_losses, model), chosen, lengths, ranks, "losses", stop)
     stops = stop_tokens(model, [2]) | {int(token) for token in (folder / f"{name}.stops").read_text().split()}
     answers = compute_over_ranks(
-        lambda share, advance: greedy_answers(model, share, stops, 4, 2, advance),
+        lambda batch: greedy_answers(model, batch, stops, 4, stop),
         prompts,
         [length + 4 for length in lengths],
         ranks,
         "answers",
-        finish,
+        stop,
+        max_items=2,
     )
     nats, after = [loss.nats for loss in losses], held_bytes(model)
     return {"losses": nats, "answers": answers, "before": before, "after": after, "gathered": max(gathered)}
@@ -85,25 +86,36 @@ def compare(sharded: bool, count: int) -> dict:
     return compare_models(pair[0], pair[1], SENTENCES[:count], questions, StopSignal(ranks))
 
 
+def answer_unequally() -> dict:
+    """The second rank's answer ends 50 tokens or more after the first rank's; the last rank has no prompt."""
+    whole, _ = load_causal_lm(str(folder / "base"), torch.float32, False, ranks)
+    model, _ = load_causal_lm(str(folder / "base"), torch.float32, True, ranks)
+    prompts = [ids for ids, _ in SEQUENCES]
+    free = greedy_answers(whole, prompts, set(), 60)
+    short, long = next((i, j) for i in range(5) for j in range(5) if free[i][2] not in free[j])
+    pair, stop_ids = [prompts[short], prompts[long]], {free[short][2]}
+    answers = greedy_answers(model, pair[ranks.rank :][:1], stop_ids, 60)
+    return {"sharded": answers, "whole": greedy_answers(whole, pair, stop_ids, 60)}
+
+
 def stopped() -> str:
-    """What a signal in the middle of generation does, received by the last rank only."""
-    model, finish = load_causal_lm(str(folder / "base"), torch.float32, True, ranks)
+    """The last rank alone receives a signal, in the middle of its first answer."""
+    model, stop = load_causal_lm(str(folder / "base"), torch.float32, True, ranks)
     forwards = []
-    model.register_forward_hook(lambda *_: forwards.append(1))
 
-    def generate(share: list, advance: object) -> list:
-        tokens: list[int] = []
+    def count(*_: object) -> None:
+        forwards.append(1)
+        if is_last and len(forwards) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        def finished(number: int) -> None:
-            tokens.append(number)
-            if is_last and len(tokens) == 4:  # a prompt and three tokens: the first answer
-                os.kill(os.getpid(), signal.SIGTERM)
+    model.register_forward_hook(count)
 
-        return greedy_answers(model, share, set(), 3, 1, finished)
+    def answers(batch: list) -> list:
+        return greedy_answers(model, batch, set(), 5, stop)
 
     try:
         prompts = [ids for ids, _ in SEQUENCES] * 2
-        compute_over_ranks(generate, prompts, [len(ids) + 3 for ids in prompts], ranks, "answers", finish)
+        compute_over_ranks(answers, prompts, [len(ids) + 5 for ids in prompts], ranks, "answers", stop, max_items=1)
     except KeyboardInterrupt:
         return f"stopped after {len(forwards)} forwards"
     return "not stopped"
@@ -171,6 +183,7 @@ if several:
     load_over_ranks.choose_dtype = lambda name, device: torch.float32 if ranks.rank == 1 else torch.bfloat16
     results["agreed dtype"] = str(agreed_dtype("auto", ranks))
     results["missing"] = [missing_on_last_rank(sharded) for sharded in (True, False)]
+    results["unequal answers"] = answer_unequally()
     results["stopped"] = [stopped(), stopped_comparison()]
 (folder / f"{ranks.world_size}.{ranks.rank}.json").write_text(json.dumps(results))
 dist.destroy_process_group()

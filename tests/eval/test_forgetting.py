@@ -72,7 +72,7 @@ def folder(tmp_path_factory) -> Path:
     shutil.copytree(folder / "base", folder / "broken", ignore=shutil.ignore_patterns("*.safetensors"))
     for name in MODELS:  # the third token after one prompt ends answers, so that they have different lengths
         model = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
-        (folder / f"{name}.stops").write_text(str(greedy_answers(model, [[0, 1, 2]], set(), 3, 1)[0][-1]))
+        (folder / f"{name}.stops").write_text(str(greedy_answers(model, [[0, 1, 2]], set(), 3)[0][-1]))
     (folder / "texts.json").write_text(json.dumps(TEXTS))
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return folder
@@ -207,6 +207,7 @@ def test_tokens_are_matched_by_their_string(folder, monkeypatch):
     other = ModelAndTokenizer(other.model, PermutedTokenizer())
     assert len(shared_ids(base, other)[0]) == len(order) - 1
     monkeypatch.setattr("torch.distributed.all_reduce", lambda *arguments, **options: None)
+    monkeypatch.setattr("eval.over_ranks.signal_on_any", lambda stop: False)
     one_rank = SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"), flags=None)
     stop = SimpleNamespace(ranks=one_rank, agreed=lambda: False)
     kl, agreements, compared, num_shared = compare_distributions(base, other, TEXTS, stop)
@@ -246,6 +247,13 @@ def test_ranks_without_an_example_take_part(results):
         for kind in ("whole", "sharded"):
             check_same(rank[f"few {kind}"], results[1][0]["few whole"])
         check_same(rank["one sharded"], results[1][0]["base whole"], 1)
+
+
+def test_ranks_end_answers_at_different_times(results):
+    """One rank ends 50 tokens before another, and one rank has no prompt."""
+    parts = [rank["unequal answers"] for rank in results[3]]
+    assert [part["sharded"] for part in parts] == [parts[0]["whole"][:1], parts[0]["whole"][1:], []]
+    assert len(parts[0]["whole"][0]) + 50 <= len(parts[0]["whole"][1])
 
 
 def test_bf16_is_the_same_sharded_and_whole(results):
@@ -292,5 +300,5 @@ def test_all_ranks_stop_together_and_bf16_needs_it_on_every_rank(folder, results
         sharded, whole = rank["missing"]  # on one rank
         assert sharded.startswith(f"{folder / 'broken'} has neither model.safetensors nor")
         assert whole.startswith(f"{folder / 'broken'} cannot be loaded")
-        assert rank["stopped"] == ["stopped after 3 forwards", "stopped"]  # after a signal on one rank
+        assert rank["stopped"] == ["stopped after 5 forwards", "stopped"]  # after a signal on one rank
     assert [rank["training"]["stopped"] for world in results for rank in results[world]] == [[None, None]] * 4

@@ -1,146 +1,114 @@
-"""Generation in batches, against transformers and one forward for each row."""
-
-import itertools
-from contextlib import contextmanager
+"""Batches of answers, compared with the most probable tokens of one forward after another."""
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from eval.generate import Sampling, answer_work, greedy_answers, load_for_generation, sampled_answers, shared_prefix
-from eval.row_cache import holds_rows
+from eval.generate import Sampling, greedy_answers, load_for_generation, sampled_answers
 from tests.tiny import write_tiny_model
 
 PROMPTS = [[5, 60, 61], [7] * 20, [9, 80, 81, 82, 83, 84, 85], [11, 90], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
 
 
-@pytest.fixture(autouse=True)
-def few_spare_columns(monkeypatch):
-    """The columns of the cache move to the front every few tokens, not once in 64."""
-    monkeypatch.setattr("eval.row_cache.SPARE_COLUMNS", 4)
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    def load(family, layers=2):
+    def load(family, layers=2, dtype=torch.float32):
         directory = write_tiny_model(tmp_path_factory.mktemp(family), family, layers=layers, seed=3)
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
 
     return load
 
 
-def generate_single(model, prompt, stop_ids, max_new_tokens):
-    """Greedy generation by transformers, for a single prompt."""
-    ends = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(stop_ids), "pad_token_id": 0}
-    settings, ids = GenerationConfig(do_sample=False, **ends), torch.tensor([prompt])
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0, len(prompt) :]
-    return [token for token in output.tolist() if token not in stop_ids]
-
-
-@contextmanager
-def watched(model):
-    """The shapes of the tokens of all forwards."""
-    seen = []
-    hook = model.register_forward_hook(lambda *given: seen.append(given[2]["input_ids"].shape), with_kwargs=True)
-    yield seen
-    hook.remove()
+@torch.no_grad()
+def single_answer(model, prompt, stop_ids, max_new_tokens):
+    """Decode one prompt greedily, without a cache, without padding and without `generate`."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + max_new_tokens:
+        token = model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item()
+        if token in stop_ids:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
 
 
 # Caches of one kind of layer and of two, a window in all layers and in every other, sinks, experts.
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2", "gemma3_text", "gpt_oss", "qwen3_moe"])
-def test_a_batch_gives_the_same_answers_as_single_prompts(tiny, family):
+def test_batch_answers_equal_single_answers(tiny, family):
     model = tiny(family)
-    free = [generate_single(model, prompt, {383}, 30) for prompt in PROMPTS]
-    # The stop tokens occur in two of the answers, so that rows leave the batch at different times.
+    free = [single_answer(model, prompt, set(), 30) for prompt in PROMPTS]
+    assert greedy_answers(model, PROMPTS, set(), 30) == free
+    # Two of the answers contain a stop token, so the rows of a batch end at different times.
     stop_ids = {free[1][4], free[3][9]}
-    expected = [list(itertools.takewhile(lambda token: token not in stop_ids, answer)) for answer in free]
+    expected = [single_answer(model, prompt, stop_ids, 30) for prompt in PROMPTS]
     assert len({len(answer) for answer in expected}) > 1
-    for batch_size in (2, 5):
-        assert greedy_answers(model, PROMPTS, stop_ids, 30, batch_size) == expected
+    assert greedy_answers(model, PROMPTS, stop_ids, 30) == expected
+    assert greedy_answers(model, [], stop_ids, 30) == []
 
 
-def test_the_next_prompt_takes_the_place_of_a_row_that_has_ended(tiny, monkeypatch):
-    """17 prompts in 4 rows, with and without a common start: the answers of each alone, in fewer forwards than by fours."""
+def test_bf16_answers_differ_only_after_near_tie(tiny):
+    """At the first token that another batch changes, the two best logits are equal up to the rounding of bf16."""
+    model = tiny("llama", dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 380, (5 + i % 17,), generator=generator).tolist() for i in range(64)]
+    batch, alone = greedy_answers(model, prompts, set(), 40), [single_answer(model, p, set(), 40) for p in prompts]
+    assert sum(a == b for a, b in zip(batch, alone, strict=True)) > 32
+    for prompt, *answers in zip(prompts, batch, alone, strict=True):
+        at = next((i for i, pair in enumerate(zip(*answers, strict=True)) if len(set(pair)) > 1), None)
+        if at is not None:
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + answers[0][:at]])).logits[0, -1].float()
+            pair = logits[[answer[at] for answer in answers]]
+            # A bf16 number has 8 significant bits. Each of the two logits may be off by a few units of the last one.
+            assert logits.max() - pair.min() <= 4 * 2**-8 * pair.abs().max()
+
+
+def test_own_generation_config_changes_no_answer(tiny):
+    """A repetition penalty or a stop token of generation_config.json has no effect on the most probable tokens."""
     model = tiny("llama")
-    prompts = [[*range(40, 60), 3 * i + 5, 7, i + 100][-(i % 5 + 3) :] for i in range(17)]
-    for start in ([], list(range(200, 230))):
-        asked = [start + prompt for prompt in prompts]
-        stop_ids = {generate_single(model, asked[0], {383}, 12)[2], generate_single(model, asked[4], {383}, 12)[7]}
-        expected = [generate_single(model, prompt, stop_ids, 12) for prompt in asked]
-        assert len({len(answer) for answer in expected}) > 2
-        with watched(model) as seen:
-            done = []
-            assert greedy_answers(model, asked, stop_ids, 12, 4, done.append) == expected
-        assert sum(done) == sum(answer_work(model, asked, 12)) == sum(map(len, prompts)) + 12 * len(prompts)
-        assert max(rows for rows, _ in seen) == 4
-        assert seen.count(torch.Size([1, 30])) == bool(start)  # the common start is read once
-        assert max(width for _, width in seen) == (30 if start else 7)
-        # Memory for the tokens of two answers only.
-        with monkeypatch.context() as patch, watched(model) as seen:
-            patch.setattr("eval.generate.cache_tokens", lambda model, asked=asked: 2 * (max(map(len, asked)) + 12))
-            assert greedy_answers(model, asked, stop_ids, 12, 4) == expected
-        assert max(rows for rows, _ in seen) == 2
-    # All rows end together, one at a time or two: the cache, with the common start in it, is kept.
-    asked = [[*range(200, 230), 5, i] for i in range(6)]
-    for rows in (1, 2):
-        with watched(model) as seen:
-            answers = greedy_answers(model, asked, set(), 3, rows)
-        assert answers == [generate_single(model, prompt, {383}, 3) for prompt in asked]
-        assert [width for _, width in seen].count(31) == 1  # the 5 is common, too
+    expected = [single_answer(model, prompt, set(), 12) for prompt in PROMPTS]
+    own = GenerationConfig(repetition_penalty=5.0, do_sample=True, top_k=3, eos_token_id=expected[0][3])
+    model.generation_config = own
+    assert greedy_answers(model, PROMPTS, set(), 12) == expected
+    assert model.generation_config is own
 
 
-def test_a_common_start_is_read_once_unless_a_window_would_count_the_padding(tiny):
-    model, start = tiny("mistral_sliding"), list(range(30, 50))
-    prompts = [[*start, 5], [*start, 6, 7, 8]]
-    assert shared_prefix(model, prompts, 3) == []  # the window has 8 columns
-    for one in model.config, *(layer.self_attn.config for layer in model.model.layers):
-        one.sliding_window = 26
-    assert shared_prefix(model, prompts, 3) == start and shared_prefix(model, prompts, 4) == []
-    assert greedy_answers(model, prompts, {383}, 3, 2) == [generate_single(model, one, {383}, 3) for one in prompts]
-    assert shared_prefix(tiny("llama"), [start, start[:17]], 3) == start[:16]  # each has one more
-    assert shared_prefix(tiny("llama"), [start[:16]] * 2, 3) == [] == shared_prefix(tiny("llama"), [start], 3)
-
-
-def test_short_prompts_behind_a_long_one_get_more_rows(tiny, monkeypatch):
-    model = tiny("llama")
-    prompts = [[5 + i % 9] * (100 if i == 7 else 4) for i in range(12)]
-    monkeypatch.setattr("eval.generate.cache_tokens", lambda model: 110)
-    with watched(model) as seen:
-        answers = greedy_answers(model, prompts, set(), 6, 32)
-    rows = [number for number, _ in seen]
-    assert (rows[0], max(rows)) == (1, 11)
-    assert answers == [generate_single(model, prompt, {383}, 6) for prompt in prompts]
-
-
-def test_a_cache_with_other_layers_takes_one_prompt_at_a_time(tmp_path):
-    """LFM2: convolutions beside attention."""
+def test_model_with_convolutions_takes_one_prompt_at_a_time():
+    """LFM2 has convolutions beside attention, which would read the padding of a batch."""
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("lfm2", **shape)).eval()
-    prompts = [[5, 6, 7], [8] * 9, [1, 2]]
-    assert not holds_rows(model)
-    assert greedy_answers(model, prompts, {63}, 8, 4) == [generate_single(model, one, {63}, 8) for one in prompts]
+    prompts, rows = [[5, 6, 7], [8] * 9, [1, 2]], []
+    hook = model.model.embed_tokens.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    answers = greedy_answers(model, prompts, {63}, 8)
+    hook.remove()
+    assert set(rows) == {1}
+    assert answers == [single_answer(model, prompt, {63}, 8) for prompt in prompts]
+    numbers, sampling = [3, 4, 5], Sampling(0.8)
+    assert sampled_answers(model, prompts, numbers, {63}, 8, sampling) == [
+        sampled_answers(model, [prompt], [number], {63}, 8, sampling)[0]
+        for prompt, number in zip(prompts, numbers, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("llama_biased", torch.float32), ("llama", torch.bfloat16)])
-def test_a_model_with_packed_weights_computes_the_same(tmp_path, family, dtype):
+def test_packed_weights_compute_the_same(tmp_path, family, dtype):
     directory = write_tiny_model(tmp_path / "model", family, tied=family != "llama", seed=3)
     plain, exact = (AutoModelForCausalLM.from_pretrained(directory, dtype=d).eval() for d in (dtype, torch.float32))
     packed = load_for_generation(str(directory), dtype, torch.device("cpu"))
     ids = torch.tensor(PROMPTS[1:2])
     with torch.no_grad():
-        expected, logits, right = plain(ids).logits, packed(ids).logits, exact(ids).logits
+        expected, logits, exact_logits = plain(ids).logits, packed(ids).logits, exact(ids).logits
     if dtype == torch.float32:
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
     else:  # as far from the exact logits as the plain model in bf16
-        assert (logits - right).abs().mean() < 1.05 * (expected - right).abs().mean()
+        assert (logits - exact_logits).abs().mean() < 1.05 * (expected - exact_logits).abs().mean()
     weight = packed.model.layers[0].mlp.up_proj.weight
     can_pack = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert (weight.layout != torch.strided) == can_pack  # a processor without AVX512 cannot pack bf16
     assert torch.equal(weight.to_dense() if can_pack else weight, plain.model.layers[0].mlp.up_proj.weight)
-    held = [sum(p.numel() * p.element_size() for p in model.parameters()) for model in (plain, packed)]
-    assert held[0] == held[1]  # a weight is kept once
+    num_bytes = [sum(p.numel() * p.element_size() for p in model.parameters()) for model in (plain, packed)]
+    assert num_bytes[0] == num_bytes[1]  # a weight is kept once
 
 
 def test_samples_follow_the_distribution(tiny):
@@ -150,8 +118,8 @@ def test_samples_follow_the_distribution(tiny):
         p = (model(torch.tensor([PROMPTS[0]])).logits[0, -1].double() / 0.7).softmax(-1)
     for top_p in (1.0, 0.5):
         sampling = Sampling(temperature=0.7, top_p=top_p, seed=1)
-        first = [a[0] for a in sampled_answers(model, [PROMPTS[0]] * 4000, list(range(4000)), set(), 1, sampling)]
-        counts = torch.bincount(torch.tensor(first), minlength=len(p)).double()
+        answers = sampled_answers(model, [PROMPTS[0]] * 4000, list(range(4000)), set(), 1, sampling)
+        counts = torch.bincount(torch.tensor([answer[0] for answer in answers]), minlength=len(p)).double()
         order = p.argsort(descending=True)
         inside = order[: int((p[order].cumsum(0) < top_p).sum()) + 1]
         expected = torch.zeros_like(p)
@@ -163,17 +131,16 @@ def test_samples_follow_the_distribution(tiny):
         assert abs(statistic - usual.sum()) < 5 * (2 * usual.sum()) ** 0.5
 
 
-def test_a_sample_depends_only_on_seed_and_sample_number(tiny):
+def test_samples_depend_only_on_seed_and_number(tiny):
     model = tiny("llama")
     sampling = Sampling(top_p=0.9, seed=3)
-    together = sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, sampling)
-    assert sampled_answers(model, PROMPTS[::-1], [14, 13, 12, 11, 10], set(), 8, sampling) == together[::-1]
-    assert sampled_answers(model, PROMPTS[2:3], [12], set(), 8, sampling) == together[2:3]
+    batch = sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, sampling)
+    assert sampled_answers(model, PROMPTS[::-1], [14, 13, 12, 11, 10], set(), 8, sampling) == batch[::-1]
+    assert sampled_answers(model, PROMPTS[2:3], [12], set(), 8, sampling) == batch[2:3]
     # At this temperature only the random bits matter, and they differ between steps.
     flat = sampled_answers(model, PROMPTS[:1], [10], set(), 8, Sampling(temperature=1e6))
     assert len(set(flat[0])) > 5
-    same = sampled_answers(model, PROMPTS[:1] * 2, [10, 11], set(), 8, sampling)
-    assert same[0] == together[0] != same[1]
-    assert sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, Sampling(0.001)) == greedy_answers(
-        model, PROMPTS, set(), 8, 5
-    )
+    same_prompt = sampled_answers(model, PROMPTS[:1] * 2, [10, 11], set(), 8, sampling)
+    assert same_prompt[0] == batch[0] != same_prompt[1]
+    cold = sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, Sampling(0.001))
+    assert cold == greedy_answers(model, PROMPTS, set(), 8)

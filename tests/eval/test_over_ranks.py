@@ -1,12 +1,20 @@
-"""How evaluation work is dealt to ranks."""
+"""How the items of an evaluation become the batches of all ranks."""
 
-from eval.over_ranks import deal
+import pytest
+
+from eval.over_ranks import make_turns
 
 
-def test_the_largest_goes_to_the_rank_with_the_least_work():
-    work = [100, 1, 1, 1, 60, 41, 1, 1]
-    shares = deal(work, 2)
-    assert [sum(work[i] for i in share) for share in shares] == [103, 103]
-    assert sorted(i for share in shares for i in share) == list(range(8))
-    assert deal([5, 5, 5], 2) == [[0, 2], [1]] and deal([], 3) == [[], [], []]
-    assert deal([3] + [0] * 4, 2)[1] == [1, 2, 3, 4]
+@pytest.mark.parametrize(
+    ("tokens", "world_size", "limits", "turns"),
+    [
+        ([3, 9, 4, 8, 5], 2, (2, 100), [[1, 3, 4], [2, 0]]),  # equal turns, the longest items first
+        ([3, 9, 4], 4, (8, 100), [[1, 2, 0]]),  # the last rank has no item, and takes part in the turn
+        ([40, 10, 10, 10, 10], 1, (8, 40), [[0], [1, 2, 3, 4]]),  # 40 tokens: one long item, or four short ones
+        ([90, 90], 1, (8, 40), [[0], [1]]),  # an item that is too long for a batch has one of its own
+        ([0, 0, 0], 2, (8, 40), [[0, 1, 2]]),
+        ([], 2, (8, 40), []),
+    ],
+)
+def test_turns_hold_similar_items(tokens, world_size, limits, turns):
+    assert make_turns(tokens, world_size, *limits) == turns

@@ -90,6 +90,6 @@ def test_generation_keeps_its_cache_on_the_device(gpu, sampled) -> None:
     if sampled:
         answers = sampled_answers(model, prompts, [0, 1, 2], {2}, 4, Sampling(0.7, 0.9))
     else:
-        answers = greedy_answers(model, prompts, {2}, 4, batch_size=2)
+        answers = greedy_answers(model, prompts, {2}, 4)
     assert all(1 <= len(answer) <= 4 for answer in answers) and len(answers) == 3
     assert any("scaled_dot_product" in name for name in gpu.operators)

@@ -1,7 +1,7 @@
 """Ask a model about reports: the questions of its training, answered in batches over the ranks."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +13,7 @@ from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder, control_line
 from data.tokens import load_tokenizer
 from distributed.process_group import read_on_first, start_process_group
-from eval.generate import answer_work, greedy_answers, stop_tokens
+from eval.generate import greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import TIMEOUT_MINUTES, compute_over_ranks
 from xbrl.desk.analysis import Analysis, Options, versions
@@ -61,21 +61,23 @@ def analyse_over_ranks(options: Options) -> int:
     """
     ranks = start_process_group(TIMEOUT_MINUTES)
     rounds = _rounds(options, ranks.world_size)  # only rank 0 runs it
-    model, finish, answers = None, None, None
+    model, stop, answers = None, None, None
     while not isinstance(step := read_on_first(lambda answers=answers: rounds.send(answers), ranks), int):
         prompts, taught, label = step
-        if model is None or finish is None:
+        if model is None:
             sharded = is_sharded("auto", [str(options.model)], ranks)
-            model, finish = load_causal_lm(str(options.model), agreed_dtype(options.dtype, ranks), sharded, ranks)
-        stop_ids, work = stop_tokens(model, taught), answer_work(model, prompts, options.max_new_tokens)
-        answer = partial(_answer, model, stop_ids, options)
-        answers = compute_over_ranks(answer, prompts, work, ranks, label, finish)
+            model, stop = load_causal_lm(str(options.model), agreed_dtype(options.dtype, ranks), sharded, ranks)
+        answer = partial(
+            greedy_answers,
+            model,
+            stop_ids=stop_tokens(model, taught),
+            max_new_tokens=options.max_new_tokens,
+            stop=stop,
+        )
+        tokens = [len(prompt) + options.max_new_tokens for prompt in prompts]
+        answers = compute_over_ranks(answer, prompts, tokens, ranks, label, stop, options.batch_size)
     dist.destroy_process_group()
     return 0 if step == 1 and ranks.world_size > 1 else step
-
-
-def _answer(model, stop_ids, options: Options, share: list, advance: Callable) -> list[list[int]]:  # noqa: ANN001
-    return greedy_answers(model, share, stop_ids, options.max_new_tokens, options.batch_size, advance)
 
 
 def _rounds(options: Options, world_size: int) -> Generator[tuple | int, list[list[int]] | None]:

@@ -58,9 +58,9 @@ def test_a_note_cannot_write_the_answer_and_the_desk_is_told(model, tmp_path, mo
     files += write(tmp_path / "noted", {}, RATIOS, ["The ratio is sound."], period="2025-09-30")
     prompts = []
 
-    def answers(model, share, stop_ids, max_new_tokens, batch_size, advance):
-        prompts.extend(share)
-        return greedy_answers(model, share, stop_ids, max_new_tokens, batch_size, advance)
+    def answers(model, batch, **options):
+        prompts.extend(batch)
+        return greedy_answers(model, batch, **options)
 
     monkeypatch.setattr("xbrl.desk.model_answers.greedy_answers", answers)
     out, profile = tmp_path / "out", PROFILES["quickstart"]
