@@ -226,12 +226,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_of(values: dict) -> Config:
-    """Return the config that `as_dict` turned into `values`, read from JSON. Raise TypeError for an unknown key."""
+    """Return the config that `as_dict` turned into `values`, read from JSON.
+
+    Raise TypeError for an unknown key, and for sections of another version of the code.
+    """
+    if values.keys() != SECTIONS.keys():
+        raise TypeError(f"its sections are {', '.join(values)}, but this version has {', '.join(SECTIONS)}")
     parts = {}
     for section, kind in SECTIONS.items():
-        settings = _with_tuples(values.get(section, {}))
+        settings = _with_tuples(values[section])
         if section == "data":
-            settings["mix"] = tuple(Source(**_with_tuples(source)) for source in settings.get("mix", ()))
+            settings["mix"] = tuple(Source(**_with_tuples(source)) for source in settings["mix"])
         parts[section] = kind(**settings)
     return Config(**parts)
 

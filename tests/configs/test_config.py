@@ -1,6 +1,7 @@
 """Config files, overrides, `data.mix` and the learning rate. A mistake is one sentence before a process group starts."""
 
 import dataclasses
+import json
 import math
 import sys
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from configs.config import KEYS, Batch, Config, Data, Model, Optimizer, Run, Source
+from configs.config import KEYS, Batch, Config, Data, Model, Optimizer, Run, Source, as_dict
 from configs.load import (
     _ELSEWHERE,
     ALIASES,
     check_world,
+    config_of,
     load_config,
     override,
     parse_best_by,
@@ -376,3 +378,12 @@ def test_command_without_config_asks_only_for_it(monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
         read_command_line("", 1, print)
     assert capsys.readouterr().err.endswith("required: config\n")
+
+
+def test_recorded_config_of_another_version_is_refused(good) -> None:
+    config = load_config(good)
+    recorded = json.loads(json.dumps(as_dict(config)))
+    assert config_of(recorded) == config
+    for change in ({"data": recorded["data"] | {"exclude": None}}, {"extra": {}}):
+        with pytest.raises(TypeError, match="exclude|its sections are"):
+            config_of(recorded | change)
