@@ -32,9 +32,7 @@ def total(losses: list[LossSum]) -> LossSum:
     return LossSum(math.fsum(loss.nats for loss in losses), sum(loss.targets for loss in losses))
 
 
-def target_losses(
-    model: PreTrainedModel, sequences: Sequence[tuple[list[int], Sequence[float]]]
-) -> list[LossSum]:
+def target_losses(model: PreTrainedModel, sequences: Sequence[tuple[list[int], Sequence[float]]]) -> list[LossSum]:
     """Return the loss of the target tokens of each (token ids, weights), from one forward. A collective if the model is sharded.
 
     weights: bool, or factors of the tokens' losses. The first weight is treated as 0, because nothing precedes the first token.
