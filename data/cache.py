@@ -29,9 +29,9 @@ from typing import BinaryIO
 
 from common.durable_files import SUFFIX, publish
 from common.errors import DISK_FULL, UserError
-from common.node_lock import node_lock
 from data.encoding import ExampleEncoder
 from data.files import Reading, expand, left_out
+from data.node_lock import node_lock
 from data.store import FORMAT, REBUILD, STORE_FILE, Damaged, Store, is_store, open_store
 
 KEY = "[0-9a-f]{32}"  # pattern of an entry's name
@@ -43,7 +43,7 @@ def describe(paths: Sequence[str], encoder: ExampleEncoder, reading: Reading, co
     special = encoder.tokenizer.special_tokens_map
     return {
         "format": FORMAT,
-        "tokenizer": encoder.of_tokenizer,
+        "tokenizer": encoder.tokenizer_digest,
         "special tokens": {name: str(token) for name, token in special.items()},  # templates may use them
         "encoder": encoder.fingerprint(),
         "reading": asdict(reading) | {"code": code},

@@ -39,7 +39,7 @@ _FULL = np.iinfo(np.int64).max
 Costs = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def one_per_token(lengths: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def length_as_cost(lengths: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the number of tokens as the cost of each document, for callers without a model."""
     return lengths
 

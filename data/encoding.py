@@ -127,7 +127,7 @@ class ExampleEncoder:
         return cast(int, self.tokenizer.convert_tokens_to_ids(token))
 
     @functools.cached_property
-    def of_tokenizer(self) -> str:
+    def tokenizer_digest(self) -> str:
         """The tokenizer's fingerprint (data/tokens.py), computed once for all sources of a run."""
         return tokenizer_fingerprint(self.tokenizer)
 

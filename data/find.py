@@ -47,7 +47,7 @@ class Match:
     items: tuple[int, ...]
 
 
-def not_found(query: Query, matches: Iterable[Match], corpus: Corpus) -> list[str]:
+def unmatched_names(query: Query, matches: Iterable[Match], corpus: Corpus) -> list[str]:
     """Return warnings about names in the query without a match, and about sources that keep no examples."""
     names = sorted(query.names.difference(*(match.names for match in matches)))
     lines = [f"{len(names):,} names are of no example: {', '.join(names[:LISTED])}"] if names else []
@@ -55,7 +55,7 @@ def not_found(query: Query, matches: Iterable[Match], corpus: Corpus) -> list[st
     return lines + [f"the token store of source {name} keeps no examples: none can be found in it" for name in stores]
 
 
-def wanted_by(path: Path, data: Data) -> Query:
+def query_from_file(path: Path, data: Data) -> Query:
     """Read a query from a file: one id or hash in each line of a text file, or the examples of any data file."""
     check_files([path])
     if data_suffix(path) in SUFFIXES and data_suffix(path) != ".txt":
@@ -64,23 +64,23 @@ def wanted_by(path: Path, data: Data) -> Query:
     return Query(frozenset(filter(None, map(str.strip, text_of(path).splitlines()))))
 
 
-def called(name: str) -> Query:
+def query_by_name(name: str) -> Query:
     """Return a query for examples with this hash or id. Unless it looks like a hash, examples that contain it as text fit too."""
     return Query(frozenset([name]), None if re.fullmatch("[0-9a-f]{32}", name) else name)
 
 
-def find(corpus: Corpus, data: Data, query: Query) -> list[Match]:
+def find_examples(corpus: Corpus, data: Data, query: Query) -> list[Match]:
     """Return the examples of a corpus that the query fits and their copies, in file order. data: with local paths.
 
     Examples that validation holds out are left out. Raise UserError as reading the files does.
     """
-    matches = list(_find(corpus, data, query))
+    matches = list(_matches(corpus, data, query))
     if digests := {match.digest for match in matches} - query.names:  # a copy with equal content may have another id
-        return list(_find(corpus, data, replace(query, names=query.names | digests)))
+        return list(_matches(corpus, data, replace(query, names=query.names | digests)))
     return matches
 
 
-def _find(corpus: Corpus, data: Data, query: Query) -> Iterator[Match]:
+def _matches(corpus: Corpus, data: Data, query: Query) -> Iterator[Match]:
     readings = [(source.paths, reading_of(source, data.on_bad)) for source in data.mix]
     readings.insert(0, (data.train, reading_of(data, data.on_bad)))
     for (paths, reading), source, offset in zip(readings, corpus.sources, corpus.offsets, strict=False):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.user_code import explain, load_function
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS, OPTIONAL, REQUIRED
+from configs.user_code import explain, load_function
 from data.encoding import LISTED
 from data.files import DEFAULT, KTO_LABEL, ROW_OPTIONS, TRL_MASKS, Reading, check_files, data_suffix
 from data.messages import (

@@ -125,7 +125,7 @@ class Reader:
         store = open_store(path)
         if store.info.get("entry"):
             raise UserError(f"{path} is an entry of the cache, which is no token store; name the data files")
-        if store.info["tokenizer"] != self.encoder.of_tokenizer:
+        if store.info["tokenizer"] != self.encoder.tokenizer_digest:
             raise UserError(
                 f"the token store {path} was made with a different tokenizer from the model's; run scripts/data.py build with "
                 "--model set to this model"

@@ -23,9 +23,9 @@ import fsspec
 
 from common.durable_files import new_directory, write_json
 from common.errors import DISK_FULL, UserError
-from common.node_lock import node_lock
 from configs.config import Config
 from data.files import DATASET_NAME, KINDS, SUFFIXES, data_suffix, expand, is_elsewhere
+from data.node_lock import node_lock
 from data.rows import read_rows
 
 RECORD, ROWS = "source.json", "rows.jsonl"

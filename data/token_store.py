@@ -7,17 +7,17 @@ from transformers import PreTrainedTokenizerBase
 
 from common.durable_files import temporary_path
 from common.errors import UserError
-from common.node_lock import LOCK_FILE, node_lock
 from common.sha256 import sha256_of_all
 from data.encoding import ExampleEncoder
 from data.files import Reading, check_paths_exist, expand
 from data.formats import Noticed
+from data.node_lock import LOCK_FILE, node_lock
 from data.remote import local_paths
 from data.store import REBUILD, SHARD_TOKENS, STORE_FILE, Damaged, Store, StoreWriter, is_store, open_store, read_info
 from data.tokenise import Placed, description, encoded, read_placed, with_bar, write
 from data.tokens import load_tokenizer
 
-LOCK = "0" * 32  # key of the lock on a token store that is being built (common/node_lock.py)
+LOCK = "0" * 32  # key of the lock on a token store that is being built (data/node_lock.py)
 
 
 def build_and_describe(

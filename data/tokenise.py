@@ -212,7 +212,7 @@ def build_examples(
 def description(encoder: ExampleEncoder) -> dict:
     """Return the first fields of every store: the type of its ids, and the fingerprint of the tokenizer."""
     highest = max(encoder.tokenizer.get_vocab().values(), default=0)
-    return {"dtype": "<u2" if highest < 2**16 else "<u4", "tokenizer": encoder.of_tokenizer}
+    return {"dtype": "<u2" if highest < 2**16 else "<u4", "tokenizer": encoder.tokenizer_digest}
 
 
 def with_bar(examples: Iterator[Placed], label: str) -> Iterator[Placed]:

@@ -27,7 +27,6 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from common.dtypes import dtype_name
 from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
 from distributed.checkpoint_directory import (
@@ -52,6 +51,7 @@ from distributed.process_group import (
     set_random_state,
 )
 from distributed.sharding import local
+from model.dtypes import dtype_name
 
 MOST_STEPS = 16  # within which an optimizer must have created its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that no checkpoint stores: the loop sets them
@@ -275,7 +275,7 @@ class Saver:
             "optimizer": optimizer | {"state": of_optimizer},
             "registered": {name: value for name, value in plain.items() if name not in of_optimizer},
         }
-        if unlike := unlike_copies(self.parameters):
+        if unlike := differing_copies(self.parameters):
             problem = f"step {step} is not saved: the copies of the model differ in {len(unlike)} tensors, the first is {unlike[0]}"
             raise UserError(f"{problem}; train.py must change all copies alike, such as by random numbers of one seed")
         # Rank 0 writes these for all ranks.
@@ -458,7 +458,7 @@ def _shapes(values: dict[str, Any]) -> dict[str, str]:
     return {k: f"{tuple(v.shape)} {dtype_name(v.dtype)}" for k, v in values.items() if isinstance(v, torch.Tensor)}
 
 
-def unlike_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
+def differing_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
     """Return the names of the parameters that differ between copies of the model (sharding `hybrid` and `none`).
 
     The copies compare the sum of each parameter's bits. Every rank must call this.

@@ -17,9 +17,9 @@ from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeo
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
+from model.dtypes import DTYPES
 
 PIECE_ROWS = 4096  # rows of all ranks in a piece of the head's gradient: in fp32 4096 x 4096 x 4 bytes = 67 MB
 

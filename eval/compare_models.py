@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from common.dtypes import dtype_name
 from common.durable_files import write_json
 from data.dealing import Deal, Dealer
 from data.examples import Documents
@@ -41,6 +40,7 @@ from eval.questions import Question, encode_options, read_questions, right_answe
 from eval.report import aligned
 from eval.results import prepare_output
 from model.architectures import read_model_config
+from model.dtypes import dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from common.dtypes import dtype_name
 from common.errors import UserError
 from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder
@@ -28,6 +27,7 @@ from eval.over_ranks import compute_over_ranks
 from eval.results import prepare_output, read_result
 from eval.target_losses import LOSS_TOKENS, loss_work, target_losses, total
 from model.architectures import check_model_directory
+from model.dtypes import dtype_name
 
 INSTRUCTING = ("system", "developer")  # roles of the messages that open a conversation
 Sequences = list[tuple[list[int], list[float]]]  # token ids, weights of the targets

@@ -14,13 +14,13 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from common.dtypes import choose_dtype
 from common.errors import UserError
 from configs.config import Sharding
 from distributed.process_group import Ranks, StopSignal, agree_any, call_on_all, read_on_first
 from distributed.sharding import decoder_layers, make_mesh, shard
 from eval.generate import load_for_generation, with_own_stops
 from model.architectures import read_model_config
+from model.dtypes import choose_dtype
 from model.language_model import PackedLanguageModel, build_on_meta, load_for_evaluation, load_weights
 
 # Of safetensors files. SmolLM2-135M (0.25 GiB) generates four times as fast whole as sharded over two processes on a CPU.

@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 
 from common.errors import UserError
-from common.user_code import explain, load_function
+from configs.user_code import explain, load_function
 
 # (answers, examples) -> name -> score. An example is a dictionary as in docs/data.md; its last message is the reference.
 Metric = Callable[[list[str], list[dict]], dict[str, float]]

@@ -14,7 +14,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import dtype_name
 from common.durable_files import write_json
 from common.errors import UserError
 from data.tokens import bos_ids, load_tokenizer
@@ -25,6 +24,7 @@ from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
 from eval.over_ranks import TIMEOUT_MINUTES, in_turns
 from eval.results import prepare_output
 from model.architectures import read_model_config
+from model.dtypes import dtype_name
 from model.language_model import PackedLanguageModel
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
-from common.user_code import explain
+from configs.user_code import explain
 from data.files import Reading
 from eval import report
 from eval.report import Figure

@@ -8,12 +8,12 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PretrainedConfig
 
-from common.dtypes import choose_dtype
 from data.formats import example_text, read_files
 from data.tokens import bos_ids, load_tokenizer
 from eval.general_text import sample_evenly
 from eval.positions import document_losses
 from model.architectures import read_model_config
+from model.dtypes import choose_dtype
 from model.language_model import PackedLanguageModel, load_for_evaluation
 from model.new_tokens import NewToken
 from model.vocabulary import METHODS, Initialisation, new_rows

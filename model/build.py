@@ -3,13 +3,13 @@
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Config, Model
 from data.tokens import load_tokenizer
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers, local
 from model.architectures import has_experts, read_model_config
+from model.dtypes import DTYPES
 from model.language_model import (
     PackedLanguageModel,
     build_on_meta,

@@ -42,7 +42,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from common.dtypes import DTYPES
 from common.durable_files import publish, start_directory
 from common.errors import UserError
 from common.random_bits import hash64_tensor, permuted, sample_labels
@@ -58,6 +57,7 @@ from distributed.process_group import Ranks, StopSignal, agree_any, call_on_all,
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import before_micro_batch, flat_parts, local, local_shard, reshard, sum_over_shards, whole
 from model.architectures import has_experts
+from model.dtypes import DTYPES
 from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names
 from model.loss import TokenLosses, chunked, negative_log_likelihood
 

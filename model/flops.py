@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from common.dtypes import dtype_name
 from distributed.process_group import Ranks, barrier, gather_objects
+from model.dtypes import dtype_name
 from model.language_model import PackedLanguageModel
 
 # Peaks of bf16 matrix products that accumulate in fp32, in FLOP/s without sparsity, by the name that CUDA gives the device

@@ -24,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
-from common.dtypes import DTYPES
 from configs.config import Config, LoRA, Model
 from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
 from distributed.low_memory import new_moments
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers, local_shape, sharded_dimension
 from model.architectures import head_settings
+from model.dtypes import DTYPES
 from model.flops import Work, count_work
 from model.language_model import PackedLanguageModel, build_on_meta
 from model.lora import add_adapters

@@ -10,10 +10,10 @@ import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from common.dtypes import dtype_name
 from common.errors import UserError
 from distributed.checkpoint_directory import CheckpointReader
 from distributed.export import StoredForm, files_of, write_file, write_index
+from model.dtypes import dtype_name
 from model.language_model import PackedLanguageModel, check_weights, parameter_names, stored_shape, vocabulary_names
 
 MAX_FILE_BYTES = 5 * 2**30

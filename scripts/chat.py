@@ -19,10 +19,10 @@ from contextlib import suppress
 import torch
 
 from common.command_line import add_number, new_parser, reader_may_leave
-from common.dtypes import add_dtype_option, choose_dtype
 from common.errors import UserError, run_script
 from eval.chat import AGAIN, END, Speaker, talk
 from eval.generate import Sampling
+from model.dtypes import add_dtype_option, choose_dtype
 
 
 def lines() -> Iterator[str]:

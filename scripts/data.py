@@ -77,9 +77,9 @@ def replay(parser: argparse.ArgumentParser) -> None:
     themselves, resemble an earlier one or overlap with evaluation texts are dropped and counted. The file does not depend on
     the number of processes. After an interruption, run the same command again: it continues. OUT appears only when complete.
     """
-    from common.dtypes import add_dtype_option
     from eval.load_over_ranks import add_sharding_option
     from eval.sample_replay import SamplingOptions, write_samples, write_topics
+    from model.dtypes import add_dtype_option
 
     parser.add_argument("--source", choices=("topics", "model"), required=True, help="where the text comes from")
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")

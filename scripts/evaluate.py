@@ -23,7 +23,6 @@ from dataclasses import asdict, fields
 import torch.distributed as dist
 
 from common.command_line import add_number, new_parser
-from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from distributed.process_group import call_on_all, read_on_first, start_process_group
@@ -34,6 +33,7 @@ from eval.metric import metric_figures
 from eval.over_ranks import TIMEOUT_MINUTES
 from eval.stored_answers import write_answers
 from eval.task import Task, add_task_option, full_report
+from model.dtypes import add_dtype_option
 from model.fingerprint import fingerprint_of_base
 
 

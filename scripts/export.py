@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from common.command_line import new_parser
-from common.dtypes import DTYPES
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
+from model.dtypes import DTYPES
 from model.hub import push
 from scripts.export.bom import write_bom
 from scripts.export.signature import sign_release

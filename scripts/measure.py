@@ -8,9 +8,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import argparse
 
 from common.command_line import add_number, main_of
-from common.dtypes import add_dtype_option
 from common.errors import run_script
 from eval.load_over_ranks import add_sharding_option
+from model.dtypes import add_dtype_option
 
 
 def forgetting(parser: argparse.ArgumentParser) -> None:

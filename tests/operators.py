@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Seeing(TorchDispatchMode):
+class OperatorHook(TorchDispatchMode):
     """A mode that calls `see(operator, arguments, result)` after each operator, including operators of backward."""
 
     def __init__(self, see: Callable[[object, tuple, object], object]) -> None:

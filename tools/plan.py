@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
-from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
 from configs.config import KEYS, Batch, Config, Data, Model, Optimizer, Run, Sharding
 from configs.load import check_config, check_world, override
@@ -43,6 +42,7 @@ from eval.comparison.arms import metric_rows
 from eval.forgetting import TASK_TOKENS, TEXT_BYTES
 from model.architectures import check_model_directory, read_model_config
 from model.build import build_to_train, model_config_of
+from model.dtypes import DTYPES, has_native_bf16
 from model.flops import PAIR_WEIGHTS, data_sheet_peak, document_costs, measured_flops, step_flops
 from model.hub import HUB_TIMEOUT, asking_the_hub
 from model.memory import (

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 
 from transformers import PretrainedConfig
 
-from common.dtypes import DTYPES
 from configs.config import Config
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import sharded_dimension
+from model.dtypes import DTYPES
 from model.flops import attention_heads
 from model.loss import CHUNK_TOKENS
 from model.memory import ModelShape, all_elements, gradient_itemsize, layout_of, trained_elements

@@ -17,7 +17,7 @@ from eval.metric import reference_of
 from eval.over_ranks import BATCH_TOKENS, make_turns, signal_on_any
 from eval.packed_weights import pack_weights
 from model.language_model import PackedLanguageModel, merged, parameter_names, whole_copy
-from training.inputs import Asked
+from training.inputs import Questions
 
 BATCH_SIZE = 16  # answers that a rank generates at once
 RESAMPLES = 200  # of the answers, for the interval of a score
@@ -27,11 +27,11 @@ SAMPLE = "validation/sample"  # the name of its text in TensorBoard
 
 @dataclass
 class Answers:
-    """What answers `Asked` at each evaluation, beside `losses`. path: of the base model. texts: the newest answers."""
+    """What answers `Questions` at each evaluation, beside `losses`. path: of the base model. texts: the newest answers."""
 
     losses: Callable[[], dict | None]
     path: str
-    asked: Asked
+    asked: Questions
     model: PackedLanguageModel
     model_config: PretrainedConfig
     dtype: torch.dtype

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from common.dtypes import dtype_name
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config
@@ -34,6 +33,7 @@ from distributed.sharding import local, local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
+from model.dtypes import dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
 from model.weight_files import hash_weights

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from common.dtypes import DTYPES, dtype_name
 from common.durable_files import new_directory, write_json
 from common.errors import UserError
 from common.sha256 import sha256
@@ -37,6 +36,7 @@ from distributed.process_group import Ranks
 from eval.forgetting import as_documents
 from model.architectures import first_new_row
 from model.build import model_config_of
+from model.dtypes import DTYPES, dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.language_model import PackedLanguageModel, build_on_meta, materialize, parameter_names, stored_form
 from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
@@ -232,7 +232,7 @@ def is_written(out: Path, contents: dict) -> bool:
 def write_export(out: Path, export: Export, profile: str | None, base_name: str, card: str) -> int:
     """Write the directory `out`, which is complete or absent. Return the bytes of the weights.
 
-    profile: the form of the task's prompts, for scripts/analyze.py. base_name: of the base, in the settings of an adapter.
+    profile: the form of the task's prompts, for xbrl/scripts/analyze.py. base_name: of the base, in the settings of an adapter.
     """
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     chats = chat_settings(export.config.data)

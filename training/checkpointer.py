@@ -35,7 +35,7 @@ from torch import nn
 
 from common.durable_files import fsync
 from common.errors import UserError
-from common.sha256 import remembered_sha256, sha256
+from common.sha256 import sha256
 from data.batches import StepBatch
 from data.dealing import Items
 from data.sources import Corpus
@@ -51,6 +51,7 @@ from distributed.checkpoint_directory import (
     step_of,
 )
 from distributed.process_group import Ranks, read_on_first
+from model.weight_digests import remembered_sha256
 from training.evaluations import SAVED, Evaluations
 from training.identity import check_identity
 

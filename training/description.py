@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.dtypes import dtype_name
 from common.durable_files import write_durably
 from configs.config import Config
 from configs.load import FORMATS
 from data.dealing import Deal, balance
 from distributed.process_group import read_on_first
 from model.architectures import origin
+from model.dtypes import dtype_name
 from model.flops import Peak
 from model.language_model import num_parameters, num_trained
 from training.chat_settings import other_options

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import dtype_name
 from common.durable_files import publish, temporary_path, write_json
 from common.errors import NotMet, UserError
 from common.sha256 import sha256, sha256_of_all
@@ -24,6 +23,7 @@ from distributed.checkpoint_directory import checkpoint_name, marks_of
 from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.architectures import copy_licences
+from model.dtypes import dtype_name
 from model.language_model import merged, parameter_names, stored_form, trained_parameters
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps

@@ -88,7 +88,7 @@ def identity_of(
                 FIRST_STEP: hashlib.sha256(repr(inputs.plan.batch(0).items).encode()).hexdigest(),
             },
             "config.json": of_model_config(model_config),
-            "the tokenizer": {"of model.path": fingerprint({"ids": inputs.of_tokenizer, **of_chats})},
+            "the tokenizer": {"of model.path": fingerprint({"ids": inputs.tokenizer_digest, **of_chats})},
             "versions": versions,
             **inputs.files,
         }

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Config
 from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
@@ -28,6 +27,7 @@ from data.reader import Reader, with_shared_examples_reported
 from data.sources import Corpus, Windows
 from distributed.process_group import Ranks, world_size_from_environment
 from model.architectures import first_new_row
+from model.dtypes import DTYPES
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
@@ -37,7 +37,7 @@ MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dea
 
 
 @dataclass(frozen=True)
-class Asked:
+class Questions:
     """The examples of run.eval_generate, with their prompts as token ids: the same at every evaluation, on any number of ranks.
 
     metric: scores the answers, on rank 0 alone, whose scores all ranks get. ideal: the scores of the references. line:
@@ -81,12 +81,12 @@ class Inputs:
     deal_of: Callable[[Items], Deal]  # the items of a step -> their deal to the ranks
     old_domain: Documents | Windows | None  # ewc.data, from which EWC estimates its Fisher diagonal
     local: Config  # the config with all data on this machine
-    questions: Asked | None = None  # the examples of run.eval_generate
+    questions: Questions | None = None  # the examples of run.eval_generate
     first_new_row: int | None = None  # of embedding and head: the first row of a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # the part of the identity that `hash_files` returns
     chats: ChatSettings = ChatSettings()  # how chats are rendered
     stop_ids: tuple[int, ...] = ()  # the tokens that end an answer
-    of_tokenizer: str = ""  # identifies the tokenizer's token ids (data/tokens.py)
+    tokenizer_digest: str = ""  # identifies the tokenizer's token ids (data/tokens.py)
     # Deals of evaluations, which repeat: (whether the items are of `train`, the items of a batch) -> their deal
     dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
     # Adds the base's predictions for anchored targets to a micro-batch (training/anchor.py)
@@ -241,7 +241,7 @@ def read_inputs(
         new_row,
         chats=chats,
         stop_ids=reader.encoder.stop_ids,
-        of_tokenizer=reader.encoder.of_tokenizer,
+        tokenizer_digest=reader.encoder.tokenizer_digest,
     )
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from common.dtypes import has_native_bf16
 from configs.config import Config
 from configs.load import replace
 from distributed.checkpoint_directory import complete_checkpoints
 from distributed.device import choose_device
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
+from model.dtypes import has_native_bf16
 from model.language_model import PackedLanguageModel
 from training.checkpointer import newest_start
 

@@ -20,15 +20,16 @@ import torch
 import torch.distributed as dist
 from torch.cuda import nccl
 
-from common.dtypes import bf16_instructions
 from common.durable_files import sha256_of_json, write_durably, write_json
 from common.errors import UserError
-from common.sha256 import remembered_sha256, sha256, sha256_of_all
+from common.sha256 import sha256, sha256_of_all
 from configs.config import Config, as_dict
 from data.files import expand
 from data.store import is_store
 from distributed.device import processor
 from distributed.process_group import device_line, gather_objects, library_versions, read_on_first
+from model.dtypes import bf16_instructions
+from model.weight_digests import remembered_sha256
 from training.checkpointer import Checkpointer
 from training.ending import BOM, EXPORT
 from training.identity import Identity, fingerprint

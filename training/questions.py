@@ -16,10 +16,10 @@ from data.store import is_store
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.metric import Metric, load_metric, plain_scores, reference_of
 from model.architectures import read_model_config
-from training.inputs import Asked
+from training.inputs import Questions
 
 
-def choose_questions(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Asked:
+def choose_questions(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Questions:
     """Choose run.eval_generate chats of data.validation, encode their prompts, and try the metric on their references.
 
     `scripts/evaluate.py --limit` chooses the same chats if the file has no other examples. Only the first process gets the
@@ -53,7 +53,7 @@ def choose_questions(config: Config, reader: Reader, train: Documents | Windows,
     line = f"answers at each evaluation: {len(examples)} of {len(candidates):,} chats of data.validation"
     line += f", {num_long} more leave no room for an answer" if num_long else ""
     line += f", {num_refused} more are refused" if num_refused else ""
-    return Asked(examples, prompts, encoder.stop_ids, limit, metric, line, ideal)
+    return Questions(examples, prompts, encoder.stop_ids, limit, metric, line, ideal)
 
 
 def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:

@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import UserError
 from configs.config import Data
 from configs.load import load_config
-from data.dealing import one_per_token
+from data.dealing import length_as_cost
 from data.encoding import ExampleEncoder
 from data.files import expand, reading_of
 from data.formats import read_files
@@ -41,7 +41,7 @@ def show_data(
     settings = with_local_files(settings, lambda text: print(text, file=sys.stderr))
     if index is None and random is None:
         vocabulary = read_model_config(settings.model.path).vocab_size
-        inputs = read_inputs(with_rows(settings, 1), tokenizer, vocabulary, one_per_token, 1, show_progress=True)
+        inputs = read_inputs(with_rows(settings, 1), tokenizer, vocabulary, length_as_cost, 1, show_progress=True)
         print("\n".join(summary(inputs)), flush=True)
         if source == MAIN and any(map(is_store, settings.data.train)):
             print("a token store keeps no examples to show", flush=True)

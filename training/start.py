@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import DTYPES, dtype_name, has_native_bf16
 from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, read_command_line, replace
@@ -28,6 +27,7 @@ from distributed.process_group import (
     read_on_first,
     world_size_from_environment,
 )
+from model.dtypes import DTYPES, dtype_name, has_native_bf16
 from model.language_model import PackedLanguageModel, parameter_names
 from training.identity import Identity, free_settings, identity_of
 from training.inputs import Inputs

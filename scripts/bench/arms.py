@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from common.dtypes import has_native_bf16
 from common.errors import UserError
 from data.batches import plan_training
 from data.encoding import ExampleEncoder
@@ -24,6 +23,7 @@ from data.reader import Reader
 from data.tokens import load_tokenizer
 from distributed.device import device_name
 from eval.comparison.arms import metric_rows
+from model.dtypes import has_native_bf16
 from scripts.chaos.launch import Launch, torchrun
 
 PARITY_STEPS, PARITY_TOLERANCE = 20, 1e-3

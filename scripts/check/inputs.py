@@ -8,10 +8,10 @@ from types import ModuleType
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Config
 from distributed.optimizer import check_memory
 from model.build import build
+from model.dtypes import DTYPES, has_native_bf16
 from model.flops import count_work, document_costs
 from training.chat_settings import settle_chat_settings
 from training.inputs import Inputs, read_inputs

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from common.dtypes import DTYPES
 from common.errors import UserError
 from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from model.architectures import has_experts
+from model.dtypes import DTYPES
 from model.lora import add_adapters, init_adapters
 from scripts.check.inputs import RunInputs
 

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Config
 from distributed.checkpoint_directory import ALSO_KEPT, complete_checkpoints, torchrun_grace
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from eval.comparison.arms import metric_rows
 from model.architectures import has_experts, read_model_config
+from model.dtypes import DTYPES, has_native_bf16
 from model.experts import auxiliary_factor
 from model.language_model import stored_form
 from model.weight_files import stored_tensors

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from common.dtypes import dtype_name
+from model.dtypes import dtype_name
 from common.durable_files import write_json
 from common.errors import run_script
 from configs.load import override, read_command_line

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from configs.load import config_of
-from data.find import called, find, not_found, wanted_by
+from data.find import find_examples, query_by_name, query_from_file, unmatched_names
 from scripts.chaos.launch import ROOT
 from scripts.verify.files import Differs
 from training.checkpointer import Entry, not_given_up, plan_after
@@ -38,9 +38,9 @@ def seen(entries: list[Entry], query: str) -> Iterator[str]:
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = inputs.local.data
-            wanted = wanted_by(path, data) if path else called(query)
-            examples = find(inputs.train, data, wanted)
-        warnings = not_found(wanted, examples, inputs.train)  # the newest start's replace the earlier ones
+            wanted = query_from_file(path, data) if path else query_by_name(query)
+            examples = find_examples(inputs.train, data, wanted)
+        warnings = unmatched_names(wanted, examples, inputs.train)  # the newest start's replace the earlier ones
         copies = dict[str, list[str]]()
         for example in examples:  # copies have the same digest
             copies.setdefault(example.digest, []).append(example.where)

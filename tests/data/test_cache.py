@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import common.node_lock
 import data.cache
 import data.encoding
 import data.formats
+import data.node_lock
 import data.store
 import data.tokenise
 from common.errors import UserError
@@ -270,7 +270,7 @@ def test_unmendable_damage_is_reported(files, tmp_path, monkeypatch) -> None:
 
 
 def test_file_changed_during_tokenising_is_refused(files, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(data.node_lock.fcntl, "lockf", no_locks)
     encode = ExampleEncoder.encode
 
     def changing(self, examples) -> list[Outcome]:

@@ -10,7 +10,7 @@ from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
 from configs.load import check_config, check_world
 from data.batches import collate
-from data.dealing import Dealer, one_per_token
+from data.dealing import Dealer, length_as_cost
 from data.sources import Corpus
 from distributed.activation_checkpointing import tile_mlps
 from model.architectures import read_model_config
@@ -29,7 +29,7 @@ def documents(lengths: tuple[int, ...]) -> InMemory:
 @pytest.mark.parametrize("lengths", [(37, 5, 90), (1, 1), ()])
 def test_each_token_and_target_is_on_one_rank(ranks, lengths) -> None:
     corpus = Corpus((documents(lengths or (4,)), documents((6,))), ("main", "other"), (0.5, 0.5))
-    deal = Dealer(256, one_per_token, context=ranks).deal(range(len(lengths)), corpus, 2 * ranks)
+    deal = Dealer(256, length_as_cost, context=ranks).deal(range(len(lengths)), corpus, 2 * ranks)
     assert len(deal.items[0]) == 2  # groups
     assert deal.ranks_of(1) == f"ranks {ranks} to {2 * ranks - 1}"
     whole = collate(tuple(range(len(lengths))), corpus)

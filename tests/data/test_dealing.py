@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.dealing import Deal, Dealer, balance, one_per_token
+from data.dealing import Deal, Dealer, balance, length_as_cost
 from tests.in_memory import chats as documents
 
 
@@ -69,9 +69,9 @@ def test_ranks_are_equally_busy(make, ranks, capacity, least) -> None:
 
 
 def test_both_dealing_rules_are_needed() -> None:
-    skewed = one_step([100, *[1] * 100], 2, 100, one_per_token)
+    skewed = one_step([100, *[1] * 100], 2, 100, length_as_cost)
     assert skewed.costs.tolist() == [[100, 100]]  # longest first would leave two micro-batches of 100 and 50
-    even = one_step([40, 30, 30, 20, 20, 20], 2, 200, one_per_token)
+    even = one_step([40, 30, 30, 20, 20, 20], 2, 200, length_as_cost)
     assert even.costs.tolist() == [[80, 80]]
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from common.errors import UserError
 from configs.config import Source
 from data.batches import plan_training
-from data.dealing import Dealer, one_per_token
+from data.dealing import Dealer, length_as_cost
 from data.encoding import ExampleEncoder
 from data.files import Reading
 from data.reader import Reader
@@ -240,7 +240,7 @@ def test_step_of_windows_needs_few_reads(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("builtins.open", lambda *arguments, **options: opened.append(1) or plain(*arguments, **options))
     plan = plan_training(store, 1, 0, global_examples=64)
     batch = plan.batch(0)
-    deal = Dealer(2**14, one_per_token).deal(batch.items, store, 8)
+    deal = Dealer(2**14, length_as_cost).deal(batch.items, store, 8)
     assert sum(map(len, deal.of_rank(0))) == 8 and len(batch.document_lengths) == 64 * 2**14 // 32
     assert len(read) <= 2 * 64 and len(opened) <= 2  # shards
 

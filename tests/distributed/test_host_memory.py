@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from common.dtypes import has_native_bf16
 from distributed import host_memory
+from model.dtypes import has_native_bf16
 from model.language_model import build_on_meta, parameter_names
 from tests.processes import CAN_FORK, ROOT, run_python, run_ranks
 

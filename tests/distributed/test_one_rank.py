@@ -15,7 +15,7 @@ from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_for_evaluation, load_weights
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents
-from tests.operators import Seeing
+from tests.operators import OperatorHook
 from tests.tiny import write_tiny_model
 
 SIZE, LAYERS, MICRO_BATCHES = 48, 3, 4
@@ -68,7 +68,7 @@ def test_weights_are_cast_once_per_step(strategy, casts) -> None:
     model, effective = sharded(strategy)
     step(model, effective)
     counts = []
-    with Seeing(lambda *seen: counts.append(cast_elements(*seen))):
+    with OperatorHook(lambda *seen: counts.append(cast_elements(*seen))):
         step(model, effective)
     assert sum(counts) == casts * WEIGHTS
     assert all(parameter.device_mesh.size() == 1 for parameter in model.parameters())  # shards again after the step

@@ -39,7 +39,7 @@ import training.observe
 import training.start
 from common.errors import exit_code_of, exit_process
 from data.batches import MicroBatch
-from data.dealing import Deal, Dealer, one_per_token
+from data.dealing import Deal, Dealer, length_as_cost
 from data.sources import Corpus
 from distributed.sharding import whole
 from model.language_model import PackedLanguageModel
@@ -134,7 +134,7 @@ def plant(name: str | None, set_attribute) -> None:
 
             def counted(*arguments, original=original, what=what, **options) -> object:
                 tensor = arguments[0] if arguments else options.get("output_tensor", options.get("output"))
-                # Without the polls of the stop signal and the comparison of a save (`unlike_copies`).
+                # Without the polls of the stop signal and the comparison of a save (`differing_copies`).
                 counts[what] += tensor.numel() > 1 and tensor.dtype not in (torch.float64, torch.int64)
                 if RANK == 0:
                     counted_file.write_text(json.dumps(counts))
@@ -188,7 +188,7 @@ def plant(name: str | None, set_attribute) -> None:
             return chunked(head, hidden, batch, *options) / max(1, batch.target_ids.numel())
 
         def by_micro_batches(batch: object, corpus: Corpus) -> object:
-            deal = Dealer(capacity, one_per_token, packing=False).deal(batch.items, corpus, world_size)
+            deal = Dealer(capacity, length_as_cost, packing=False).deal(batch.items, corpus, world_size)
             return dataclasses.replace(batch, num_target_tokens=len(deal.items) * world_size)
 
         set_attribute(train, "chunked", mean)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from common.errors import UserError, exit_process
-from data.dealing import Dealer, one_per_token
+from data.dealing import Dealer, length_as_cost
 from data.tokens import load_tokenizer
 from distributed.process_group import StopSignal, start_process_group
 from eval import forgetting, load_over_ranks
@@ -142,7 +142,7 @@ def missing_on_last_rank(sharded: bool) -> str:
 
 def measure_in_training() -> dict:
     """Shard a model, compute the base's distributions, replace the weights with tuned ones, measure; stop in the end."""
-    stop, found, dealer = StopSignal(ranks), {}, Dealer(128, one_per_token)
+    stop, found, dealer = StopSignal(ranks), {}, Dealer(128, length_as_cost)
     forgetting.split_into_pieces = lambda texts: json.loads((folder / "texts.json").read_text())
     forgetting.read_questions = lambda: read_questions()[::16]
     cases = [("base", "full", False), ("base", "none", False), ("untied", "full", True), ("extended", "full", False)]

@@ -14,7 +14,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 
-from common.dtypes import DTYPES
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run, Sharding
 from distributed.checkpoint import Saver
 from distributed.gradients import gradient_of
@@ -23,6 +22,7 @@ from distributed.process_group import Ranks, gather_objects, process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local, local_shard, make_mesh, parallelize
 from model.architectures import read_model_config
 from model.build import build_to_train
+from model.dtypes import DTYPES
 from model.ewc import Anchor, Penalty, in_dtype
 from model.language_model import load_weights, trained_parameters
 from model.lora import init_adapters

@@ -19,7 +19,7 @@ from model.language_model import build_on_meta, load_weights
 from model.loss import HeadSettings, visit_logits
 from tests.in_memory import InMemory
 from tests.losses import assert_same_gradients, eager, loss_of, loss_sum
-from tests.operators import Seeing
+from tests.operators import OperatorHook
 from tests.processes import ROOT
 from tests.tiny import FAMILIES, OTHER_FAMILIES, tiny_tokenizer, write_tiny_model
 
@@ -28,9 +28,11 @@ ALL = FAMILIES | OTHER_FAMILIES
 BOTH = [(family, i) for family in FAMILIES for i in (0, 1)] + [(f, n % 2) for n, f in enumerate(OTHER_FAMILIES)]
 
 
-def recording(sizes: list[int]) -> Seeing:
+def recording(sizes: list[int]) -> OperatorHook:
     """Record the number of elements of each tensor that any operation returns."""
-    return Seeing(lambda _, __, out: sizes.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)))
+    return OperatorHook(
+        lambda _, __, out: sizes.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+    )
 
 
 def documents(lengths: list[int], seed: int = 0, vocabulary: int = 259) -> InMemory:

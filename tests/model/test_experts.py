@@ -13,7 +13,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from common.errors import UserError
 from configs.config import EWC, Batch, Config, Data, LoRA, Model, Optimizer, Run
 from data.batches import MicroBatch, collate
-from data.dealing import Dealer, one_per_token
+from data.dealing import Dealer, length_as_cost
 from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
 from distributed.compiled_layers import compile_layers
 from distributed.optimizer import adamw
@@ -27,7 +27,7 @@ from model.memory import count_activations, shape_of
 from model.weight_files import stored_tensors
 from tests.losses import assert_same_gradients, eager, loss_of
 from tests.model.test_equivalence import documents, load
-from tests.operators import Seeing
+from tests.operators import OperatorHook
 from tests.tiny import write_tiny_model
 
 FAMILIES, OTHERS = ("qwen3_moe", "gpt_oss"), ("qwen2_moe", "olmoe")
@@ -126,7 +126,7 @@ def test_backward_under_checkpointing_does_not_choose_again(path, mode, tiles) -
             tile_mlps(decoder_layers(packed), tiles)
         checkpoint_activations(decoder_layers(packed), checkpointing)
         chosen = []
-        with Seeing(lambda func, *_, to=chosen: to.append(func is torch.ops.aten.topk.default)):
+        with OperatorHook(lambda func, *_, to=chosen: to.append(func is torch.ops.aten.topk.default)):
             loss = loss_of(packed, collate((0, 1, 2, 3, 4), source))
             assert sum(chosen) == 2 * tiles
             loss.backward()
@@ -190,7 +190,7 @@ def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
 
 def test_ewc_counts_experts_it_does_not_hold(path, tmp_path, ranks) -> None:
     settings, messages, packed = EWC(1.0, ("old.jsonl",), documents=1, estimator="empirical"), [], load(path)
-    dealer, stop = Dealer(256, one_per_token), SimpleNamespace(agreed=lambda: False, ranks=ranks)
+    dealer, stop = Dealer(256, length_as_cost), SimpleNamespace(agreed=lambda: False, ranks=ranks)
     penalty = start_penalty(packed, settings, tmp_path / "ewc", documents([3]), dealer, "full", stop, messages.append)
     assert penalty is not None
     parameters = {

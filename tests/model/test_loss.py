@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.random_bits import hash64_tensor, sample_labels
 from model.loss import HeadSettings, chunked, lend_weight, negative_log_likelihood
 from tests.losses import head_of, targets_of
-from tests.operators import Seeing
+from tests.operators import OperatorHook
 
 TARGETS, VOCABULARY, WIDTH = 200, 600, 32
 DIVISOR = 1237  # not a power of two: a gradient that is rounded and then scaled is rounded twice
@@ -74,7 +74,7 @@ def test_gradient_reduced_in_pieces_is_never_whole(monkeypatch) -> None:
         if in_pieces:
             head.add_gradient = lambda rows, n, factor: sizes.extend(len(rows([(i, i + 50)])) for i in range(0, n, 50))
         whole = []
-        with Seeing(lambda *seen, to=whole: to.append(is_whole(*seen))):
+        with OperatorHook(lambda *seen, to=whole: to.append(is_whole(*seen))):
             chunked(head, hidden, targets_of(torch.arange(10)), negative_log_likelihood).backward()
         assert any(whole) != in_pieces
     assert sizes == [50] * (VOCABULARY // 50)

@@ -5,7 +5,7 @@ import torch
 
 from distributed.activation_checkpointing import checkpoint_activations
 from model import product_attention
-from tests.operators import Seeing
+from tests.operators import OperatorHook
 
 LENGTHS = (1, 127, 128, 129, 300, 600)  # blocks of 128 queries; probabilities are kept up to 512 tokens
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 24
@@ -84,7 +84,7 @@ def test_recomputed_probabilities_equal_kept_ones_bitwise(monkeypatch) -> None:
 def test_little_is_computed_above_the_diagonal() -> None:
     """A document of 600 tokens: blocks of 128 queries see 128, 256, 384, 512 and the last 88 see 600 keys."""
     scores = []
-    with Seeing(lambda func, _, out: func is torch.ops.aten.baddbmm.default and scores.append(out.numel())):
+    with OperatorHook(lambda func, _, out: func is torch.ops.aten.baddbmm.default and scores.append(out.numel())):
         with torch.no_grad():
             attend(*inputs(tokens=600), (600,))
     assert sum(scores) == HEADS * (128 * (128 + 256 + 384 + 512) + 88 * 600)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.batches import collate
-from data.dealing import Dealer, one_per_token
+from data.dealing import Dealer, length_as_cost
 from data.sources import Corpus
 from model.loss import kl_to_base, visit_logits
 from tests.in_memory import texts, weighted
@@ -30,7 +30,7 @@ class Data:
     """What `with_base` takes of the inputs of a run."""
 
     train = CORPUS
-    dealer = Dealer(64, one_per_token)
+    dealer = Dealer(64, length_as_cost)
     total_steps = 2
     plan = SimpleNamespace(items=(ITEMS[:2], ITEMS[1:]).__getitem__)
     add_base: Any = None

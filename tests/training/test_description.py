@@ -11,7 +11,7 @@ import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.batches import TrainingPlan, plan_training
-from data.dealing import Deal, Dealer, one_per_token
+from data.dealing import Deal, Dealer, length_as_cost
 from data.sources import Corpus, as_corpus
 from model.flops import Peak
 from tests.data.test_batches import documents
@@ -102,7 +102,7 @@ def test_start_prints_five_lines_and_warnings(tmp_path, ranks) -> None:
 def balanced(lengths: list[int], ranks: int, **size) -> tuple[str, list[str]]:
     """Of a run on documents of these lengths, in micro-batches of at most 64 tokens."""
     config, corpus = dataclasses.replace(CONFIG, batch=Batch(**size)), as_corpus(documents(lengths))
-    plan, dealer = plan_training(corpus, 1, 0, **size), Dealer(64, one_per_token)
+    plan, dealer = plan_training(corpus, 1, 0, **size), Dealer(64, length_as_cost)
     inputs = SimpleNamespace(plan=plan, total_steps=plan.num_steps)
     inputs.deal = lambda step: dealer.deal(plan.batch(step).items, corpus, ranks)
     return balance_of_ranks(config, inputs, ranks)

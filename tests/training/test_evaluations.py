@@ -12,7 +12,7 @@ import torch
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.batches import collate, plan_training, step_batch
-from data.dealing import Dealer, one_per_token
+from data.dealing import Dealer, length_as_cost
 from data.examples import in_memory
 from data.sources import Corpus
 from training.evaluations import SAVED, Evaluations
@@ -140,7 +140,7 @@ def test_the_documents_of_an_evaluation_are_dealt_once() -> None:
     """For 30,000 documents on 512 ranks that takes seconds, in which all of them wait."""
     documents = [in_memory([np.arange(4)] * 6, [np.arange(4) > first] * 6) for first in (0, 1)]
     train, validation = (Corpus((items_of_batch,)) for items_of_batch in documents)
-    dealer, dealt = Dealer(8, one_per_token), []
+    dealer, dealt = Dealer(8, length_as_cost), []
     counted = SimpleNamespace(deal=lambda *arguments: dealt.append(arguments) or dealer.deal(*arguments))
     inputs = Inputs(train, None, 0, 0, validation, (), counted, dealer.deal, None, None)  # type: ignore[arg-type]
     rank = SimpleNamespace(world_size=2, rank=1, device=torch.device("cpu"))
@@ -156,7 +156,7 @@ def test_the_documents_of_an_evaluation_are_dealt_once() -> None:
 
 def test_replaced_plan_decides_documents_and_divisor() -> None:
     corpus = Corpus((in_memory([np.full(4, item) for item in range(4)], [np.arange(4) > 0] * 4),))
-    dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
+    dealer, plan = Dealer(8, length_as_cost), plan_training(corpus, 1, 0, global_examples=2)
     inputs = Inputs(corpus, plan, 2, 0, None, (), dealer, lambda items: dealer.deal(items, corpus, 1), None, CONFIG)
     last_first = dataclasses.replace(plan, batch=lambda step: step_batch([3 - step], corpus))
     edited = dataclasses.replace(inputs, plan=last_first)
@@ -173,7 +173,7 @@ def test_replaced_plan_decides_documents_and_divisor() -> None:
 def test_impure_plan_is_refused() -> None:
     """Micro-batches are made in advance: a plan that depends on the loss would follow an earlier loss."""
     corpus, requested = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
-    dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
+    dealer, plan = Dealer(8, length_as_cost), plan_training(corpus, 1, 0, global_examples=2)
     moving = dataclasses.replace(
         plan, batch=lambda step: requested.append(step) or step_batch([requested.count(step) % 2], corpus)
     )

@@ -11,11 +11,13 @@ import pytest
 
 import common.sha256
 from common.errors import UserError
-from common.sha256 import remembered_sha256, sha256
+from common.sha256 import sha256
 from configs.config import DECIDES, FREE, READ, Batch, Config, Data, Model, Optimizer, Run, Source
-from data.dealing import one_per_token
+from data.dealing import length_as_cost
 from data.tokens import load_tokenizer
+from model import weight_digests
 from model.architectures import read_model_config
+from model.weight_digests import remembered_sha256
 from model.weight_files import hash_weights
 from tests.distributed.launch import flip_bit, launch, run_of, workplace
 from tests.processes import ROOT
@@ -65,12 +67,12 @@ def with_value(config: Config, name: str, value: object) -> Config:
 @pytest.fixture
 def of(tmp_path, monkeypatch):
     """Config -> (identity, free settings), from real files."""
-    monkeypatch.setattr(common.sha256, "MEMORY", tmp_path / "sha256")
+    monkeypatch.setattr(weight_digests, "MEMORY", tmp_path / "sha256")
 
     def made(config: Config, code: dict = OFF) -> tuple[dict, dict]:
         path = config.model.path
         model, tokenizer = read_model_config(path), load_tokenizer(path, config.data.chat_template)
-        inputs = read_inputs(config, tokenizer, model.vocab_size, one_per_token, 1, show_progress=False)
+        inputs = read_inputs(config, tokenizer, model.vocab_size, length_as_cost, 1, show_progress=False)
         inputs = dataclasses.replace(inputs, files={"the weights": hash_weights(path), **code})
         return identity_of(config, inputs, model, tokenizer), free_settings(config, inputs, 1, "cpu in float32")
 
@@ -368,7 +370,7 @@ def test_large_file_is_hashed_once(tmp_path, monkeypatch) -> None:
         assert remembered_sha256([file], memory=memory) == {file: whole}
     assert read == [file]
     with monkeypatch.context() as patched:  # hundreds of processes would queue for the lock
-        patched.setattr(common.sha256, "node_lock", lambda *arguments: pytest.fail("waited for the lock"))
+        patched.setattr(weight_digests, "node_lock", lambda *arguments: pytest.fail("waited for the lock"))
         assert remembered_sha256([file], memory=memory) == {file: whole}
     file.write_bytes(b"b" * 100)  # as many bytes
     assert remembered_sha256([file], memory=memory)[file] != whole and len(read) == 2
@@ -377,7 +379,7 @@ def test_large_file_is_hashed_once(tmp_path, monkeypatch) -> None:
             place.write_text("torn")
     assert remembered_sha256([file], memory=memory)[file] != whole and len(read) == 3
     lines: list[str] = []
-    monkeypatch.setattr(common.sha256, "LONG", 99)
+    monkeypatch.setattr(weight_digests, "LONG", 99)
     blocked = tmp_path / "weights" / "sha256"  # below a file: no folder can be made
     assert remembered_sha256([file], lines.append, blocked)[file] == sha256(file)
     assert "cannot be made" in lines[0] and "GiB, once for these files" in lines[1]

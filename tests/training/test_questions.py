@@ -11,7 +11,7 @@ from data.held_out import group_hash, is_held_out
 from data.tokens import load_tokenizer
 from eval.asked_examples import choose_examples
 from tests.tiny import write_chat_file, write_tiny_model
-from training.inputs import Asked, read_inputs
+from training.inputs import Questions, read_inputs
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 def read(
     folder, is_first: bool = True, max_new_tokens: int | None = None, metric: str | None = None, **changes
-) -> Asked:
+) -> Questions:
     data = {"validation": (str(folder / "validation.jsonl"),)} | changes.pop("data", {})
     config = Config(
         Model(str(folder / "model")),

@@ -278,8 +278,8 @@ def hidden_states(directory: str, texts: Sequence[str], batch_size: int = 16) ->
     from torch.nn.utils.rnn import pad_sequence
     from transformers import AutoModel
 
-    from common.dtypes import choose_dtype
     from data.tokens import read_tokenizer
+    from model.dtypes import choose_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = read_tokenizer(directory)

@@ -42,7 +42,7 @@ GERMAN_MONTHS = (
 ReportKey = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
 Article = tuple[str, str]  # (act, number), as returned by `statements.articles`
 HOW_MADE = (
-    "scripts/regulator.py examples: report files of an archive, paired with their letters, labelled by xbrl/rules/rules.jsonl "
+    "xbrl/scripts/regulator.py examples: report files of an archive, paired with their letters, labelled by xbrl/rules/rules.jsonl "
     "and by findings.csv."
 )
 LIMITS = (

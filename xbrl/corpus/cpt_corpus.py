@@ -34,11 +34,11 @@ MIN_WORDS = 4  # shorter lines ("Total assets") are too common to count as seen
 CITATION = f"European Banking Authority, DPM {RELEASE}"  # the source on every line of the DPM files
 SOURCE = (
     f"European Banking Authority, DPM 2.0 database, release {RELEASE} (31 October 2025), as carried by the PyPI package "
-    f"{PACKAGE}. Texts are the EBA's, arranged by scripts/regulator.py cpt."
+    f"{PACKAGE}. Texts are the EBA's, arranged by xbrl/scripts/regulator.py cpt."
 )
 LIMITS = (
     "Contains labels, dimensions, rules and definitions, but no legal prose and no instructions. A rule about tables of "
-    "several splits is in the strictest split. Tables used by the bank reports of scripts/make_reports.py are in training. "
+    "several splits is in the strictest split. Tables used by the bank reports of xbrl/scripts/make_reports.py are in training. "
     "Definitions belong to no table and are assigned to splits at random. A held-out document may share single lines with "
     "training."
 )
@@ -163,7 +163,7 @@ def make_corpus(database: sqlite3.Connection, out: Path, held_out: float, seed: 
             "kept_together": f"parts of one template; tables with at least {MIN_OVERLAP:.0%} of their labels in common",
             "left_out": dict(left_out),
             "left_out_above": f"{MAX_SEEN:.0%} of the lines of a held-out document",
-            "how_made": "scripts/regulator.py cpt",
+            "how_made": "xbrl/scripts/regulator.py cpt",
             "limits": LIMITS,
         }
         write_json(folder / "dataset.json", card)

@@ -128,7 +128,7 @@ FULL = Profile(
     filing_errors=0.55,
 )
 # These system messages are shorter than the default message of SmolLM2's chat template.
-SHORT = Profile(  # scripts/make_reports.py --style short
+SHORT = Profile(  # xbrl/scripts/make_reports.py --style short
     name="short",
     style="labels",
     rules=short_rules(),

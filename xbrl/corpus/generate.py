@@ -1,6 +1,6 @@
 """Generate a corpus of invented bank reports: report files, and the examples that are read back from these files.
 
-scripts/make_reports.py says which files a corpus has. The same request always gives the same bytes.
+xbrl/scripts/make_reports.py says which files a corpus has. The same request always gives the same bytes.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ WITH_NOTE = 0.8  # fraction of the reports of a split that have a note
 JSON_SHARE = 0.35  # fraction of banks without notes that file xBRL-JSON; the others file xBRL-CSV
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (
-    "scripts/make_reports.py: invented banks file EBA report files (xBRL-CSV packages and xBRL-JSON) around notes that were "
+    "xbrl/scripts/make_reports.py: invented banks file EBA report files (xBRL-CSV packages and xBRL-JSON) around notes that were "
     "written by hand (xbrl/corpus/notes); the examples are read from these files and labelled by xbrl/rules/rules.jsonl. What "
     "a note states was annotated by its writer; what follows from that by law and arithmetic stands in findings.csv."
 )

@@ -45,7 +45,7 @@ EVERY = 5  # every fifth pair of a test differs in a figure, the others differ i
 PERCENT = Decimal("0.01")
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (
-    "scripts/make_reports.py: invented banks file xBRL-JSON reports with a note each, written by hand "
+    "xbrl/scripts/make_reports.py: invented banks file xBRL-JSON reports with a note each, written by hand "
     "(xbrl/corpus/notes/quickstart.jsonl); the examples are read from these files. The ratios are labelled by "
     "xbrl/rules/rules.jsonl; what follows from the notes stands in findings.csv."
 )

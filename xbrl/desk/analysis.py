@@ -30,7 +30,7 @@ from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis
 from xbrl.rules.rules import RULES_FILE, built_in_rules
 
-DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it
+DATA_CARD = "dataset.json"  # beside the examples of a run; xbrl/scripts/make_reports.py writes it
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("common", "xbrl", "eval")  # folders with all code that an analysis without a model runs
 SUFFIXES = (".py", ".jsonl", ".json", ".csv", ".css", ".toml", ".jinja")  # code, rules, blocks and pages

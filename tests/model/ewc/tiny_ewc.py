@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data.dealing import Dealer, one_per_token
+from data.dealing import Dealer, length_as_cost
 from distributed.process_group import Ranks
 from tests.in_memory import InMemory
 
@@ -24,7 +24,7 @@ def signal_is(agreed: bool, ranks: Ranks):
 
 def dealer(capacity: int = 256, micro_batch: int = 1) -> Dealer:
     """Return a dealer of micro-batches with `capacity` tokens; if it is 0, with `micro_batch` documents of any length."""
-    return Dealer(capacity or micro_batch, one_per_token, capacity > 0)
+    return Dealer(capacity or micro_batch, length_as_cost, capacity > 0)
 
 
 def write_model(folder, vocabulary: int = VOCABULARY, tied: bool = True, layers: int = 2):

@@ -1,6 +1,6 @@
 """Judge examples by the law, independently of the rules:   python -m tests.xbrl.rules.law_check FILE ...
 
-FILE is an example file (JSON Lines) of scripts/make_reports.py or `scripts/regulator.py examples`. The command prints how many
+FILE is an example file (JSON Lines) of xbrl/scripts/make_reports.py or `xbrl/scripts/regulator.py examples`. The command prints how many
 examples each case concerns, and the first ten complaints in words. The exit code is 1 if there is any complaint.
 
 The judge imports no module of the project. It has its own readers for the text of a report and of an answer, and compares

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.dtypes import bf16_instructions, choose_dtype
+from model.dtypes import bf16_instructions, choose_dtype
 
 CPUINFO = Path("/proc/cpuinfo")
 OF_X86 = {"amx_bf16", "avx512_bf16"}
