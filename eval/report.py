@@ -52,7 +52,7 @@ def run_figures(result: dict) -> list[Figure]:
     rows = []
     loss = result.get("loss")
     if "shots" in result:  # "before" may be asked in another way than "after"
-        value = f"{result['shots']} shots" + ", constrained" * result["constrained"]
+        value = f"{result['shots']} shots"
         short = result["fewest_shots"] < result["shots"]
         rows.append(
             Figure("asked with", value, f"at least {result['fewest_shots']} where the context is short" * short)
