@@ -26,7 +26,7 @@ from eval.generate import Sampling
 
 
 def lines() -> Iterator[str]:
-    """What is typed, with line editing, or the lines of a file."""
+    """Yield the typed lines, with line editing, or the lines of a file."""
     if not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # pyright: ignore[reportAttributeAccessIssue]
         try:
