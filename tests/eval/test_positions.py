@@ -23,7 +23,7 @@ def load(path, *rope):
 
 @pytest.mark.parametrize("family", ["gemma2", "mistral_sliding"])
 @pytest.mark.parametrize("chunk", [7, 512])
-def test_losses_equal_those_of_transformers_at_every_position(tmp_path, monkeypatch, family, chunk) -> None:
+def test_position_losses_equal_transformers(tmp_path, monkeypatch, family, chunk) -> None:
     """The reference is eager attention: SDPA in transformers ignores Gemma 2's softcap. Windows have 8 tokens."""
     monkeypatch.setattr(loss, "LOSS_TOKENS", chunk)
     path = write_tiny_model(tmp_path / "model", family=family)
@@ -39,7 +39,7 @@ def test_losses_equal_those_of_transformers_at_every_position(tmp_path, monkeypa
         assert nats.dtype == torch.float64 and torch.allclose(nats, expected, atol=1e-4)
 
 
-def test_a_bucket_sums_the_losses_of_its_positions() -> None:
+def test_a_bucket_sums_its_positions() -> None:
     """Entry t of a document's losses belongs to position t + 1. Here the loss of a token equals its position."""
     rows = buckets([torch.arange(1.0, 10.0), torch.arange(1.0, 6.0)], 4)
     assert [(b["start"], b["end"], b["nats"], b["tokens"]) for b in rows] == [
@@ -51,7 +51,7 @@ def test_a_bucket_sums_the_losses_of_its_positions() -> None:
     assert buckets([], 4) == []
 
 
-def test_documents_are_spread_over_the_text_and_do_not_overlap() -> None:
+def test_documents_are_spread_without_overlap() -> None:
     ids = list(range(102))
     for length, most, starts in (
         (10, 2, [0, 50]),
@@ -63,7 +63,7 @@ def test_documents_are_spread_over_the_text_and_do_not_overlap() -> None:
     assert cut_documents([5, 6, 7, 8], 3, 9, prefix=[1]) == [[1, 5, 6], [1, 7, 8]]
 
 
-def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_path) -> None:
+def test_positions_are_measured_with_scaled_rope(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text("The bank shall hold own funds of at least 8% of its exposure. " * 80)
@@ -96,7 +96,7 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
     assert wrong.returncode == 2 and "need a --rope-type" in wrong.stderr
 
 
-def test_a_text_must_be_long_enough_and_no_chat(tmp_path) -> None:
+def test_a_text_must_be_long_and_plain(tmp_path) -> None:
     (tmp_path / "text.txt").write_text("The bank shall hold own funds. " * 80)
     with pytest.raises(UserError, match="no text has --length=60000 tokens, the longest has [0-9]+; provide more"):
         read_long_documents([tmp_path / "text.txt"], tiny_tokenizer(), 60000, 2)
