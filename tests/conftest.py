@@ -37,7 +37,7 @@ SLOW = (
     "eval/test_generate.py::test_batch_answers_equal_single_answers",
     "eval/test_intervals.py::test_identical_results_have_no_uncertainty",
     "eval/test_sample_replay.py",
-    "eval/test_positions.py::test_the_script_measures_the_model_with_its_own_and_with_scaled_rope",
+    "eval/test_positions.py::test_positions_are_measured_with_scaled_rope",
     "model/ewc/test_fisher.py",
     "model/test_compile.py",
     "training/test_budget.py",
