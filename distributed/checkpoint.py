@@ -98,7 +98,7 @@ class Saver:
                 )
         self.at_start = [dict(group) for group in optimizer.param_groups]
         names = {parameter: name for name, parameter in parameters.items()}
-        # The peak rates, by which tools/check_runs.py judges the updates; no load reads them.
+        # The peak rates, by which scripts/check/runs.py judges the updates; no load reads them.
         self.peaks = {names[p]: float(group["lr"]) for group in self.at_start for p in group["params"] if p in names}
         self.finished: list[SaveTimes] = []  # not yet logged
         self.running: Future[SaveTimes] | None = None

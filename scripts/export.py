@@ -26,7 +26,8 @@ from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
 from model.hub import push
-from tools.release import sign_release, write_bom
+from scripts.export.bom import write_bom
+from scripts.export.signature import sign_release
 from training.checkpoint_export import DTYPES, damage_of, is_written, read_export, verify, write_export
 from training.ending import BOM, SIGNATURE, check_recorded
 from training.model_card import base_model, model_card, read_data_card, read_results

@@ -1,4 +1,4 @@
-"""Compare a run with its record: the chain of entries, every file, a replay of its steps, and what the model has seen.
+"""Compare a run with its record: the chain of entries, every file, its steps trained again, and the examples that it has seen.
 
     python scripts/verify.py runs/quickstart
     python scripts/verify.py runs/quickstart --head 3f0c52...      # a copy of the head that was kept elsewhere
@@ -7,9 +7,9 @@
     python scripts/verify.py runs/quickstart --seen "Bank of X"    # a file, an id, a hash, or a text
     python scripts/verify.py release/quickstart --key public.pem   # a signed export, which needs no run beside it
 
-Exit codes: 0, all is as recorded; 1, it is not, and the first difference is named; 2, a mistake in the command, or the replay
-cannot run here; 3, the replay is not equal to the bit, and cannot be expected to be so on this machine. docs/check.md says what
-each of them proves.
+Exit codes: 0, nothing differs from the record; 1, a line names the first difference; 2, a mistake in the command, or the replay
+cannot run here; 3, the replay is not equal to the bit, and cannot be expected to be on this machine. docs/check.md says what each
+comparison proves.
 """
 
 import sys
@@ -22,26 +22,26 @@ import signal
 
 from common.command_line import new_parser
 from common.errors import UserError, run_script
-from tools.verify import Differs, compare, replay, seen
+from scripts.verify.files import Differs, compare
+from scripts.verify.replay import replay
+from scripts.verify.seen import seen
 
 
 def main() -> int:
-    """Read the command line, and compare. Returns the exit code."""
+    """Read the command line, and compare. Return the exit code."""
     parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run; with --key of an export")
     parser.add_argument("--head", metavar="HEX", help="the head of the record, or its first 16 digits or more")
     again = "train from the checkpoint of step K (0: the base) to the next one again and compare; all: all steps"
     parser.add_argument("--replay", metavar="K|all", help=again)
-    what = (
-        "which examples a file, an id, a hash or a text names, in which steps and on which ranks the run has seen them"
-    )
-    parser.add_argument("--seen", metavar="FILE|ID|TEXT", help=what)
+    examples = "list the training examples that a file, an id, a hash or a text names, with their steps and ranks"
+    parser.add_argument("--seen", metavar="FILE|ID|TEXT", help=examples)
     parser.add_argument("--key", type=Path, metavar="FILE", help="the public key (PEM) of a signed export")
     arguments = parser.parse_args()
     if arguments.key and (arguments.head or arguments.replay or arguments.seen):
         raise UserError("--key looks at an export alone; name the run without it for --head, --replay and --seen")
     if arguments.key:
-        from tools.release import verify_release
+        from scripts.export.signature import verify_release
 
         problems = verify_release(arguments.run, arguments.key)
         print(*(problems or [f"{arguments.run}: every file is as the owner of {arguments.key} signed it"]), sep="\n")
@@ -49,7 +49,7 @@ def main() -> int:
     step = arguments.replay
     if step not in (None, "all") and not step.isdecimal():
         raise UserError(f"--replay {step}: give the step of a checkpoint, 0 for the base, or all")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no process of a replay stays behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the context of a replay kills its processes
     say, run = functools.partial(print, flush=True), arguments.run.absolute()
     try:
         entries = compare(run, arguments.head, say)

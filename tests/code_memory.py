@@ -1,7 +1,7 @@
-"""The code that train.py loads, read once for all launches of a test session: every start of a run hashes all of it.
+"""Read the code that train.py loads once per test session, because every start of a run hashes all of it.
 
-A launch of tiny runs would spend a quarter of its time on that. The memory is a file of the session (conftest.py names it), with the
-code of each script that was run: by its path, time and size. Within a process each file is read once.
+A launch of tiny runs would spend a quarter of its time on the hashes. The memory is a file of the session, named by conftest.py. It
+has the code of each script that was run, by path, time and size. Within a process each file is read once.
 """
 
 import functools
@@ -13,7 +13,10 @@ VARIABLE = "CODE_MEMORY"
 
 
 def remember_code() -> None:
-    """Let `training.identity` of this process read only what no earlier launch has read. No test changes a module between two."""
+    """Let `training.identity` in this process read only code that no earlier launch has read.
+
+    This is safe because no test changes a module between two launches.
+    """
     import training.identity
 
     memory = Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
@@ -30,7 +33,7 @@ def remember_code() -> None:
             if memory:
                 new = memory.with_suffix(f".{os.getpid()}")
                 new.write_text(json.dumps(known))
-                new.replace(memory)  # of ranks that write at once the last one stays
+                new.replace(memory)  # of ranks that write at once, the last one wins
         code, more = known[key]
         return dict(code), dict(more)
 

@@ -1,4 +1,4 @@
-"""Run Python programs as separate processes without importing torch and transformers in each of them.
+"""Run Python programs as separate processes, without importing torch and transformers again in each process.
 
 These imports take 4 to 9 seconds of CPU per process, far more than the tiny runs of the tests. Processes are therefore
 forked from a warm parent: multiprocessing's fork server, which imports the libraries once (`PRELOADED`) and then waits. The
@@ -45,7 +45,7 @@ PRELOADED = [
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "safetensors.torch",
-    # Last: each operator that is defined asks for the file of every module, which are then known of those above.
+    # Last: each operator that it defines asks for the file of every module, and the files of the modules above are known by then.
     "torch.nn.attention.varlen",
 ]
 # Environment variables that the libraries read when they are imported. No threads in the warm parent, and no network.
@@ -56,19 +56,19 @@ READ_AT_IMPORT = {
     "HF_HUB_OFFLINE": "1",
 }
 CAN_FORK = sys.platform == "linux" and not torch.cuda.is_available()
-TIMEOUT = 400  # seconds; far above what the runs take. Ranks that wait for each other forever are killed.
-GRACE = 15  # seconds that the other ranks get to end after one has failed
+TIMEOUT = 400  # seconds; far more than a run takes. Ranks that wait for each other forever are killed.
+GRACE = 15  # seconds in which the other ranks may end after a rank has failed
 
 
 Meanwhile = Callable[
     [int, Callable[[], bool]], None
-]  # what is done with the pid of a process, and whether it still runs
+]  # called with the pid of a process and a function that says whether it still runs
 
 
 def run_python(
     *command: object, cwd: Path = ROOT, fresh: bool = False, meanwhile: Meanwhile | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run `python COMMAND`, a script and its arguments, with `environment` added. Returns the exit code and the output."""
+    """Run `python COMMAND`, a script and its arguments, with `environment` added. Return the exit code and the output."""
     if fresh or not CAN_FORK:
         return _run_fresh([sys.executable, *command], cwd, environment, meanwhile)
     return _run_forked(command, cwd, [environment], meanwhile)
@@ -125,7 +125,7 @@ def _run_fresh(
 def _run_forked(
     command: tuple[object, ...], cwd: Path, environments: list[dict[str, str]], meanwhile: Meanwhile | None = None
 ) -> subprocess.CompletedProcess:
-    """One child per environment. All append to the same two files, which are the output."""
+    """Run a child per environment. All children append to the same two files, which are the output."""
     context = _warm_parent()
     argv = [str(part) for part in command]
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +153,7 @@ def _run_forked(
 
 
 def _warm_parent() -> multiprocessing.context.BaseContext:
-    """The fork server, started by the first call."""
+    """Return the fork server, which the first call starts."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
@@ -164,7 +164,7 @@ def _warm_parent() -> multiprocessing.context.BaseContext:
 
 
 def _wait(children: list[multiprocessing.Process]) -> None:
-    """Until all have ended, or `GRACE` seconds after one has failed, or for `TIMEOUT` seconds."""
+    """Wait until all children have ended, at most `GRACE` seconds after a failure and `TIMEOUT` seconds in all."""
     end = time.monotonic() + TIMEOUT
     running = list(children)
     while running and (left := end - time.monotonic()) > 0:
@@ -175,7 +175,7 @@ def _wait(children: list[multiprocessing.Process]) -> None:
 
 
 def become(argv: list[str], cwd: str, environment: dict[str, str], outputs: list[Path]) -> None:
-    """In the child: turn into `python ARGV`."""
+    """Turn this child into `python ARGV`."""
     gc.freeze()  # a collection would write to, and so copy, every page of the libraries
     for descriptor, output in zip((1, 2), outputs, strict=True):
         opened = os.open(output, os.O_WRONLY | os.O_APPEND)
@@ -190,7 +190,7 @@ def become(argv: list[str], cwd: str, environment: dict[str, str], outputs: list
     sys.path[:] = [str(script.parent), *filter(None, inherited[2:]), *libraries]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
-    multiprocessing.set_start_method(None, force=True)  # the platform's, no longer this child's
+    multiprocessing.set_start_method(None, force=True)  # the platform's default, as in a fresh interpreter
     sys.argv = [str(script), *argv[1:]]
     program = sys.modules["__main__"] = types.ModuleType("__main__")
     program.__file__ = str(script)

@@ -23,9 +23,9 @@ LOG = ROOT / "docs" / "LOG.md"  # the history: it may name what is gone
 USER_PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if path != LOG]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *USER_PAGES]
 # Their docstrings, which --help prints, have commands too.
-HELP = [*sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py")), ROOT / "tools" / "bench.py"]
+HELP = [*sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
 # Paths of this repository in a text. `runs/` and `artifacts/` are made by a user.
-ROOMS = "bench|common|configs|data|distributed|docs|eval|experiment|model|scripts|tests|tools|training|xbrl"
+ROOMS = "bench|common|configs|data|distributed|docs|eval|model|scripts|tests|tools|training|xbrl"
 FILE = re.compile(rf"(?<![\w/.-])(?:(?:{ROOMS})/[\w/.-]+\.(?:py|sh|md|png|jsonl?|csv)|train\.py)(?![\w/])")
 PLACEHOLDER = re.compile(r"NAME|CONFIG|MODEL|FILE")
 MODULE = re.compile(rf"python -m ((?:{ROOMS})(?:\.\w+)+)")

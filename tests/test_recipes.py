@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from scripts.verify.files import check_files, read_record
 from tests.distributed.launch import largest_difference, launch, rows, run_of, weights
 from tests.processes import ROOT, run_ranks
+from tests.scripts.check.faults import END
 from tests.tiny import write_chat_file, write_tiny_model
-from tests.tools.check_faults import END
-from tools.verify import check_files, read_record
 from training.record import Record
 
 RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
@@ -211,7 +211,7 @@ def test_the_check_of_a_recipe_runs(folder) -> None:
     config, out = str(folder / "config.py"), folder / "check.json"
     checks = [["--train", str(edited(folder, *CHECKED)), config, "--json", str(out)]]
     (folder / "plan.json").write_text(json.dumps({"config": config, "checks": checks, "parts": []}))
-    done = run_ranks(1, ROOT / "tests" / "tools" / "check_worker.py", folder / "plan.json", PYTHONPATH=str(ROOT))
+    done = run_ranks(1, ROOT / "tests" / "scripts" / "check" / "check_worker.py", folder / "plan.json", PYTHONPATH=str(ROOT))
     assert done.stdout.count("exit code") == 1, (done.stdout + done.stderr)[-3000:]
     found = {result["name"]: result for result in json.loads(out.read_text())["results"]}
     wrong = {key: result["text"] for key, result in found.items() if result["status"] == "fails"}

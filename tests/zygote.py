@@ -1,6 +1,6 @@
-"""Children of a program under test, forked from a process that has imported what they need and does nothing else.
+"""Children of a program under test, forked from a process that has imported the libraries and does nothing else.
 
-The program itself has threads, and a fork copies the calling one only. Make the zygote after the imports, which start none.
+The program itself has threads, and a fork copies only the calling thread. Start the zygote after the imports, which start no thread.
 """
 
 import multiprocessing
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Forked:
-    """A child of `Zygote`, with what is used of subprocess.Popen."""
+    """A child of `Zygote`, with the part of subprocess.Popen that the programs use."""
 
     def __init__(self, pid: int, pipe: multiprocessing.connection.Connection) -> None:
         self.pid, self.pipe, self.code = pid, pipe, None
@@ -36,24 +36,24 @@ class Zygote:
     """The process that forks the children."""
 
     def __init__(self) -> None:
-        self.pipe, other = multiprocessing.Pipe()
+        self.pipe, far_end = multiprocessing.Pipe()
         if os.fork() == 0:
             self.pipe.close()
             with suppress(EOFError):
-                serve(other)
+                serve(far_end)
             os._exit(0)
-        other.close()
+        far_end.close()
 
     def start(self, command: list[str], environment: dict[str, str], output: Path) -> Forked:
-        """`python COMMAND` in a session of its own; what it prints is added to `output`."""
+        """Start `python COMMAND` in a session of its own, and append its output to a file."""
         self.pipe.send(("start", command, environment, str(output)))
         return Forked(self.pipe.recv(), self.pipe)
 
 
 def serve(pipe: multiprocessing.connection.Connection) -> None:
     while True:
-        what, *arguments = pipe.recv()
-        if what == "poll":
+        request, *arguments = pipe.recv()
+        if request == "poll":
             pid, status = os.waitpid(arguments[0], os.WNOHANG)
             pipe.send(os.waitstatus_to_exitcode(status) if pid else None)
             continue
@@ -74,7 +74,7 @@ def serve(pipe: multiprocessing.connection.Connection) -> None:
             sys.stderr.flush()
             os._exit(code)
         os.close(has_session)
-        os.read(ready, 1)  # Popen, too, returns when the child can be killed by its group
+        os.read(ready, 1)  # like Popen, return only when the child can be killed by its process group
         os.close(ready)
         pipe.send(pid)
 
@@ -87,7 +87,7 @@ def become(command: list[str], environment: dict[str, str], output: str | None) 
         os.dup2(descriptor, 2)
     os.environ.clear()
     os.environ.update(environment)
-    os.execv = lambda _, command: run(command[1:])  # train.py --dry-run: another program of the same interpreter
+    os.execv = lambda _, command: run(command[1:])  # train.py --dry-run runs another program in the same interpreter
     sys.path[:1] = [str(Path(command[0]).parent), str(ROOT)]
     run(command)
 

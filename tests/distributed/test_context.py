@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from distributed.checkpoint_directory import latest_checkpoint, step_of
+from scripts.verify import replay as replaying
+from scripts.verify.files import check_files, read_record
+from scripts.verify.replay import EXACT, replay
+from scripts.verify.seen import seen
 from tests.distributed.launch import (
     ENVIRONMENT,
     WORKER,
@@ -24,8 +28,6 @@ from tests.distributed.launch import (
 )
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
-from tools import verify
-from tools.verify import EXACT, check_files, read_record, replay, seen
 
 pytestmark = pytest.mark.slow
 FAMILIES = ("gemma2", "gpt_oss")  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
@@ -125,6 +127,6 @@ def test_the_record_knows_the_groups_and_a_replay_of_them_gives_the_same_bits(fo
     def train(command: list[str], *_: object) -> tuple[int, str]:
         return 0, launch(folder, "replay", 2, [{"arguments": command[-1:]}])
 
-    monkeypatch.setattr(verify, "run_train", train)
+    monkeypatch.setattr(replaying, "run_train", train)
     assert replay(runs / "pair", read_record(runs / "pair"), 2, said.append) == EXACT
     assert said[-1].startswith("steps 3 to 3")

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.sha256 import sha256
+from scripts.verify import replay as replaying
+from scripts.verify.files import Differs, check_files, read_record
+from scripts.verify.replay import EXACT, NOT_EXACT, replay
+from scripts.verify.seen import seen
 from tests.distributed.launch import flip_bit, launch, rows, run_of, workplace
-from tools import verify
-from tools.verify import EXACT, NOT_EXACT, Differs, check_files, read_record, replay, seen
 from training.record import Record
 
 pytestmark = pytest.mark.slow
@@ -212,7 +214,7 @@ def forked(folder, monkeypatch) -> list[Path]:
         shutil.copytree(config.parent, kept[-1])
         return 0, output
 
-    monkeypatch.setattr(verify, "run_train", train)
+    monkeypatch.setattr(replaying, "run_train", train)
     return kept
 
 
@@ -235,7 +237,7 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
         shutil.copytree(forked[0], Path(command[-1]).parent, dirs_exist_ok=True)
         return 0, ""
 
-    monkeypatch.setattr(verify, "run_train", again)
+    monkeypatch.setattr(replaying, "run_train", again)
 
     def changed(kind: str, **content: object) -> list:
         return [replace(e, content=e.content | content) if e.kind == kind else e for e in entries]
@@ -257,7 +259,7 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
     data.write_bytes(whole)
     for reason, error in (("no GPU is here", UserError), ("run/record.jsonl has no entry about it", Differs)):
         with monkeypatch.context() as patch, pytest.raises(error, match=f"exit code 2, .*{reason}"):
-            patch.setattr(verify, "run_train", lambda *arguments, said=reason: (2, f"step 1\nerror: {said}\n"))
+            patch.setattr(replaying, "run_train", lambda *arguments, said=reason: (2, f"step 1\nerror: {said}\n"))
             replay(run, entries, 2, said.append)
     assert replay(run, changed("start", processor="another"), 2, said.append) == NOT_EXACT
     assert "processor another, here " in said[-1] and said[-1].endswith("losses differ by 0.5 at most")

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import save_file
 
 from distributed.checkpoint_directory import latest_checkpoint
+from scripts.chaos.compare import differences
 from tests.distributed.launch import (
     ENVIRONMENT,
     WORKER,
@@ -25,7 +26,6 @@ from tests.distributed.launch import (
 )
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
-from tools.chaos import differences
 from training.record import Record
 
 pytestmark = pytest.mark.slow

@@ -22,10 +22,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.errors import UserError, run_script
+from scripts.bench.arms import machine, read_run
+from scripts.chaos.launch import ROOT, Launch, torchrun
 from tests.distributed.workload import write_workload
 from tests.tiny import tiny_tokenizer
-from tools.bench import machine, read_run
-from tools.launched import ROOT, Launch, torchrun
 
 SMOLLM2 = ROOT / "artifacts" / "models" / "SmolLM2-135M-Instruct"
 TIMEOUT = 540.0  # seconds of a step

@@ -22,11 +22,12 @@ from model.architectures import read_model_config
 from model.fingerprint import fingerprint_of_base
 from model.weight_files import hash_weights
 from model.weights import Weights, tensors_of_checkpoint
+from scripts.export.bom import check_bom
+from scripts.export.signature import verify_release
+from scripts.verify.files import Differs, compare_tensors
 from tests.distributed.launch import workplace
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
-from tools.release import check_bom, verify_release
-from tools.verify import Differs, _compare_tensors
 from training.checkpoint_export import Export, kept_by_rounding, read_export, verify, write_export
 from training.ending import sums_of
 from training.identity import of_model_config
@@ -93,7 +94,7 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
 
 def test_a_release_is_signed_after_its_files_are_whole_and_its_card_is_not_renewed_without_the_key(folder) -> None:
     pytest.importorskip("model_signing")
-    from tests.tools.test_release import new_keys  # needs the libraries
+    from tests.scripts.test_release import new_keys  # needs the libraries
 
     run, out = folder / "runs" / "trial", folder / "out" / "signed"
     private, public = new_keys(folder, "release")
@@ -244,12 +245,12 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read, monkeypatch) ->
     assert "an adapter" in said and f"verified: transformers computes from {adapter} the logits of the trained" in said
     file, checkpoint = adapter / "adapter_model.safetensors", run / "checkpoints" / "step-000004"
     entry = Record(run).read()[-1]
-    assert "with the adapter of their" in _compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
+    assert "with the adapter of their" in compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
     save_file({name: tensor + 0.1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     damaged = f"{file} has changed: its SHA-256 is not that of export.json; remove {adapter} and export again"
     assert damaged in export(run, "--out", adapter, "--verify", code=1)
     with pytest.raises(Differs, match=f"q_proj.lora_A.weight is not what {checkpoint} has, of which entry 2"):
-        _compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
+        compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 4.0, ["q_proj"])
     card = (adapter / "README.md").read_text()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.processes import ROOT, run_python
 
-SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("[!_]*.py"))
 COMMANDS = re.compile(r"main_of\(__doc__, (.*)\)\)")
 # All of them in one process, because each process would import the same libraries. Each is started like by Python.
 DRIVER = """

@@ -25,13 +25,13 @@ from model.architectures import read_model_config
 from model.language_model import NEW_ROWS, build_on_meta, load_weights, trained_parameters
 from model.lora import add_adapters, init_adapters
 from model.weights import tensors_of_checkpoint
+from scripts.verify.files import Differs, check_files, read_record
 from tests.distributed.launch import ENVIRONMENT, WORKER, launch, rows, run_of, weights, workplace, write_plan
 from tests.distributed.test_record import forge_export
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.in_memory import chats, texts
 from tests.processes import run_python
 from tests.tiny import write_chat_file
-from tools.verify import Differs, check_files, read_record
 from training import budget
 from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
 from training.checkpoint_export import read_export, write_export

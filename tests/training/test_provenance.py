@@ -118,7 +118,7 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
 
 
 def test_processors_with_one_name_and_other_instructions_are_told_apart(monkeypatch) -> None:
-    """Else a replay where the instructions for bf16 are missing would call the record untrue (tools/verify.py)."""
+    """Else a replay where the instructions for bf16 are missing would call the record untrue (scripts/verify/replay.py)."""
     cpu = torch.device("cpu")
     for name in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR"):
         monkeypatch.delenv(name, raising=False)

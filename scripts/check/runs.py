@@ -1,0 +1,456 @@
+"""Judge the runs of a check by their rows, checkpoints and exports, against the reference and against each other.
+
+Every rank reads its share of the tensors, and rank 0 judges. All numbers come from the run's own files; the gradient of step 1
+follows from AdamW's first moment m as m(1) / (1 - beta1).
+"""
+
+import functools
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from common.dtypes import DTYPES, has_native_bf16
+from configs.config import Config
+from distributed.checkpoint_directory import complete_checkpoints
+from distributed.disks import ALSO_KEPT, torchrun_grace
+from distributed.process_group import Ranks, gather_objects, read_on_first
+from eval.comparison.arms import metric_rows
+from model.architectures import has_experts, read_model_config
+from model.experts import auxiliary_factor
+from model.language_model import stored_form
+from model.weight_files import stored_tensors
+from scripts.check.reference import REFERENCE, ROUNDINGS, Reference
+from scripts.check.result import FAILS, OK, SKIPPED, WARNING, Result
+from scripts.check.tensors import compare_export, is_adamw, load_state, trained
+from scripts.check.updates import STEPS, checkpoint_of, judge_moves, measure_moves
+from tools.plan import timed_steps
+from training.description import counted
+from training.record import newest_start
+
+T = TypeVar("T")
+Rows = Mapping[int, Mapping[str, float]]  # by step
+GROUP = "run"
+KILLED_AFTER = 2  # steps; the kill falls into the last step
+LOSS, NORM, RATE = "train/loss", "train/grad_norm", "train/learning_rate"
+UNKNOWN = "transformers' loss and gradient of step 1 are not known: see the lines of the model"
+GROWTH = 1.5  # of the loss over three steps, above which it is suspicious
+# Relative error of a gradient because it and its moments are stored, by optimizer.memory. The measured rounding is added.
+STORED = {"16N": 1e-4, "14N": 2.0**-8, "12N": 2.0**-8, "8N": 2.0**-7, "6N": 0.05}
+# Relative differences that step 3 of another run may have: (loss and gradient norm, weights by the length of the step). They are
+# fixed, because AdamW turns the rounding of a small gradient into a large part of its update. A lost moment changes the update by
+# about its own length.
+ALLOWED_LATER = {torch.float32: (1e-3, 0.05), torch.bfloat16: (2e-2, 0.4)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check on one rank. script: the user's train.py. say: prints on rank 0 alone. results: the lines so far, on all ranks."""
+
+    config: Config
+    script: Path
+    arguments: tuple[str, ...]  # of the command line, which give `config` again
+    ranks: Ranks
+    say: Callable[[str], None]
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def scratch(self) -> Path:
+        """The directory of the check's runs: beside the real run, on its disk."""
+        return Path(self.config.run.directory, f".check-{self.config.run.name}")
+
+    def on_first(self, look: Callable[[], T]) -> T:
+        """Call `look()` on rank 0 and return its result on all ranks. A collective."""
+        return read_on_first(look, self.ranks)
+
+    def add(self, result: Result, name: str, group: str = GROUP) -> None:
+        """Add a line that is the same on all ranks."""
+        self.results.append(replace(result, group=group, name=name))
+
+    def line(
+        self,
+        name: str,
+        judge: Callable[..., Result],
+        measure: Callable[[list[str]], list] | None = None,
+        checkpoint: Path = Path(),
+        skip: str = "",
+        group: str = GROUP,
+    ) -> None:
+        """Add the result of `judge()`, which reads files on rank 0. A collective. skip: the reason why there is nothing to judge.
+
+        With `measure`, each rank calls it with its share of the names of `checkpoint`'s trained tensors, and `judge` gets the
+        measurements of all ranks in one list. A file that cannot be read or compared becomes a line that fails, because the report
+        must come to its end.
+        """
+        if skip:
+            return self.add(Result(SKIPPED, skip), name, group)
+        measured, problem = list[Any](), ""
+        try:
+            if measure:
+                measured = measure(trained(checkpoint)[self.ranks.rank :: self.ranks.world_size])
+        except Exception as error:
+            problem = in_words(error)
+        gathered = gather_objects((measured, problem), self.ranks)
+
+        def look() -> Result:
+            if problems := [words for _, words in gathered if words]:
+                return Result(FAILS, problems[0])
+            try:
+                return judge([item for part, _ in gathered for item in part]) if measure else judge()
+            except Exception as error:
+                return Result(FAILS, in_words(error))
+
+        self.add(self.on_first(look), name, group)
+
+    def remove(self, *names: str | Path) -> None:
+        """Remove directories of the scratch directory, because checkpoints are large. A collective."""
+        self.on_first(lambda: [shutil.rmtree(self.scratch / name, ignore_errors=True) for name in names])
+
+
+def in_words(error: Exception) -> str:
+    """Return the type and the message of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def read_rows(run: Path) -> Rows:
+    """Return the rows of metrics.jsonl that have a loss, by step. The loss of a step that is logged twice is NaN."""
+    rows: dict[int, Mapping[str, float]] = {}
+    for row in metric_rows(run):
+        if LOSS in row:
+            rows[row["step"]] = row | ({LOSS: math.nan} if row["step"] in rows else {})
+    return rows
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Return the steps of a run's complete checkpoints, in order."""
+    return [int(path.name.removeprefix("step-")) for path in complete_checkpoints(run / "checkpoints")]
+
+
+def router_aux(config: Config) -> float:
+    """Return the factor of the routers' auxiliary loss in a run, 0 without one."""
+    model = read_model_config(config.model.path)
+    return auxiliary_factor(config.model.router_aux, model) if has_experts(model) else 0.0
+
+
+def optimizer_of(run: Path) -> dict:
+    """Return the section `optimizer` that a run has recorded. An edited train.py may have changed the config's."""
+    return newest_start(run).get("config", {}).get("optimizer", {})
+
+
+# --- Three steps ------------------------------------------------------------------------------------------------------
+
+
+def judge_straight(check: Check, seconds: float) -> dict:
+    """Add all lines about the run that is not killed, and return its measurements. A collective. seconds: how long it took."""
+    run, config = check.scratch / "straight", check.config
+    measured, steps, settings = check.on_first(lambda: (measure(run), saved_steps(run), optimizer_of(run)))
+    rates = check.on_first(lambda: {step: row[RATE] for step, row in read_rows(run).items() if RATE in row})
+    check.line("three steps", lambda: judge_steps(read_rows(run), seconds))
+    judge_first(check, run, settings)
+    check.line(
+        "updates",
+        functools.partial(judge_moves, settings, rates, config.optimizer.learning_rate),
+        functools.partial(measure_moves, run, settings, rates),
+        checkpoint_of(run, 1),
+        skip="" if steps == list(range(1, STEPS + 1)) else f"it saved steps {steps}, and every step is needed",
+    )
+    keep, last = config.run.keep_last, checkpoint_of(run, steps[-1]) if steps else run
+    check.line("checkpoint", lambda: judge_checkpoint(check.scratch, measured, keep, torchrun_grace()))
+    compare = lambda names: [*compare_export(run / "export", last, names).items()]  # noqa: E731
+    check.line("export", functools.partial(judge_export, run, config), compare, last)
+    return measured
+
+
+def measure(run: Path) -> dict:
+    """Measure speed, saves and files of the straight run, in seconds and bytes. Return {} if it does not log as train.py does."""
+    rows, steps = metric_rows(run), saved_steps(run)
+    timed, saves = timed_steps(rows), [row["save/total_seconds"] for row in rows if "save/total_seconds" in row]
+    if not timed or not steps or not saves:
+        return {}
+    tokens, seconds = (sum(column) for column in zip(*timed, strict=True))
+    return {
+        "tokens_per_second": tokens / seconds,
+        "checkpoint": sum(path.stat().st_size for path in checkpoint_of(run, steps[-1]).iterdir()),
+        "save_seconds": max(saves),
+        "export": sum(path.stat().st_size for path in (run / "export").glob("*.safetensors")),
+    }
+
+
+def judge_steps(rows: Rows, seconds: float) -> Result:
+    """Check that each step is logged once and is finite, and that the loss does not run away."""
+    losses, norms = ([row.get(key, math.nan) for row in rows.values()] for key in (LOSS, NORM))
+    figures = {"losses": losses, "gradient_norms": norms, "seconds": round(seconds, 1)}
+    if not rows:
+        return Result(FAILS, f"no row with {LOSS} in metrics.jsonl: log it at every step")
+    text = f"loss {', '.join(f'{loss:.4f}' for loss in losses)} nats per target, "
+    text += f"gradient norm {', '.join(f'{norm:.3g}' for norm in norms)}"
+    if not all(map(math.isfinite, losses + norms)):
+        text += (
+            ": a step is not finite or is logged twice; lower optimizer.learning_rate, and see the lines of the model"
+        )
+        return Result(FAILS, text, figures)
+    if losses[-1] > GROWTH * losses[0]:
+        text += ": the loss grows at the peak learning rate without warm-up; lower optimizer.learning_rate"
+        return Result(WARNING, text, figures)
+    return Result(OK, f"{text}, in {seconds:.0f} s", figures)
+
+
+# --- Step 1 against the reference -------------------------------------------------------------------------------------
+
+
+def judge_first(check: Check, run: Path, settings: Mapping) -> None:
+    """Add the lines that compare loss, gradient norm and gradient of step 1 with the reference. A collective.
+
+    settings: `optimizer_of` the run.
+    """
+    config, first = check.config, checkpoint_of(run, 1)
+
+    @functools.cache
+    def compared() -> tuple[Any, Mapping[str, float]]:
+        """Return the reference, or None, and the row of step 1. For rank 0 alone."""
+        return Reference.load(check.scratch / "step" / REFERENCE), read_rows(run).get(1, {})
+
+    def look() -> tuple[str, str, dict[str, tuple[int, int]]]:
+        """Return why the loss and why the gradient cannot be compared, "" if they can, and the tensors of the reference."""
+        if any(source.anchor for source in config.data.mix):
+            why = "the reference knows no KL to the base, by which a source of data.mix is trained"
+            return why, why, {}
+        reference, row = compared()
+        if reference is None or LOSS not in row:
+            return UNKNOWN, UNKNOWN, {}
+        if NORM not in row:
+            return "", f"the run has not logged {NORM} in step 1", {}
+        if router_aux(config):
+            why = "the reference knows no auxiliary loss of the routers, whose gradient the run adds; model.router_aux=0 shows the rest"
+            return "", why, {}
+        frozen = sorted(reference.tensors.keys() - set(trained(first))) if first.is_dir() else []
+        if frozen:  # an edited train.py has frozen them
+            why = f"{counted(len(frozen), 'tensor')} such as {frozen[0]} are not trained; the reference has the gradient of all"
+            return "", why, {}
+        return "", "", reference.tensors
+
+    no_loss, no_gradient, tensors = check.on_first(look)
+    floor = STORED[config.optimizer.memory] + (2**-8 if config.sharding.reduce_dtype == "bf16" else 0)
+    check.line("loss", lambda: judge_loss(*compared()), skip=no_loss)
+    check.line("gradient norm", lambda: judge_norm(*compared(), floor), skip=no_gradient)
+    judge = lambda moments: judge_gradient(first, settings, *compared(), floor, moments)  # noqa: E731
+    check.line("gradient", judge, functools.partial(first_moments, first, tensors), first, skip=no_gradient)
+
+
+def judge_loss(reference: Reference, row: Mapping[str, float]) -> Result:
+    """Compare step 1's loss with the loss of its documents, each computed alone and without the training loop."""
+    advice = (
+        "a micro-batch is left out or counted twice, documents in a row see each other, the model computes something else in "
+        "training (dropout), or train.py trains more than token_losses, which is no fault"
+    )
+    return _judge_number(row[LOSS], reference.loss, reference.loss_allowed / max(abs(reference.loss), 1e-12), advice)
+
+
+def judge_norm(reference: Reference, row: Mapping[str, float], floor: float) -> Result:
+    """Compare step 1's gradient norm with the reference. floor: the relative error because gradients are stored (STORED)."""
+    advice = (
+        "divide the sum of all losses once, by the targets of the whole step (no mean over micro-batches or ranks), and use every "
+        "micro-batch (a term beside token_losses is no fault)"
+    )
+    return _judge_number(row[NORM], reference.grad_norm, floor + reference.norm_rounding(), advice)
+
+
+def _judge_number(logged: float, expected: float, allowed: float, advice: str) -> Result:
+    relative = abs(logged - expected) / max(abs(expected), 1e-12)
+    figures = {"found": logged, "expected": expected, "relative": relative, "allowed": allowed}
+    text = f"step 1: {logged:.5g}; {expected:.5g} from its documents one by one ({relative:.2g} apart, relative"
+    if relative <= allowed:
+        return Result(OK, f"{text}; rounding explains {allowed:.2g})", figures)
+    return Result(FAILS, f"{text}; rounding explains only {allowed:.2g}): {advice}", figures)
+
+
+def first_moments(
+    checkpoint: Path, tensors: Mapping[str, tuple[int, int]], names: Sequence[str]
+) -> list[tuple[str, torch.Tensor | None]]:
+    """Return (name, sampled elements of AdamW's first moment after step 1, or None without a moment) for `names`.
+
+    tensors: `Reference.tensors`, which decide the elements.
+    """
+    moments = []
+    for name in set(names) & tensors.keys():
+        numel, stride = tensors[name]  # the reference has no rows of padding, which come last
+        moment = load_state(checkpoint, name).get("exp_avg")
+        moments.append((name, moment if moment is None else moment.flatten()[:numel:stride].clone()))
+    return moments
+
+
+def judge_gradient(
+    first: Path, settings: Mapping, reference: Reference, row: Mapping[str, float], floor: float, moments: Sequence
+) -> Result:
+    """Compare AdamW's first moment after step 1 with the reference's gradient, tensor by tensor, clipped once.
+
+    first: the checkpoint of step 1. settings: `optimizer_of` the run. row: of step 1. moments: by `first_moments`. The allowed
+    error of a tensor is a multiple of its own rounding, or of the median tensor's if that is larger.
+    """
+    if not row[NORM] or not reference.grad_norm or not moments:
+        return Result(SKIPPED, UNKNOWN)
+    if not is_adamw(first) or any(moment is None for _, moment in moments):
+        text = "the optimizer of this train.py is not AdamW, from whose first moment the gradient of step 1 is read"
+        return Result(SKIPPED, text)
+    clip, by_name, expected = max(1.0, row[NORM] / settings["max_grad_norm"]), dict(moments), reference.gradient
+    gradient = torch.cat([by_name[name] for name in reference.tensors]).double() * clip / (1 - settings["betas"][0])
+    if not bool(gradient.any()):
+        return Result(FAILS, "AdamW's first moment is zero after step 1: call optimizer.step() after backward()")
+    scale = float(
+        gradient @ expected / expected.norm() ** 2
+    )  # a wrong divisor is left to the line of the gradient norm
+    length, allowed_length = scale / (row[NORM] / reference.grad_norm), floor + reference.norm_rounding()
+    parts = [-(-numel // stride) for numel, stride in reference.tensors.values()]
+    vectors = (gradient / scale - expected, reference.rounding, expected)
+    rows = [[float(part.norm()) for part in row] for row in zip(*(x.split(parts) for x in vectors), strict=True)]
+    usual = float(torch.tensor([rounding / size for _, rounding, size in rows if size]).median())
+    # A gradient that is zero but for rounding, such as that of the keys' bias, is compared with the length of the whole.
+    tiny = 1e-6 * float(expected.norm())
+    limits = [ROUNDINGS * max(rounding, usual * size) + floor * size + tiny for _, rounding, size in rows]
+    excess, name, size, apart, limit = max(
+        (apart / limit, name, max(size, tiny), apart, limit)
+        for name, (apart, _, size), limit in zip(reference.tensors, rows, limits, strict=True)
+    )
+    figures = {"tensors": len(rows), "worst": name, "apart": apart / size, "allowed": limit / size, "length": length}
+    text = (
+        f"of {len(rows)} tensors {name} is the farthest from transformers' gradient: {apart / size:.2g} of its length, where rounding "
+        f"explains {limit / size:.2g}; all are {length:.3f} times as long as the clipped gradient"
+    )
+    advice = ""
+    if excess > 1:
+        advice = (
+            ": divide the sum of all losses once, by the targets of the whole step (no mean over micro-batches), lose no part of the "
+            "gradient, and compute the same model in training (no dropout; a term beside token_losses is no fault)"
+        )
+    elif abs(length - 1) > allowed_length:
+        advice = f": clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by train/grad_norm, if train.py adds no term"
+    return Result(FAILS if advice else OK, text + advice, figures)
+
+
+# --- Checkpoints, export, resumes -------------------------------------------------------------------------------------
+
+
+def judge_checkpoint(scratch: Path, measured: dict, keep: int, grace: float | None) -> Result:
+    """Check that the disk holds all checkpoints of a run, and that torchrun leaves enough time for a save after a signal.
+
+    The disk must hold `keep` checkpoints, the best one, the last good one, the one being written, and the export. A save must fit
+    three times into the `grace` seconds of torchrun (None: no torchrun).
+    """
+    if not measured:
+        return Result(SKIPPED, "the three steps have not logged their saves")
+    size, seconds = measured["checkpoint"], measured["save_seconds"]
+    needed = (keep + ALSO_KEPT + 1) * size + measured["export"]
+    held = sum(
+        file.stat().st_size for file in scratch.rglob("*") if file.is_file()
+    )  # the check removes them at its end
+    free = shutil.disk_usage(scratch).free + held
+    figures = {"bytes": size, "seconds": seconds, "grace": grace, "needed": needed, "free": free}
+    text = (
+        f"{size / 2**20:,.0f} MiB, saved in {seconds:.1f} s, checksums included; {keep + ALSO_KEPT + 1} of them and the export need "
+        f"{needed / 2**30:.1f} of {free / 2**30:.1f} GiB free"
+    )
+    if needed > free:
+        return Result(FAILS, f"{text}: free some space or lower run.keep_last", figures)
+    if grace is None or 3 * seconds <= grace:
+        return Result(OK, text, figures)
+    timeout = 10 * math.ceil(0.3 * seconds + 1)
+    text += f"; torchrun leaves {grace:g} s after a signal: start it with --shutdown-timeout={timeout}"
+    return Result(WARNING, text, figures)
+
+
+def judge_export(run: Path, config: Config, compared: Sequence[tuple[str, bool]]) -> Result:
+    """Check that transformers can read the export: the tokenizer, and every weight by its name and shape.
+
+    compared: by `compare_export`. After LoRA, whose adapters are merged, values are not compared. The model is built on meta, so
+    that any size fits into memory.
+    """
+    folder = run / "export"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(folder).items()}
+    form, parameters = stored_form(model.config), [(name, p.detach()) for name, p in model.named_parameters()]
+    expected = {stored: tuple(part.shape) for name, p in parameters for stored, part in form(name, p).items()}
+    wrong = [
+        f"{name} is {shapes.get(name, 'missing')}" for name, shape in expected.items() if shapes.get(name) != shape
+    ]
+    differing = [] if config.lora.rank else sorted(name for name, same in compared if not same and name in expected)
+    figures = {"parameters": model.num_parameters(), "problems": wrong, "otherwise": differing[:10]}
+    if wrong:
+        text = f"transformers does not read the exported model as it was trained ({'; '.join(wrong[:3])})"
+        return Result(FAILS, text, figures)
+    if differing:
+        text = (
+            f"{len(differing)} of the exported tensors are not those of the last checkpoint, the first is {differing[0]}: export the "
+            "weights of the last step"
+        )
+        return Result(FAILS, text, figures)
+    values = "its tensors are those of the last checkpoint"
+    values = "adapters are merged, so values are not compared" if config.lora.rank else values
+    text = f"transformers has a place for all of it: {model.num_parameters():,} parameters, {type(tokenizer).__name__}; {values}"
+    return Result(OK, text, figures)
+
+
+def measure_difference(
+    resumed: Path, expected: Path, before: Path, names: Sequence[str]
+) -> list[tuple[float, float, bool]]:
+    """Compare the tensors `names` of a resumed checkpoint with the expected one, and with the checkpoint a step earlier.
+
+    Return for each tensor: the squared distance of the two, the squared length of the step, and whether weights and moments are
+    equal to the bit.
+    """
+    differences = []
+    for name in names:
+        states = [load_state(checkpoint, name) for checkpoint in (resumed, expected, before)]
+        weight, expected_weight, old = (state["weight"].float() for state in states)
+        square = (weight - expected_weight).double().square().sum().item()
+        update = (expected_weight - old).double().square().sum().item()
+        same = all(torch.equal(states[0][key], value) for key, value in states[1].items())
+        differences.append((square if math.isfinite(square) else math.inf, update, same))
+    return differences
+
+
+def compare_runs(check: Check, run: Path, name: str, description: str, is_exact: bool) -> None:
+    """Add the line that compares step 3 of a run, its row and its checkpoint, with the straight run. A collective.
+
+    is_exact: the two should be equal to the bit.
+    """
+    straight, device = check.scratch / "straight", torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expected, resumed = checkpoint_of(straight, STEPS), checkpoint_of(run, STEPS)
+    before = checkpoint_of(run, KILLED_AFTER)
+    compute_dtype = DTYPES[check.config.model.compute_dtype] if has_native_bf16(device) else torch.float32
+    allowed_of_row, allowed_of_weights = ALLOWED_LATER[compute_dtype]
+
+    def judge(differences: Sequence[tuple[float, float, bool]]) -> Result:
+        row, expected_row = read_rows(run).get(STEPS, {}), read_rows(straight)[STEPS]
+        if not math.isfinite(row.get(LOSS, math.nan)):
+            return Result(FAILS, f"{description}: step {STEPS} is missing in metrics.jsonl, twice, or not finite")
+        loss, norm = (abs(row[key] / expected_row[key] - 1) for key in (LOSS, NORM))
+        if is_exact and not loss and not norm and all(same for *_, same in differences):
+            text = f"{description}: weights, moments, loss and gradient norm equal those of the other run to the bit"
+            return Result(OK, text, {"relative": 0.0})
+        square, update = (sum(difference[i] for difference in differences) for i in (0, 1))
+        relative = math.sqrt(square / update) if update else math.inf if square else 0.0
+        figures = {"relative": relative, "loss": loss, "gradient_norm": norm}
+        text = f"{description}: loss {loss:.2g} and gradient norm {norm:.2g} apart (relative), "
+        text += f"weights {relative:.2g} of the step's length"
+        if run.name == "fewer" and max(loss, norm) > allowed_of_row:
+            text += ": the data of a step depends on the number of ranks, or gradients are not summed over them as they should be"
+            return Result(FAILS, text, figures)
+        if max(loss, norm) > allowed_of_row or relative > allowed_of_weights:
+            text += ": not all state is saved and restored: weights, both moments, their step count, and the data's position"
+            return Result(FAILS, text, figures)
+        if is_exact:
+            text += "; on this device a resume should be equal to the bit: something in the loop is not deterministic"
+            return Result(WARNING, text, figures)
+        return Result(OK, f"{text} (as rounding explains)", figures)
+
+    check.line(name, judge, functools.partial(measure_difference, resumed, expected, before), expected)

@@ -1,0 +1,354 @@
+"""Compare all files of a run with its record: metrics.jsonl, checkpoints, exports, the base model and the data (docs/check.md)."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from common.durable_files import SUFFIX, temporary_path
+from common.errors import UserError
+from common.sha256 import sha256, sha256_of_all
+from configs.config import LoRA
+from distributed.checkpoint_directory import MANIFEST, SET_ASIDE, CheckedFile, checkpoint_name, read_manifest
+from model.architectures import first_new_row
+from model.language_model import PackedLanguageModel, build_on_meta
+from model.lora import PREFIX, WEIGHTS, adapter_of_checkpoint
+from model.weight_files import stored_tensors
+from model.weights import weights_of_directory
+from scripts.chaos.compare import read_rows
+from training.description import counted
+from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
+from training.identity import marks_of
+from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up
+
+UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
+SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+NOT_IN_EXPORT_JSON = (EXPORT, CARD, BOM, SIGNATURE)  # files of an export that export.json does not list
+Say = Callable[[str], None]
+Bounds = Callable[[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Differs(Exception):
+    """A file or an entry differs from the record. The message is one sentence that names the file, the entry and the step."""
+
+
+def read_record(run: Path) -> list[Entry]:
+    """Return the entries of the record. Raise Differs if its chain is broken, and UserError if the run has no record."""
+    try:
+        entries = Record(run).read()
+    except UserError as error:
+        raise Differs(str(error)) from error
+    if not entries:
+        raise UserError(f"{run} has no {FILE} with a start; name the directory of a run, such as runs/quickstart")
+    if entries[0].kind != "start":
+        raise Differs(f"{run / FILE}: {entries[0]} comes before the first start")
+    return entries
+
+
+def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
+    """Compare all files with the record, say a line about each part, and return the entries.
+
+    Raise Differs at the first difference. A run may train meanwhile: if the record has grown since it was read, the comparison
+    starts again, because the difference may be a file that the run has replaced.
+    """
+    while True:
+        entries = read_record(run)
+        try:
+            for line in check_files(run, entries, head):
+                say(line)
+            say("nothing differs from the record")
+            return entries
+        except PermissionError:  # a file that cannot be read may still be as recorded
+            raise
+        except (Differs, OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as problem:
+            if len(read_record(run)) == len(entries):
+                is_known = isinstance(problem, Differs | OSError)
+                text = str(problem) if is_known else f"{run / FILE} or {EXPORT} is not what a run writes: {problem!r}"
+                raise Differs(text) from problem
+            say("the run has gone on meanwhile: once more from the beginning")
+
+
+def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[str]:
+    """Compare all files with the record, and yield a line about each part. Raise Differs at the first difference."""
+    yield _check_head(run, entries, head)
+    starts = [entry for entry in entries if entry.kind == "start"]
+    for entry in starts:
+        for name, digest in entry.content["written"].items():
+            # Each start replaces config.json.
+            if name != "config.json" or (entry is starts[-1] and not _is_before(run / name, starts, entries)):
+                _compare(run / name, digest, entry)
+    last = starts[-1].content
+    by = f"the last by {last['started_by']}, approved by {last['approved_by'] or 'nobody'}"
+    yield f"starts: {len(starts)}, {by}, on {counted(last['world_size'], 'rank')} of {last['processor']}"
+    yield _check_metrics(run, entries, starts[-1])
+    yield _check_checkpoints(run, entries)
+    yield from _check_prepared(run, entries)
+    # Of several starts from the same step only the last one trained steps that count.
+    yield check_inputs(list({entry.step: entry for entry in not_given_up(entries) if entry.kind == "start"}.values()))
+    yield from _check_exports(run, entries)
+
+
+def _is_before(config: Path, starts: list[Entry], entries: list[Entry]) -> bool:
+    """Return whether config.json still belongs to the start before: a kill came between the last start's entry and its file."""
+    if entries[-1] is not starts[-1]:
+        return False
+    return _is(config, starts[-2].content["written"]["config.json"]) if starts[1:] else not config.exists()
+
+
+def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
+    line = f"record: {len(entries)} entries hold each other, head {entries[-1].digest}"
+    line += ", after which a line was cut off by a kill" if Record(run).torn() else ""
+    if head is None:
+        return f"{line}; only --head with a copy that was kept elsewhere shows that it was not written anew"
+    if not re.fullmatch("[0-9a-f]{16,64}", head := head.lower()):
+        raise UserError(f"--head {head}: give 16 to 64 hexadecimal digits")
+    entry = next((entry for entry in entries if entry.digest.startswith(head)), None)
+    if entry is None:
+        raise Differs(
+            f"{run / FILE}: no entry has the head {head}: an entry was changed, or entries at the end were dropped"
+        )
+    num_later = len(entries) - entry.number
+    return f"{line}; {head} is the head after {entry}" + (f", and {num_later} entries came later" if num_later else "")
+
+
+def _check_metrics(run: Path, entries: list[Entry], last_start: Entry) -> str:
+    """Compare metrics.jsonl with the record. A start drops rows and records the rest, so only entries since the last count."""
+    path, end, digest = run / METRICS, 0, hashlib.sha256()
+    content = path.read_bytes() if path.is_file() else b""
+    since = [entry for entry in entries[last_start.number - 1 :] if entry.content.get("metrics")]
+    # Sorted by size, because the entry of a save in the background comes after the entries of later rows.
+    for entry in sorted(since, key=lambda entry: entry.content["metrics"]["bytes"]):
+        prefix = entry.content["metrics"]
+        digest.update(memoryview(content)[end : prefix["bytes"]])
+        end = prefix["bytes"]
+        if digest.hexdigest() != prefix["sha256"]:
+            raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
+    # splitlines, like the readers of these rows.
+    num_rows, num_later = (len(part.splitlines()) for part in (content[:end], content[end:]))
+    # scripts/export.py may add its entry while the run trains.
+    if num_later and any(entry.kind == "stop" for entry in entries[last_start.number :]):
+        raise Differs(f"{path}: {num_later} rows at its end are in no entry, and the run had ended at {entries[-1]}")
+    rows = dict(read_rows(run))
+    for (step, kind), entry in evaluations_of(entries).items():
+        row = rows.get((step, kind))
+        # A kill came before the evaluation's checkpoint was saved, and the next start dropped the row.
+        later = entries[entry.number :]
+        is_dropped = row is None and any(start.kind == "start" and start.step == step for start in later)
+        if not is_dropped and (row is None or row | entry.content["figures"] != row):
+            raise Differs(f"{path} has not the figures of {entry} in its row of step {step} ({kind})")
+    return f"{METRICS}: {num_rows} rows" + (f", {num_later} after the last entry" if num_later else "")
+
+
+def evaluations_of(entries: list[Entry]) -> dict[tuple[int, str], Entry]:
+    """Return (step, first word of its curves) -> the newest entry of each evaluation at a step that the run has not given up."""
+    evaluations = [entry for entry in not_given_up(entries) if entry.kind == "evaluation" and entry.content["figures"]]
+    return {(entry.step, next(iter(entry.content["figures"])).partition("/")[0]): entry for entry in evaluations}
+
+
+def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
+    """Compare all bytes of every checkpoint on the disk, and check that no checkpoint is missing."""
+    folder = run / "checkpoints"
+    saved, removed = dict[str, list[Entry]](), set[str]()  # name -> its entries; names that later entries remove
+    for entry in not_given_up(entries):
+        removed |= {*entry.content.get("removed", ()), *entry.content.get("set_aside", ())}
+        if entry.kind == "checkpoint":
+            saved.setdefault(checkpoint_name(entry.step), []).append(entry)
+            removed.discard(checkpoint_name(entry.step))
+    present = {path.name for path in folder.glob("step-*") if path.is_dir() and not path.name.endswith(SUFFIX)}
+    known = {checkpoint_name(entry.step) for entry in entries if entry.kind == "checkpoint"}
+    known |= {name + SET_ASIDE for entry in entries for name in entry.content.get("set_aside", [])}
+    if unknown := sorted(present - known):
+        raise Differs(f"{folder / unknown[0]} is named by no entry of {FILE}")
+    for name in [name for name in saved if name in present]:
+        _check_checkpoint(folder / name, saved[name], entries)
+    unfinished = [name for name in saved if name not in present | removed]
+    for name in unfinished:
+        entry = saved[name][-1]
+        if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
+            raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
+    whole, given_up = present & saved.keys(), sorted(present - saved.keys())
+    line = f"checkpoints: {len(whole)} whole, {len(saved) - len(whole) - len(unfinished)} removed"
+    line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
+    return line + (f"; not compared, because the run has given them up: {', '.join(given_up)}" if given_up else "")
+
+
+def _check_checkpoint(path: Path, saved: list[Entry], entries: list[Entry]) -> None:
+    """Compare all bytes of a checkpoint with its newest entry, or with an earlier one if a kill came before a replacement."""
+    for entry in saved[::-1]:
+        if _is(path / MANIFEST, entry.content["manifest"]):
+            break
+        following = next((later for later in entries[entry.number :] if later.kind != "export"), None)
+        if entry is saved[0] or (following and following.kind != "start"):  # no kill came before the replacement
+            raise Differs(f"{path / MANIFEST} is not the one of {saved[-1]}: it was changed, or is of another run")
+    try:
+        files = read_manifest(path)["files"]
+
+        def check(file: str) -> None:
+            with CheckedFile(path / file, files[file], f"{entry} names it") as checked:
+                checked.check()
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # one core is slower than most disks
+            list(pool.map(check, files))
+    except UserError as error:
+        raise Differs(f"{error} ({entry})") from error
+    # A kill may have left the temporary manifest.
+    _refuse_unknown_files(path, {MANIFEST, MANIFEST + SUFFIX, *files}, entry)
+
+
+def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:
+    """Compare the files that the base model made before the first step (PREPARED). A directory may be missing: it is made again."""
+    for folder in [folder for folder in PREPARED if (run / folder).is_dir()]:
+        recorded = [entry for entry in entries if entry.kind == "prepared" and entry.content["folder"] == folder]
+        if recorded:
+            _compare_all(run / folder, recorded[-1].content["files"], recorded[-1])
+        count = f"{len(recorded[-1].content['files'])} files" if recorded else "in no entry, so not compared"
+        yield f"{folder}: {count}"
+
+
+def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
+    """Compare the newest export in each directory with its entry, its checkpoint and the head that it names."""
+    recorded, own = [entry for entry in entries if entry.kind == "export"], run / "export"
+    # Resolved, because one directory may have two names.
+    exports = {(run / entry.content["directory"]).resolve(): entry for entry in recorded}
+    if own.exists() and own.resolve() not in exports:
+        raise Differs(f"{own} is named by no entry of {FILE}")
+    for place, entry in exports.items():
+        folder, digest = own if place == own.resolve() else place, entry.content["sha256"]
+        if not folder.exists() and folder != own:
+            yield f"export {folder}: not here, so not compared"
+            continue
+        if not _is(folder / EXPORT, digest) and _is(temporary_path(folder) / EXPORT, digest):
+            yield f"export {folder}: the one of {entry} has {UNFINISHED}"
+            continue
+        _compare(folder / EXPORT, digest, entry)
+        written = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        adapter = written.get("adapter", {})
+        _compare_all(folder, written["files"], entry, NOT_IN_EXPORT_JSON)
+        if adapter:
+            _compare_all(run / ADAPTER_DIRECTORY, adapter, entry, NOT_IN_EXPORT_JSON)
+        if written["head"] not in [earlier.digest for earlier in entries[: entry.number - 1]]:
+            raise Differs(f"{folder / EXPORT} names the head {written['head']}, which no entry before {entry} has")
+        earlier = entries[: entry.number]
+        saved = [each.content for each in earlier if each.kind == "checkpoint" and each.step == entry.step]
+        tensors = [content["tensors"] for content in saved]
+        if written["checkpoint"] != entry.content["checkpoint"] or written["checkpoint"] not in tensors:
+            raise Differs(f"{folder / EXPORT} is of no checkpoint of step {entry.step} that {FILE} has")
+        start = [each.content for each in earlier if each.kind == "start"][-1]
+        verdict = compare_tensors(run, folder, written, start, entry)
+        count = len(written["files"]) + len(adapter)
+        yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}, {verdict}"
+
+
+def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: Entry) -> str:
+    """Compare an export's tensors with its checkpoint, or with the average of checkpoint and base. Return a line about it.
+
+    written: the export's export.json. start: the entry of the start that trained the checkpoint. Raise Differs.
+    """
+    from scripts.check.tensors import compare_export, registered, trained  # loads the models of transformers
+
+    checkpoint, averaged = run / "checkpoints" / checkpoint_name(entry.step), written.get("averaged") or {}
+    base = Path(start["directory"], start["config"]["model"]["path"]) if averaged else None
+    is_merged, is_adapter = written.get("adapter") or written.get("kind") == "merged", written.get("kind") == "adapter"
+    is_there = marks_of(checkpoint)["checkpoint"] == entry.content["checkpoint"] and (not base or base.is_dir())
+    if is_there and not averaged and (is_adapter or written.get("adapter")):
+        _compare_adapter(folder if is_adapter else run / ADAPTER_DIRECTORY, checkpoint, entry)
+        return "with the adapter of their checkpoint" + (", but merged weights are not compared" if is_merged else "")
+    if is_merged or is_adapter or not is_there:
+        return "not compared with the tensors of their checkpoint"
+    files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
+    if base:
+        bounds = _bounds(build_on_meta(AutoConfig.from_pretrained(folder)), base, share, "asked" in written)
+    is_equal, source = compare_export(folder, checkpoint, trained(checkpoint), bounds), "the tensors"
+    for prefix in registered(checkpoint) if not base and not all(is_equal.values()) else ():
+        of_registered = compare_export(folder, checkpoint, trained(checkpoint), prefix=prefix)
+        if all(of_registered.values()):  # an edited loop exports, for example, an average of the weights
+            is_equal, source = of_registered, prefix.rstrip(".")
+    wrong = sorted(name for name in is_equal if not is_equal[name])
+    wrong += [name for name, stored in files.items() if stored.dtype != SAFETENSORS[written["dtype"]]]
+    if wrong:
+        raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
+    verdict = f"averages of the base and {share:g} x the tensors" if base else f"equal to {source}"
+    num_frozen = len(files.keys() - is_equal.keys())
+    return f"{verdict} of their checkpoint" + (f", but for {num_frozen} that were not trained" if num_frozen else "")
+
+
+def _compare_adapter(folder: Path, checkpoint: Path, entry: Entry) -> None:
+    """Compare the tensors of an exported adapter with its checkpoint, in the dtype of the adapter's file."""
+    saved = adapter_of_checkpoint(checkpoint, LoRA()).weights
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        exported = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+    wrong = sorted(exported.keys() ^ saved.shapes.keys())
+    wrong = wrong or [name for name, x in exported.items() if not torch.equal(x, saved.read(name).to(x.dtype))]
+    if wrong:
+        raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
+
+
+def _bounds(model: PackedLanguageModel, base: Path, share: float, is_of_the_run: bool) -> Bounds:
+    """Return a function (name, trained tensor) -> the smallest and largest tensors that base + share (tuned - base) may be.
+
+    The bounds allow for any order of rounding in fp32. is_of_the_run: base and average were first rounded to the dtype of the
+    parameters (training/budget.py).
+    """
+    weights, new_row = weights_of_directory(base, model), first_new_row(base)
+
+    def bounds(name: str, tuned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        old = weights.read(name)
+        old = old.to(tuned.dtype if is_of_the_run else old.dtype).float()
+        new = tuned[: len(old)].float()
+        mixed, apart = old.lerp(new, share), 2**-21 * torch.maximum(old.abs(), new.abs())
+        if new_row is not None and name in weights.vocabulary:
+            mixed[new_row:] = new[new_row:]  # rows of new tokens are not averaged
+        ends = mixed - apart, mixed + apart
+        return (ends[0].to(tuned.dtype), ends[1].to(tuned.dtype)) if is_of_the_run else ends
+
+    return bounds
+
+
+def check_inputs(starts: list[Entry]) -> str:
+    """Compare the files that the starts read: the base with its tokenizer, and all data. Return a line about them.
+
+    Missing files are not compared. Of a file that was replaced between two starts (run.resume=changed) the last reading counts.
+    """
+    parts = [(start, part, digests) for start in starts for part, digests in start.content["files"].items()]
+    recorded = {Path(name): (start, part, digests[name]) for start, part, digests in parts for name in digests}
+    present = [path for path in recorded if path.is_file()]
+    for path, digest in sha256_of_all(present).items():
+        start, part, expected = recorded[path]
+        if digest != expected:
+            raise Differs(f"{path} ({part}) is not what {start} has read: its SHA-256 is another one")
+    num_missing = len({file for *_, digests in parts for file in digests.items()}) - len(present)
+    return f"base and data: {len(present)} files" + (
+        f"; {num_missing} are not here, so not compared" if num_missing else ""
+    )
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _refuse_unknown_files(folder: Path, names: set[str], entry: Entry) -> None:
+    """Raise Differs if a folder has a file beside `names`, because it may change how a model is loaded. git's files may stay."""
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if unknown := sorted(name for name in files - names if not name.startswith(".git")):
+        raise Differs(f"{folder / unknown[0]} is named by nothing that {entry} names")
+
+
+def _compare_all(folder: Path, digests: dict[str, str], entry: Entry, may_have: Iterable[str] = ()) -> None:
+    """Compare all files of a folder with their SHA-256. may_have: names of files that are allowed and not compared."""
+    for name, digest in digests.items():
+        _compare(folder / name, digest, entry)
+    _refuse_unknown_files(folder, {*digests, *may_have}, entry)
+
+
+def _compare(path: Path, digest: str, entry: Entry) -> None:
+    if not path.is_file():
+        raise Differs(f"{path} is missing: {entry} names it")
+    if sha256(path) != digest:
+        raise Differs(f"{path} is not what {entry} says: its SHA-256 is another one")
