@@ -16,7 +16,7 @@ sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 
 from common.errors import run_script
-from tools.plan_command import main
+from scripts.plan.command import main
 
 if __name__ == "__main__":
     run_script(lambda: main(__doc__))

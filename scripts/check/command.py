@@ -46,7 +46,7 @@ from scripts.check.runs import (
 )
 from scripts.check.step import LINES
 from scripts.check.updates import STEPS, checkpoint_of
-from tools.plan import Plan, plan_of
+from scripts.plan.planner import Plan, plan_of
 from training.description import counted
 from training.owner import LOCK_FILE, own_directory
 from training.record import FILE as RECORD

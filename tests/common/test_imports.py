@@ -21,9 +21,8 @@ ALLOWED = {
     "training": CORE - {"train"},
     "train": CORE,
     "xbrl": CORE | {"xbrl"},
-    "tools": CORE | {"tools"},
-    "scripts": CORE | {"scripts", "tools", "xbrl"},
-    "tests": CORE | {"scripts", "tests", "tools", "xbrl"},
+    "scripts": CORE | {"scripts", "xbrl"},
+    "tests": CORE | {"scripts", "tests", "xbrl"},
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from model.flops import CUDA_BF16_PEAKS
-from tools.machines import GIB, GPU_NAMES, cluster_of, found_device, generic_device, named_device
+from scripts.plan.machines import GIB, GPU_NAMES, cluster_of, found_device, generic_device, named_device
 
 
 def test_every_name_is_a_gpu_with_all_its_speeds():

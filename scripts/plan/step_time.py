@@ -10,7 +10,7 @@
     host             Python, where it starts kernels more slowly than the device runs them
 
 Evaluations, saves, compilation and reading of data are not in it. docs/planning.md has its errors against published runs;
-tests/tools/published.py fits its constants to them.
+tests/scripts/plan/published.py fits its constants to them.
 """
 
 import functools
@@ -27,7 +27,7 @@ from distributed.sharding import sharded_dimension
 from model.flops import attention_heads
 from model.loss import CHUNK_TOKENS
 from model.memory import ModelShape, all_elements, gradient_itemsize, layout_of, trained_elements
-from tools.machines import Cluster
+from scripts.plan.machines import Cluster
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Assumptions:
 
 
 # kind of device -> slow, middle, fast. On CUDA attention, bandwidth, link and contention of the middle are fitted, and slow and fast
-# hold nine tenths of the fitted rows (tests/tools/published.py). Fast has the attention kernels of a newer generation. The host's
+# hold nine tenths of the fitted rows (tests/scripts/plan/published.py). Fast has the attention kernels of a newer generation. The host's
 # bandwidth is that of one core (torchrun sets OMP_NUM_THREADS=1), of three and of eight. On a CPU slow and fast hold what was
 # measured with AVX2, AVX512-BF16 and AMX, and the middle is not meant to be printed.
 ASSUMPTIONS = {

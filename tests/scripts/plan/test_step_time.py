@@ -11,10 +11,9 @@ from configs.load import override
 from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, Unit, shape_of
-from tests.tools import published
-from tools.machines import Cluster, cluster_of, cpu_cluster
-from tools.plan import named_config
-from tools.step_time import (
+from scripts.plan.machines import Cluster, cluster_of, cpu_cluster
+from scripts.plan.planner import named_config
+from scripts.plan.step_time import (
     ASSUMPTIONS,
     LOCAL_LATENCY,
     NODE_LATENCY,
@@ -25,6 +24,7 @@ from tools.step_time import (
     layer_elements,
     share_of_tiles,
 )
+from tests.scripts.plan import published
 
 MIDDLE = ASSUMPTIONS["cuda"][1]
 CONFIG = Config(Model("m"), Data(("a",)), Batch(global_examples=64), Optimizer(learning_rate=1e-5), Run("x"))

@@ -15,8 +15,8 @@ from common.errors import UserError
 from configs.deepspeed import from_deepspeed
 from configs.load import load_config, override
 from distributed.process_group import world_size_from_environment
-from tools.machines import GIB, GPU_NAMES, NETWORKS, Cluster, cluster_of, generic_device, named_device
-from tools.plan import (
+from scripts.plan.machines import GIB, GPU_NAMES, NETWORKS, Cluster, cluster_of, generic_device, named_device
+from scripts.plan.planner import (
     ASSUMED,
     SHAPES,
     STRATEGIES,
@@ -302,7 +302,7 @@ def _hours(values: Iterable[float]) -> str:
 
 
 def beside(plan: Plan, measured: dict[str, float]) -> str:
-    """The plan of a run beside what it measured (`tools.plan.measured`), in a line."""
+    """The plan of a run beside what it measured (`scripts.plan.planner.measured`), in a line."""
     low, high = (plan.cluster.devices * value for value in plan.speed.tokens_per_second)
     speed, peak = measured["tokens_per_second"], measured["memory_gib"]
     least, most = (plan.memory.tensors, plan.memory.tensors) if plan.layout.on_cuda else plan.needed

@@ -1,8 +1,8 @@
-"""Published speeds of full training in bf16 (published_rows.csv) against tools/step_time.py, and the fit of its constants.
+"""Published speeds of full training in bf16 (published_rows.csv) against scripts/plan/step_time.py, and the fit of its constants.
 
-    python -m tests.tools.published            the errors by card, length and source, as docs/planning.md and docs/LOG.md quote them
-    python -m tests.tools.published fit        fits the middle of ASSUMPTIONS["cuda"] to the rows whose role is `fit`
-    python -m tests.tools.published rows       every row with its error
+    python -m tests.scripts.plan.published            the errors by card, length and source, as docs/planning.md and docs/LOG.md quote them
+    python -m tests.scripts.plan.published fit        fits the middle of ASSUMPTIONS["cuda"] to the rows whose role is `fit`
+    python -m tests.scripts.plan.published rows       every row with its error
 
 Every row is sharded data parallelism alone (FSDP), because that is what the planner plans. Documents fill the sequence, all
 tokens are targets, and attention sees the whole sequence. Columns of a row that need words:
@@ -33,13 +33,13 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, shape_of
-from tools import step_time
-from tools.machines import Cluster, cluster_of, named_device
-from tools.plan import SHAPE_KEYS
-from tools.step_time import Speed, StepWork, expected_speed, layer_elements
+from scripts.plan import step_time
+from scripts.plan.machines import Cluster, cluster_of, named_device
+from scripts.plan.planner import SHAPE_KEYS
+from scripts.plan.step_time import Speed, StepWork, expected_speed, layer_elements
 
 ROWS = Path(__file__).with_name("published_rows.csv")
-# As tools.plan.SHAPES. An MPT block has two matrices of 4 h x h
+# As scripts.plan.planner.SHAPES. An MPT block has two matrices of 4 h x h
 # in its MLP; as a Llama block with three it has as many elements with an intermediate size of 8/3 h.
 SHAPES = {
     "MPT 125M": (768, 2048, 12, 12, 12, 50368, True),

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-import tools.plan
+import scripts.plan.planner
 from common.errors import exit_code_of
 from configs.load import load_config
 from model.memory import ModelShape
+from scripts.plan.command import main
+from scripts.plan.machines import cluster_of
+from scripts.plan.planner import assumed_subject, read_subject
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
-from tools.machines import cluster_of
-from tools.plan import assumed_subject, read_subject
-from tools.plan_command import main
 
-WORKER = Path(__file__).with_name("dry_run_worker.py")
+WORKER = Path(__file__).parents[1] / "dry_run_worker.py"
 CONFIG = """
 from configs.config import *
 config = Config(
@@ -54,16 +54,16 @@ def shapes() -> dict[str, ModelShape]:
 def plan(folder, shapes, monkeypatch, capsys):
     """Run the script in this process: (exit code, stdout, stderr)."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(tools.plan, "MEMORIES", ("16N", "8N"))  # a third of the settings
-    monkeypatch.setattr(tools.plan, "CHECKPOINTING", (("none", 1), ("full", 1), ("offload", 1)))
-    shape_of = tools.plan._shape
+    monkeypatch.setattr(scripts.plan.planner, "MEMORIES", ("16N", "8N"))  # a third of the settings
+    monkeypatch.setattr(scripts.plan.planner, "CHECKPOINTING", (("none", 1), ("full", 1), ("offload", 1)))
+    shape_of = scripts.plan.planner._shape
 
     def shape_once(config, model_config) -> ModelShape:
         if config.model.path not in shapes:
             shapes[config.model.path] = shape_of(config, model_config)
         return shapes[config.model.path]
 
-    monkeypatch.setattr(tools.plan, "_shape", shape_once)
+    monkeypatch.setattr(scripts.plan.planner, "_shape", shape_once)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])

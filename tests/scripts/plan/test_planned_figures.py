@@ -2,8 +2,8 @@
 
 import pytest
 
-from tools.machines import cluster_of
-from tools.plan import Plan, assumed_subject
+from scripts.plan.machines import cluster_of
+from scripts.plan.planner import Plan, assumed_subject
 
 pytestmark = pytest.mark.slow
 

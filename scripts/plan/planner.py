@@ -1,6 +1,6 @@
 """The plan of a run: its memory, time and disk on a cluster, and which settings fit. Nothing is trained, no weights are read.
 
-Memory is that of model/memory.py for the largest micro-batch that occurs, time that of tools/step_time.py for the steps that
+Memory is that of model/memory.py for the largest micro-batch that occurs, time that of scripts/plan/step_time.py for the steps that
 the ranks of such a run compute. "Cheapest" is defined as follows, because bf16 weights and moments change what is trained, and
 no other setting here does:
 
@@ -61,8 +61,8 @@ from model.memory import (
     trained_elements,
 )
 from model.rope import check_length, scaled_config
-from tools.machines import Cluster, cluster_of, cpu_cluster, found_device
-from tools.step_time import Speed, StepWork, expected_speed
+from scripts.plan.machines import Cluster, cluster_of, cpu_cluster, found_device
+from scripts.plan.step_time import Speed, StepWork, expected_speed
 from training.anchor import planned_bytes
 from training.chat_settings import settle_chat_settings
 from training.description import schedule_warnings

@@ -20,12 +20,22 @@ from model import memory
 from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, StepMemory, shape_of
+from scripts.plan import command as plan_command
+from scripts.plan import planner as plan
+from scripts.plan.command import _table, beside
+from scripts.plan.machines import Cluster, Device, cpu_cluster
+from scripts.plan.planner import (
+    Plan,
+    Subject,
+    candidates,
+    measured,
+    named_config,
+    planned_workload,
+    search,
+    uniform_workload,
+)
+from scripts.plan.step_time import Speed
 from tests.in_memory import chats, texts
-from tools import plan, plan_command
-from tools.machines import Cluster, Device, cpu_cluster
-from tools.plan import Plan, Subject, candidates, measured, named_config, planned_workload, search, uniform_workload
-from tools.plan_command import _table, beside
-from tools.step_time import Speed
 from training.inputs import Inputs
 
 DEVICE = Device("card", "cuda", memory=100, flops=1e12, bandwidth=1e12, link=1e9)
