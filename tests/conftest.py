@@ -42,7 +42,16 @@ SLOW = (
     "model/test_compile.py",
     "training/test_budget.py",
     "model/vocabulary/test_tokenizer.py::test_every_text_decodes_as_before",
-    "scripts",
+    "scripts/plan/test_command.py",
+    "scripts/test_analyze.py",
+    "scripts/test_compare.py",
+    "scripts/test_data.py",
+    "scripts/test_evaluate.py",
+    "scripts/test_export.py",
+    "scripts/test_extend_vocabulary.py",
+    "scripts/test_help.py",
+    "scripts/test_replay.py",
+    "scripts/test_train_arguments.py",
 )
 
 # The files that take more than about ten seconds, the longest first.
@@ -56,7 +65,7 @@ LONGEST = (
     "distributed/test_survival.py",
     "rehearsal/test_pretended_gpu.py",
     "distributed/test_watch.py",
-    "scripts/test_plan.py",
+    "scripts/plan/test_command.py",
     "model/test_compile.py",
     "distributed/test_context.py",
     "distributed/test_experts.py",

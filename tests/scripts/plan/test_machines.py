@@ -1,4 +1,4 @@
-"""Named machines: what a name finds. tests/scripts/test_plan.py has the sentences for one that is not known."""
+"""Named machines: what a name finds. test_command.py has the sentences for one that is not known."""
 
 import pytest
 
