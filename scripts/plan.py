@@ -1,7 +1,7 @@
 """Plan a run before a machine is rented: memory, time, disk, and the cheapest settings that fit. Nothing is trained.
 
-python scripts/plan.py configs/xbrl.py --gpus 8 --gpu-memory 80
-python scripts/plan.py configs/xbrl.py --gpus 8 --gpu H100 sharding.strategy=full batch.micro_batch=2
+python scripts/plan.py configs/quickstart.py --gpus 8 --gpu-memory 80
+python scripts/plan.py configs/quickstart.py --gpus 8 --gpu H100 sharding.strategy=full batch.micro_batch=2
 python scripts/plan.py --model 70B --sequence 4096 --gpus 16 --gpu H200
 python scripts/plan.py configs/quickstart.py --against runs/quickstart
 

@@ -29,7 +29,7 @@ from scripts.check.reference import REFERENCE, ROUNDINGS, Reference
 from scripts.check.result import FAILS, OK, SKIPPED, WARNING, Result
 from scripts.check.tensors import compare_export, is_adamw, load_state, trained
 from scripts.check.updates import STEPS, checkpoint_of, judge_moves, measure_moves
-from scripts.plan.planner import timed_steps
+from scripts.plan.against import timed_steps
 from training.description import counted
 from training.record import newest_start
 

@@ -1,30 +1,38 @@
-"""Named machines: GPUs with the figures of their data sheets, networks, and clusters of them."""
+"""Machines: GPUs with the figures of their data sheets, clusters of them, and the machine that this process runs on."""
 
 import difflib
-from collections.abc import Iterable
+import os
 from dataclasses import dataclass, replace
 
+import torch
+
 from common.cores import available_cores
+from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
-from model.flops import CUDA_BF16_PEAKS
+from configs.config import Config
+from configs.load import replace as with_value
+from distributed.host_memory import free_bytes
+from distributed.process_group import world_size_from_environment
+from model.flops import CUDA_BF16_PEAKS, data_sheet_peak, measured_flops
 
 GIB = 2**30
+PER_NODE = 8  # GPUs of a node by default
 
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU, or the part of a host that one CPU process has. Speeds are those of the data sheet."""
+    """A GPU, or one CPU process's part of a machine. The speeds are those of the data sheet."""
 
     name: str
     kind: str  # cuda | cpu
-    memory: int  # bytes that a process may allocate on it at most
+    memory: int  # most bytes that a process can allocate
     flops: float  # dense bf16 FLOP/s with fp32 accumulation
     bandwidth: float  # bytes/s of its memory
-    link: float  # bytes/s in one direction to the other devices of the node (NVLink, PCIe; on a CPU gloo)
+    link: float  # bytes/s in one direction to the node's other devices (NVLink or PCIe; gloo on a CPU)
     host_link: float = 25e9  # bytes/s in one direction to the host's memory
-    network: float = 12.5e9  # bytes/s of the network cards of a node of such GPUs, where nothing else is said
-    sustained: float = 0.8  # share of `flops` that the best large matrix product reaches
-    attention: float = 0.7  # share of `flops` that FlashAttention-2 reaches at best
+    network: float = 12.5e9  # default bytes/s of the network cards of a node of such GPUs
+    sustained: float = 0.8  # fraction of `flops` that the best large matrix product reaches
+    attention: float = 0.7  # fraction of `flops` that FlashAttention-2 reaches at best
 
 
 @dataclass(frozen=True)
@@ -34,34 +42,33 @@ class Cluster:
     device: Device
     devices: int
     nodes: int = 1
-    network: float = 0.0  # bytes/s in one direction of a node's network cards together; 0: one node
-    host_memory: int = 0  # bytes of one node's host; 0: unknown
+    network: float = 0.0  # bytes/s in one direction of all network cards of a node; 0 on one node
 
     @property
     def per_node(self) -> int:
-        """Ranks of one node."""
+        """Return the number of ranks on a node."""
         return self.devices // self.nodes
 
 
-_PCIE4, _PCIE5 = 25.0, 50.0  # of x16: 32 and 64 GB/s less the protocol, as copies from pinned memory reach
-_ONE_CARD = 12.5  # one card of 100 Gb/s in a node without NVLink (the NVLink of NVL and PCIe cards joins pairs only)
+_PCIE4, _PCIE5 = 25.0, 50.0  # x16: 32 and 64 GB/s less the protocol, as copies from pinned memory reach
+_ONE_CARD = 12.5  # one card of 100 Gb/s in a node without NVLink (NVL and PCIe cards join pairs only)
 
-# Of each card its name in CUDA_BF16_PEAKS, GiB that a process may allocate, GB/s of its memory, of its link in one direction (half of
-# the figure that NVIDIA prints), to the host and of a node's network cards together, sustained and attention. Sources:
-# bandwidth, link: NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ h100, h200, a100, l40s, l4, a10, gb200-nvl72; DGX
-# B200 and B300) and the architecture whitepapers of the GeForce, RTX and RTX Blackwell PRO cards; AMD's page
-# (https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html; seven links of 64 GB/s each way). NVIDIA publishes no
-# data sheet of the H20: its figures are those that resellers print.
-# memory: the "total capacity" of torch's out-of-memory messages, the smallest one found for a card; it varies by 0.2 GiB with the
-# driver. For GB200, B300 and H20 what nvidia-smi prints (189,471, 275,040 and 97,871 MiB), less 0.7 GiB as on other cards.
-# host_link: of a GB200 NVLink-C2C, 450 GB/s each way for two GPUs, of which copies are taken to reach 0.8; else PCIe.
-# network: DGX A100 has eight cards of 200 Gb/s, DGX H100, H200 and B200 of 400, DGX B300 of 800. GB200 (four in a node; up to 72 are
-# one node to NVLink), H20 and MI300X are taken to have 400 Gb/s for each GPU.
-# sustained: "maximum achievable matmul FLOPS" of https://github.com/stas00/ml-engineering/tree/master/compute/accelerator; 0.8
-# where it lists none.
-# attention: 0.5 to 0.73 of an A100 (arXiv:2307.08691, section 4.1), 0.35 of an H100, whose newer instructions the kernel does not
-# use (arXiv:2407.08608, abstract). The rest is assumed: Blackwell 1.3 times the FLOP/s of an H100, MI300X as many; what limits an
-# H100 does not limit an H20, whose peak is a seventh.
+# Per card: its name in CUDA_BF16_PEAKS, GiB that a process can allocate, GB/s of its memory, of its link in one direction
+# (half of NVIDIA's figure), to the host, and of all network cards of a node; then `sustained` and `attention`. Sources:
+# bandwidth, link: NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ h100, h200, a100, l40s, l4, a10, gb200-nvl72;
+#   DGX B200 and B300), the architecture whitepapers of the GeForce, RTX and RTX Blackwell PRO cards, and AMD's page
+#   (https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html; seven links of 64 GB/s each way). NVIDIA publishes
+#   no data sheet of the H20: its figures are those of resellers.
+# memory: the smallest "total capacity" in torch's out-of-memory messages for the card; it varies by 0.2 GiB with the driver.
+#   For GB200, B300 and H20 it is nvidia-smi's figure (189,471, 275,040 and 97,871 MiB) less 0.7 GiB, as on the rest.
+# host_link: PCIe. A GB200 has NVLink-C2C, 450 GB/s each way for two GPUs, of which copies are assumed to reach 0.8.
+# network: DGX A100 has eight cards of 200 Gb/s, DGX H100, H200 and B200 of 400, DGX B300 of 800. GB200 (four in a node; up to
+#   72 are one node to NVLink), H20 and MI300X are assumed to have 400 Gb/s for each GPU.
+# sustained: "maximum achievable matmul FLOPS" of https://github.com/stas00/ml-engineering/tree/master/compute/accelerator;
+#   0.8 for cards that it does not list.
+# attention: 0.5 to 0.73 on an A100 (arXiv:2307.08691, section 4.1), 0.35 on an H100, whose newer instructions the kernel does
+#   not use (arXiv:2407.08608, abstract). The rest is assumed: Blackwell has 1.3 times the FLOP/s of an H100, MI300X has the
+#   FLOP/s of an H100. The limit of an H100 does not apply to an H20, whose peak is a seventh.
 _FIGURES = {
     "A100-40": ("A100-SXM4-40GB", 39.38, 1555, 300, _PCIE4, 200, 0.869),
     "A100-80": ("A100-SXM4-80GB", 79.14, 2039, 300, _PCIE4, 200, 0.869),
@@ -86,50 +93,36 @@ _FIGURES = {
     "RTX-5090": ("GeForce RTX 5090", 31.3, 1792, _PCIE5, _PCIE5, _ONE_CARD),
 }
 _CARDS = {
-    name: Device(cuda, "cuda", int(gib * GIB), CUDA_BF16_PEAKS[cuda], *(1e9 * one for one in rest[:4]), *rest[4:])
+    name: Device(cuda, "cuda", int(gib * GIB), CUDA_BF16_PEAKS[cuda], *(1e9 * speed for speed in rest[:4]), *rest[4:])
     for name, (cuda, gib, *rest) in _FIGURES.items()
 }
-# Some operators cap an SXM H100 at 500 W instead of 700 W. The cap lowers its clock, whatever the data sheet says. That its
-# products slow down with the square root of the power is an assumption.
-_h100, _slower = _CARDS["H100"], (500 / 700) ** 0.5
-_CARDS["H100-500W"] = replace(
-    _h100, name="H100-500W", sustained=_slower * _h100.sustained, attention=_slower * _h100.attention
-)
 GPU_NAMES = tuple(_CARDS)
 
-# Gb/s in one direction of all network cards of a node together.
-NETWORKS = {
-    "100GbE": 100.0,  # one Ethernet card
-    "HDR": 200.0,  # one InfiniBand card
-    "NDR": 400.0,
-    "4x100": 400.0,  # AWS p4d
-    "8x200": 1600.0,  # one for each GPU: DGX A100
-    "8x400": 3200.0,  # one for each GPU: DGX H100, H200, B200; AWS p5
-    "8x800": 6400.0,  # one for each GPU: DGX B300
-}
-
-# A CPU: SmolLM2-135M on two cores of an AMD EPYC. Elementwise operations, casts and AdamW move about 20 GB/s for each core,
-# partly from its cache; gloo moves 1.47 GB/s.
+# A CPU: SmolLM2-135M on two cores of an AMD EPYC. Elementwise operations, casts and AdamW move about 20 GB/s per core, partly
+# from its cache; gloo moves 1.47 GB/s.
 _CORE_BANDWIDTH = 20e9
 _GLOO_LINK = 1.47e9
 
 
 def named_device(name: str) -> Device:
-    """The GPU with this name: one of `GPU_NAMES`, or the name that CUDA gives it. Raises UserError for another one."""
-    wanted = _plain(name)
+    """Return the GPU with a name of `GPU_NAMES`, or with the name that CUDA gives it. Raise UserError for unknown names."""
+    plain = _plain(name)
     for key, device in _CARDS.items():
-        if wanted in (_plain(key), _plain(device.name)):
+        if plain in (_plain(key), _plain(device.name)):
             return replace(device, name=key)
-    raise UserError(f"no GPU named {name} is known{_nearest(name, GPU_NAMES)}; there are {', '.join(GPU_NAMES)}")
+    by_plain = {_plain(known): known for known in GPU_NAMES}
+    close = difflib.get_close_matches(plain, by_plain, n=1, cutoff=0.4)
+    advice = f" (did you mean {by_plain[close[0]]}?)" if close else ""
+    raise UserError(f"no GPU named {name} is known{advice}; there are {', '.join(GPU_NAMES)}")
 
 
 def generic_device(gigabytes: float) -> Device:
-    """A GPU of which only the memory is known, in the GB of a data sheet.
+    """Return a GPU of which only the memory is known, in the GB of a data sheet.
 
-    It has the speeds of the oldest data-centre card with NVLink and so much memory: A100, then H200, then B200. Of the memory a
-    process can allocate what the stingiest listed card of about this size leaves it, else 92%, which a card of 16 GB does.
+    It gets the speeds of the oldest data-centre card with NVLink and so much memory: A100, then H200, then B200. A process
+    can allocate as much as on the listed card of about this size that leaves it the least, else 92%, as on a card of 16 GB.
     """
-    least = 0.9 * gigabytes  # GiB that a card with so many GB leaves at the least
+    least = 0.9 * gigabytes  # every card with so many GB leaves at least so many GiB
     alike = [device.memory for device in _CARDS.values() if least * GIB <= device.memory <= gigabytes * GIB]
     like = next((key for key in ("A100-40", "A100-80", "H200") if least * GIB <= _CARDS[key].memory), "B200")
     memory = min(alike, default=int(0.92 * gigabytes * GIB))
@@ -137,10 +130,10 @@ def generic_device(gigabytes: float) -> Device:
 
 
 def found_device(name: str, memory: int, flops: float) -> Device:
-    """The GPU of a process: CUDA tells its name and memory (bytes), and its data sheet the speeds.
+    """Return the GPU of a process: CUDA reports its name and memory (bytes), the data sheet has the speeds.
 
-    flops: measured in bf16, for a GPU that is not listed. It is taken to have PCIe 4.0 and no NVLink, and as many FLOP per
-    byte of its memory as an A100.
+    A GPU that is not listed has the `flops` that were measured in bf16. It is assumed to have PCIe 4.0, no NVLink, and an
+    A100's ratio of FLOP/s to memory bandwidth.
     """
     try:
         return replace(named_device(name), name=name, memory=memory)
@@ -150,27 +143,25 @@ def found_device(name: str, memory: int, flops: float) -> Device:
         return Device(name, "cuda", memory, flops, bandwidth, link=_PCIE4 * 1e9, sustained=1.0)
 
 
-def cluster_of(
-    gpus: int, nodes: int, gpu: str | Device, network: str | float | None = None, host_memory: int = 0
-) -> Cluster:
-    """`gpus` GPUs in total on `nodes` nodes.
+def cluster_of(gpus: int, nodes: int, gpu: str | Device, network: float | None = None) -> Cluster:
+    """Return a cluster of `gpus` GPUs in total on `nodes` nodes. Raise UserError if the nodes differ in size.
 
-    gpu: a device or its name (`named_device`). network: a name from `NETWORKS` or the Gb/s of a node in one direction; None:
-    that of the DGX with this GPU, or one card of 100 Gb/s where the GPUs have no NVLink. host_memory: bytes of one node's host.
-    Raises UserError.
+    `gpu` is a device or its name (`named_device`). `network` is the Gb/s of a node in one direction; the default is the
+    network of the DGX with this GPU, or one card of 100 Gb/s for GPUs without NVLink.
     """
     if gpus < 1 or nodes < 1 or gpus % nodes:
         raise UserError(f"{gpus} GPUs cannot be spread evenly over {nodes} nodes")
     device = named_device(gpu) if isinstance(gpu, str) else gpu
-    between = device.network if network is None else _network(str(network))  # a wrong name is an error on one node, too
-    return Cluster(device, gpus, nodes, between if nodes > 1 else 0.0, host_memory)
+    between = device.network if network is None else network * 1e9 / 8
+    return Cluster(device, gpus, nodes, between if nodes > 1 else 0.0)
 
 
 def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | None = None) -> Cluster:
-    """`processes` CPU processes on one machine.
+    """Return a cluster of `processes` CPU processes on one machine.
 
-    peak_flops: measured FLOP/s of large matrix products in the compute dtype, of all processes together (`model.flops`).
-    memory: bytes of the machine. cores: that the processes share; None: those that this process may use.
+    `peak_flops` are the FLOP/s that all processes together reach in large matrix products in the compute dtype
+    (`model.flops.measured_flops`). `memory` (bytes) and `cores` belong to the machine; by default `cores` are the cores
+    that this process may use.
     """
     cores = cores or available_cores()
     device = Device(
@@ -182,29 +173,29 @@ def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | Non
         link=_GLOO_LINK,
         sustained=1.0,  # measured, not from a data sheet
     )
-    return Cluster(device, processes, host_memory=memory)
+    return Cluster(device, processes)
 
 
-def _network(name: str) -> float:
-    """Bytes/s of a node, by the name of its network or the Gb/s of it."""
-    gigabits = {_plain(key): each for key, each in NETWORKS.items()}.get(_plain(name))
-    if gigabits is None and not name.replace(".", "", 1).isdecimal():
-        near = _nearest(name, NETWORKS)
-        raise UserError(
-            f"no network named {name} is known{near}; give one of {', '.join(NETWORKS)} or the Gb/s of a node"
-        )
-    if not (gigabits := gigabits or float(name)):
-        raise UserError(f"a network of {name} Gb/s cannot connect nodes")
-    return gigabits * 1e9 / 8
+def this_machine(config: Config) -> tuple[Config, Cluster]:
+    """Return the config as this machine computes it, and a cluster of the ranks that torchrun has started here, or of one.
+
+    The FLOP/s of a CPU, and of a GPU without a data sheet, are measured.
+    """
+    ranks, per_node = world_size_from_environment()
+    on_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_cuda else torch.device("cpu")
+    if not has_native_bf16(device):  # all ranks then compute in fp32 (training/start.py: agree_on_dtype)
+        config = with_value(config, "model.compute_dtype", "fp32")
+    dtype = DTYPES[config.model.compute_dtype]
+    if not on_cuda:  # all processes share the cores
+        return config, cpu_cluster(ranks, measured_flops(device, dtype, 1024), free_bytes(device, 1))
+    card = torch.cuda.get_device_properties(device)
+    flops = data_sheet_peak(card.name) or measured_flops(device, dtype, 8192)
+    gpu = found_device(card.name, card.total_memory, flops)
+    return config, cluster_of(ranks, max(1, ranks // per_node), gpu)
 
 
 def _plain(name: str) -> str:
-    """A name without what its writers disagree on."""
+    """Return a name without the prefixes, spaces and hyphens that only some people write."""
     name = name.lower().removeprefix("nvidia ").removeprefix("geforce ").removeprefix("rtx ")
     return "".join(c for c in name if c.isalnum()).removeprefix("rtx").removesuffix("sxm")
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    by_plain = {_plain(known): known for known in names}
-    close = difflib.get_close_matches(_plain(name), by_plain, n=1, cutoff=0.4)
-    return f" (did you mean {by_plain[close[0]]}?)" if close else ""

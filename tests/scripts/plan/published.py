@@ -35,11 +35,11 @@ from model.language_model import build_on_meta
 from model.memory import ModelShape, shape_of
 from scripts.plan import step_time
 from scripts.plan.machines import Cluster, cluster_of, named_device
-from scripts.plan.planner import SHAPE_KEYS
 from scripts.plan.step_time import Speed, StepWork, expected_speed, layer_elements
+from scripts.plan.subject import SHAPE_KEYS
 
 ROWS = Path(__file__).with_name("published_rows.csv")
-# As scripts.plan.planner.SHAPES. An MPT block has two matrices of 4 h x h
+# As scripts.plan.subject.SHAPES. An MPT block has two matrices of 4 h x h
 # in its MLP; as a Llama block with three it has as many elements with an intermediate size of 8/3 h.
 SHAPES = {
     "MPT 125M": (768, 2048, 12, 12, 12, 50368, True),
@@ -74,6 +74,9 @@ KERNELS = {"flash1": 0.5, "flash2": 1.0, "flash3": 1.75}
 MPT_ELEMENTS = 35
 CARDS = {"A": "A100", "H": "H100, H200", "B": "B300"}  # by the first letter
 LENGTHS = {1024: "up to 1,024", 2048: "2,048", 8192: "4,096 and 8,192", math.inf: "16,384 and more"}
+# Some operators cap an SXM H100 at 500 W instead of 700 W, which lowers its clock. It is assumed that products slow down with
+# the square root of the power.
+SLOWER = (500 / 700) ** 0.5
 FUSED_NORM = 2 * (16 - 2)  # in the same unit, what two fused norms save
 # A fused loss writes logits (2), reads them (2), writes their gradient in place (2) for two products (4).
 FUSED_LOGIT_BYTES = 10
@@ -113,11 +116,14 @@ class Row:
     @property
     def cluster(self) -> Cluster:
         """The machines. torchtitan's H100 of 2024 had 500 W and HBM2e with 2.4 TB/s."""
-        device = named_device(self.card.removesuffix("-HBM2e"))
-        if self.card.endswith("-HBM2e"):
-            device = dataclasses.replace(device, bandwidth=2.4e12)
+        device = named_device(self.card.removesuffix("-500W-HBM2e"))
+        if self.card.endswith("-500W-HBM2e"):
+            products, attention = SLOWER * device.sustained, SLOWER * device.attention
+            device = dataclasses.replace(device, bandwidth=2.4e12, sustained=products, attention=attention)
         device = dataclasses.replace(device, attention=device.attention * KERNELS[self.kernel])
-        return cluster_of(self.gpus, max(1, self.gpus // self.per_node), device, self.network or None)
+        return cluster_of(
+            self.gpus, max(1, self.gpus // self.per_node), device, float(self.network) if self.network else None
+        )
 
     @property
     def config(self) -> Config:

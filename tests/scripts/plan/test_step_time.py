@@ -12,7 +12,6 @@ from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, Unit, shape_of
 from scripts.plan.machines import Cluster, cluster_of, cpu_cluster
-from scripts.plan.planner import named_config
 from scripts.plan.step_time import (
     ASSUMPTIONS,
     LOCAL_LATENCY,
@@ -24,6 +23,7 @@ from scripts.plan.step_time import (
     layer_elements,
     share_of_tiles,
 )
+from scripts.plan.subject import named_config
 from tests.scripts.plan import published
 
 MIDDLE = ASSUMPTIONS["cuda"][1]
@@ -113,7 +113,7 @@ def test_the_constants_are_those_that_the_fitted_rows_ask_for():
 @pytest.mark.parametrize("changed", ["flops", "bandwidth", "link", "host_link", "network"])
 @pytest.mark.parametrize(("model", "length"), [("7B", 2048), ("1B", 64)])  # the second one waits for Python
 def test_a_faster_machine_is_never_slower(strategy: str, changed: str, model: str, length: int):
-    cluster = cluster_of(16, 2, "A100-80", "HDR")
+    cluster = cluster_of(16, 2, "A100-80", 200)
     if changed == "network":
         faster = dataclasses.replace(cluster, network=2 * cluster.network)
     else:
