@@ -1,4 +1,4 @@
-"""Machines: GPUs with the figures of their data sheets, clusters of them, and the machine that this process runs on."""
+"""Machines: GPUs with the figures of their data sheets, clusters, and the machine that this process runs on."""
 
 import difflib
 import os
@@ -21,7 +21,7 @@ PER_NODE = 8  # GPUs of a node by default
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, or one CPU process's part of a machine. The speeds are those of the data sheet."""
+    """A GPU with the speeds of its data sheet, or one CPU process's part of a machine."""
 
     name: str
     kind: str  # cuda | cpu
@@ -58,10 +58,10 @@ _ONE_CARD = 12.5  # one card of 100 Gb/s in a node without NVLink (NVL and PCIe 
 # bandwidth, link: NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ h100, h200, a100, l40s, l4, a10, gb200-nvl72;
 #   DGX B200 and B300), the architecture whitepapers of the GeForce, RTX and RTX Blackwell PRO cards, and AMD's page
 #   (https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html; seven links of 64 GB/s each way). NVIDIA publishes
-#   no data sheet of the H20: its figures are those of resellers.
+#   no data sheet of the H20: resellers print its figures.
 # memory: the smallest "total capacity" in torch's out-of-memory messages for the card; it varies by 0.2 GiB with the driver.
 #   For GB200, B300 and H20 it is nvidia-smi's figure (189,471, 275,040 and 97,871 MiB) less 0.7 GiB, as on the rest.
-# host_link: PCIe. A GB200 has NVLink-C2C, 450 GB/s each way for two GPUs, of which copies are assumed to reach 0.8.
+# host_link: PCIe. A GB200 has NVLink-C2C, 450 GB/s each way for two GPUs; copies are assumed to reach 0.8 of it.
 # network: DGX A100 has eight cards of 200 Gb/s, DGX H100, H200 and B200 of 400, DGX B300 of 800. GB200 (four in a node; up to
 #   72 are one node to NVLink), H20 and MI300X are assumed to have 400 Gb/s for each GPU.
 # sustained: "maximum achievable matmul FLOPS" of https://github.com/stas00/ml-engineering/tree/master/compute/accelerator;
@@ -117,10 +117,11 @@ def named_device(name: str) -> Device:
 
 
 def generic_device(gigabytes: float) -> Device:
-    """Return a GPU of which only the memory is known, in the GB of a data sheet.
+    """Return a GPU with a given memory, in the GB of a data sheet, and assumed speeds.
 
-    It gets the speeds of the oldest data-centre card with NVLink and so much memory: A100, then H200, then B200. A process
-    can allocate as much as on the listed card of about this size that leaves it the least, else 92%, as on a card of 16 GB.
+    The speeds are those of the oldest data-centre card with NVLink and so much memory: an A100, an H200 or a B200. The memory
+    that a process can allocate is the least of the listed cards of about this size, or 92% without such a card, as on cards
+    of 16 GB.
     """
     least = 0.9 * gigabytes  # every card with so many GB leaves at least so many GiB
     alike = [device.memory for device in _CARDS.values() if least * GIB <= device.memory <= gigabytes * GIB]

@@ -105,7 +105,7 @@ def assumed_subject(name: str, overrides: list[str], cluster: Cluster, **options
     """
     assumed = {option: value for option, (value, _) in ASSUMED.items()} | options
     config = Config(
-        # Every run of this size starts from full checkpointing; without it activations dwarf all other terms.
+        # Full checkpointing is where a run of any size starts; without it activations dwarf the other terms.
         model=Model(path=name, activation_checkpointing="full"),
         data=Data(train=("-",), sequence_length=assumed["sequence"]),
         batch=Batch(global_examples=assumed["global_examples"]),
