@@ -149,7 +149,7 @@ def _unit(parameters: Iterable[nn.Parameter]) -> Unit:
 _one_unit = functools.cache(Unit)
 
 
-# ---- What a rank holds during the whole run ------------------------------------------------------------------------------
+# ---- Held during the whole run -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

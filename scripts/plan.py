@@ -5,8 +5,8 @@ python scripts/plan.py configs/quickstart.py --gpus 8 --gpu H100 sharding.strate
 python scripts/plan.py --model 70B --sequence 4096 --gpus 16 --gpu H200
 python scripts/plan.py configs/quickstart.py --against runs/quickstart
 
-The config's data is read and its real steps are dealt to the GPUs; of the model only config.json and the tokenizer are
-needed. With --model there need be no data: all examples then have the same length. docs/planning.md explains the output.
+The plan reads the config's data and deals its real steps to the GPUs. The model directory needs only config.json and the
+tokenizer. With --model no data is needed: all examples then have the same length. docs/planning.md explains the output.
 """
 
 import pathlib

@@ -26,7 +26,8 @@ def plan_of_run(config: Config, run: Path) -> Plan:
     rows = record["config"]["batch"]["micro_batch"] if config.batch.micro_batch == "auto" else None
     if name.startswith("cpu"):
         config, here = this_machine(config)
-        memory, flops = (here.devices * value for value in (here.device.memory, here.device.flops))
+        # The run's processes shared this machine, on which torchrun may have started another number now.
+        flops, memory = here.devices * here.device.flops, here.devices * here.device.memory
         return plan_of(config, cpu_cluster(ranks, flops, memory), rows)
     return plan_of(config, cluster_of(ranks, nodes, name), rows)
 

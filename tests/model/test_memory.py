@@ -74,7 +74,7 @@ def memory_of(shape: ModelShape, config: Config, kind: str, ranks: int, tokens: 
     return step_memory(shape, config, layout_of(config, ranks, min(8, ranks), kind), (tokens,), tokens)
 
 
-# ---- What a rank holds ---------------------------------------------------------------------------------------------------
+# ---- Held during the whole run -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
