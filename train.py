@@ -1,6 +1,6 @@
 """Full fine-tuning of a causal language model: one loop to read from top to bottom, and to edit.
 
-    torchrun --nproc_per_node=8 train.py configs/xbrl.py
+    torchrun --nproc_per_node=8 train.py configs/long.py data.train=FILES
     torchrun --nproc_per_node=2 train.py configs/quickstart.py optimizer.learning_rate=1e-4 run.name=trial
     python train.py configs/quickstart.py
     python train.py configs/quickstart.py --dry-run    # print the plan, its memory and its time, and end

@@ -1,4 +1,4 @@
-"""Which examples of a file are read and asked, and what scores their answers."""
+"""Choose the examples of a file that a model answers, and read the options that name their format and metric."""
 
 import argparse
 import random
@@ -8,11 +8,11 @@ from typing import TypeVar
 from configs.load import FORMATS, check_fields, parse_dict
 from data.files import Reading
 
-DEFAULT_LENGTH = 256  # tokens of an answer, if nothing else is known
+DEFAULT_LENGTH = 256  # tokens of an answer, without a training split
 LENGTH_MARGIN = 1.25  # over the longest answer of the training split
-UNREADABLE = "(unreadable)"  # the label that an answer predicts which cannot be read, in whole or in a line
+UNREADABLE = "(unreadable)"  # the predicted label of an answer that has an unreadable line, or is unreadable as a whole
 
-Item = TypeVar("Item")  # an example, alone or with its place
+Item = TypeVar("Item")  # an example, or a pair of its file and line with it
 # (examples, answers, name of the file, training examples, name of their file) -> scores
 ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
 
@@ -26,25 +26,25 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_as(format: str, fields: str) -> Reading:
-    """How files are read. Raises UserError for a key that is not ours."""
+    """Return how files are read. Raises UserError for a key that data.fields does not know."""
     names = {key: str(name) for key, name in parse_dict(fields, str, "--fields").items()}
     check_fields(names, "--fields")
     return Reading(format, names)
 
 
 def report_of(example: dict) -> str:
-    """The first user message of an example: what the model is asked about, without the system message; "" without one."""
+    """Return the first user message of an example, or "" if it has none."""
     return next((message["content"] for message in example["messages"] if message["role"] == "user"), "")
 
 
 def has_answer(example: dict) -> bool:
-    """Whether an example is a chat that ends with a text of the assistant. A call of a tool is not scored as text."""
+    """Return whether an example is a chat that ends with an assistant text. A tool call is not scored as text."""
     last = example["messages"][-1] if "messages" in example else {}
     return last.get("role") == "assistant" and last.get("content") is not None and not last.get("tool_calls")
 
 
 def choose_examples(examples: list[Item], limit: int | None) -> list[Item]:
-    """At most `limit` examples in file order: a random choice, because files may be sorted, but always the same one."""
+    """Choose at most `limit` examples at random, because files may be sorted, but always the same ones, in file order."""
     if limit is None or limit >= len(examples):
         return examples
     return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), limit))]

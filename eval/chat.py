@@ -1,4 +1,4 @@
-"""Talk to one or several models in the terminal: each of them answers every question, in the conversation that it has had itself."""
+"""Talk to one or several models in the terminal. Each model answers every question in its own conversation."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,10 +17,10 @@ AGAIN, END = "/new", "/quit"
 
 
 class Speaker:
-    """A model, and the conversation that it has had. Its prompts are those of training: content is never a control token."""
+    """A model and its conversation. Prompts are encoded as in training: content is never a control token."""
 
     def __init__(self, path: str, system: str, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises UserError if `path` is not the directory of a model, or of an adapter on weights that are here, with a tokenizer."""
+        """Raise UserError unless `path` has a tokenizer and a model, or an adapter whose base weights are on this machine."""
         if not Path(path, "adapter_config.json").is_file():
             check_model_directory(path)
         self.path = path
@@ -31,7 +31,7 @@ class Speaker:
         self.messages = list(self.start)
 
     def answer(self, question: str, max_new_tokens: int, sampling: Sampling | None) -> str:
-        """The answer to the next question; greedy without `sampling`. Both are kept for the questions that follow.
+        """Answer the next question, greedily without `sampling`. Question and answer become part of the conversation.
 
         Raises UserError if the chat template refuses the conversation, or if it is longer than the model's context.
         """
@@ -53,7 +53,7 @@ class Speaker:
         return text + (" ..." if len(ids) == max_new_tokens else "")
 
     def begin_again(self) -> None:
-        """Forget the conversation, but for the system prompt."""
+        """Forget the conversation, except for the system prompt."""
         self.messages = list(self.start)
 
 
@@ -64,7 +64,7 @@ def talk(
     sampling: Sampling | None,
     say: Callable[[str], None],
 ) -> None:
-    """Answer each line of `questions` with every model in turn. A question that cannot be asked is said, and passed over."""
+    """Answer each line of `questions` with every model in turn. If a question cannot be asked, show the error and go on."""
     width = max(len(speaker.path) for speaker in speakers)
     for question in map(str.strip, questions):
         if question == END:

@@ -1,4 +1,4 @@
-"""How much a tuned model has forgotten, for two model directories: the metrics of eval/forgetting.py.
+"""Measure how much a tuned model has forgotten, from two model directories, with the metrics of eval/forgetting.py.
 
 The two models may have different vocabularies. Perplexity per byte and the questions use each model's own tokens,
 summed over the same bytes. KL and agreement need the same tokens in both models and are defined as follows:
@@ -9,7 +9,7 @@ summed over the same bytes. KL and agreement need the same tokens in both models
   start tokens (BOS, or a newline).
 - A target is compared if all tokens of its text before it are shared. Targets after a token for which the tuned model
   has no id are excluded, and the number of compared targets is reported.
-- At a compared target, both distributions are restricted to the shared tokens and renormalized. KL is that of the
+- At a compared target, both distributions are restricted to the shared tokens and renormalized. KL compares the
   restricted distributions. The models agree if both have the same most probable shared token.
 
 If the vocabulary was only extended, the shared tokens are the whole old vocabulary and every target is compared.
@@ -65,10 +65,10 @@ def measure_forgetting(
     sharding: str = "auto",
     json: Path | None = None,
 ) -> str | None:
-    """`compare_models` of two model directories: writes the result to `json`, and returns it as a table on rank 0.
+    """Run `compare_models` on two model directories. Write the result to `json`, and return it as a table on rank 0.
 
-    texts: files of general text; None stands for the text of `eval.general_text`. max_bytes: about how much of it is read.
-    dtype, sharding: the values of the options of these names. Starts and ends the process group. Raises UserError, on all
+    texts: files of general text, by default the text of `eval.general_text`. max_bytes: the approximate amount of text to read.
+    dtype, sharding: the values of `--dtype` and `--sharding`. Starts and ends the process group. Raises UserError, on all
     ranks, if a file or a model cannot be read or written.
     """
     start = time.perf_counter()
@@ -78,8 +78,12 @@ def measure_forgetting(
     def read() -> tuple:
         if json:
             prepare_output(json)
-        found = evaluation_texts(texts, max_bytes), read_questions()
-        return *found, [read_model_config(path) for path in paths], [load_tokenizer(path) for path in paths]
+        text_and_questions = evaluation_texts(texts, max_bytes), read_questions()
+        return (
+            *text_and_questions,
+            [read_model_config(path) for path in paths],
+            [load_tokenizer(path) for path in paths],
+        )
 
     read_texts, questions, configs, tokenizers = read_on_first(read, ranks)
     compute_dtype = agreed_dtype(dtype, ranks)
@@ -117,20 +121,20 @@ def compare_models(
     questions: list[Question],
     stop: StopSignal,
 ) -> dict:
-    """All metrics, ready for JSON. A collective: every rank gets the same result.
+    """Compute all metrics, ready for JSON. A collective: every rank gets the same result.
 
     Each metric has its `value` and the bounds `low` and `high` of a 95% bootstrap interval over texts or questions.
-    `per_text` and `per_question` have what they are computed from, for paired tests between several tuned models
+    `per_text` and `per_question` have the sums behind them, for paired tests between several tuned models
     (eval/comparison). Every rank runs the same number of forwards. A signal ends all ranks with KeyboardInterrupt.
     """
     kl, agreements, compared, num_shared = compare_distributions(base, tuned, texts, stop)
-    both = (("base", base), ("tuned", tuned))
-    nats = [_nats(one, encode_texts(one.tokenizer, texts), stop, f"perplexity of {name}") for name, one in both]
+    models = (("base", base), ("tuned", tuned))
+    nats = [_nats(model, encode_texts(model.tokenizer, texts), stop, f"perplexity of {name}") for name, model in models]
     right = [
         right_answers(
-            questions, _nats(one, encode_options(one.tokenizer, questions), stop, f"questions to {name}").tolist()
+            questions, _nats(model, encode_options(model.tokenizer, questions), stop, f"questions to {name}").tolist()
         )
-        for name, one in both
+        for name, model in models
     ]
     num_bytes = np.array([len(text.encode()) for text in texts])
     perplexities = bootstrap(np.stack([*nats, num_bytes], axis=1), _perplexities)
@@ -148,7 +152,7 @@ def compare_models(
     result["questions"] = {"all": _accuracies(questions, right)}
     for kind in dict.fromkeys(question.kind for question in questions):
         chosen = [i for i, question in enumerate(questions) if question.kind == kind]
-        result["questions"][kind] = _accuracies(chosen, [[one[i] for i in chosen] for one in right])
+        result["questions"][kind] = _accuracies(chosen, [[is_right[i] for i in chosen] for is_right in right])
     result["per_text"] = {
         "base_nats": nats[0].tolist(),
         "tuned_nats": nats[1].tolist(),
@@ -161,8 +165,8 @@ def compare_models(
 
 
 def shared_ids(base: ModelAndTokenizer, tuned: ModelAndTokenizer) -> tuple[list[int], list[int]]:
-    """The ids of the shared tokens in the base and in the tuned model, in the order of the base's ids."""
-    rows = [one.model.num_tokens for one in (base, tuned)]
+    """Return the ids of the shared tokens in the base and in the tuned model, in the order of the base's ids."""
+    rows = [side.model.num_tokens for side in (base, tuned)]
     tuned_vocabulary = tuned.tokenizer.get_vocab()
     pairs = sorted(
         (i, tuned_vocabulary[token]) for token, i in base.tokenizer.get_vocab().items() if token in tuned_vocabulary
@@ -179,7 +183,7 @@ def compare_distributions(
     Returns KL in nats, agreements and the number of compared targets, each `(texts,)` and summed over the targets of a
     text, and the number of shared tokens.
     """
-    ranks, both = stop.ranks, (base, tuned)
+    ranks, models = stop.ranks, (base, tuned)
     base_ids, tuned_ids = shared_ids(base, tuned)
     to_tuned = dict(zip(base_ids, tuned_ids, strict=True))
     columns = [torch.tensor(ids, device=ranks.device) for ids in (base_ids, tuned_ids)]
@@ -189,8 +193,8 @@ def compare_distributions(
         num_shared = next((i for i, token in enumerate(ids) if token not in to_tuned), len(ids))
         ids = ids[: num_shared + 1]
         # The last token is only a target, and targets are not used here, so its id in the tuned model may be any.
-        for of_model, one, tokens in zip(sequences, both, (ids, [to_tuned.get(i, 0) for i in ids]), strict=True):
-            start = start_tokens(one.tokenizer)
+        for of_model, model, tokens in zip(sequences, models, (ids, [to_tuned.get(i, 0) for i in ids]), strict=True):
+            start = start_tokens(model.tokenizer)
             of_model.append((start + tokens, [False] * len(start) + [True] * len(tokens)))
     documents = [as_documents(of_model) for of_model in sequences]
     sums = torch.zeros(len(texts), 3, dtype=torch.float64)
@@ -210,29 +214,29 @@ def compare_distributions(
     turns = deal.of_rank(ranks.rank) if base_ids else []
     tokens = [2 * int(documents[0].lengths[list(items)].sum()) for items in turns]  # both models read them
     for items in in_turns(turns, tokens, "KL and agreement", ranks, stop):
-        for one, of_model, visit in zip(both, documents, (keep, compare_chunk), strict=True):
-            visit_documents(one.model, of_model, items, ranks.device, visit)
+        for model, of_model, visit in zip(models, documents, (keep, compare_chunk), strict=True):
+            visit_documents(model.model, of_model, items, ranks.device, visit)
     dist.all_reduce(sums, group=ranks.flags)
     return *sums.T.numpy(), len(base_ids)
 
 
 def _nats(
-    one: ModelAndTokenizer, sequences: list[tuple[list[int], list[bool]]], stop: StopSignal, description: str
+    model: ModelAndTokenizer, sequences: list[tuple[list[int], list[bool]]], stop: StopSignal, description: str
 ) -> np.ndarray:
-    """Negative log-likelihood of the targets of each sequence, fp64 `(sequences,)`. A collective."""
+    """Return the negative log-likelihood of the targets of each sequence, fp64 `(sequences,)`. A collective."""
     documents, ranks = as_documents(sequences), stop.ranks
-    deal = _deal(one, documents, ranks.world_size, capacity=FORWARD_TOKENS)
+    deal = _deal(model, documents, ranks.world_size, capacity=FORWARD_TOKENS)
     mine = [item for items in deal.of_rank(ranks.rank) for item in items]
     with token_bar(int(documents.lengths[mine].sum()), description, ranks) as bar:
-        sums = compare(Reference(documents, deal), one.model, stop, bar.update)
+        sums = compare(Reference(documents, deal), model.model, stop, bar.update)
     if sums is None:
         stop_all(ranks)
     return sums[:, 1].numpy()
 
 
-def _deal(one: ModelAndTokenizer, documents: Documents, ranks: int, capacity: int, packing: bool = True) -> Deal:
-    """All documents, dealt to the ranks by the FLOPs of this model (data/dealing.py)."""
-    costs = document_costs(count_work(one.model, one.model.causal_lm.config))
+def _deal(model: ModelAndTokenizer, documents: Documents, ranks: int, capacity: int, packing: bool = True) -> Deal:
+    """Deal all documents to the ranks by their FLOPs in this model (data/dealing.py)."""
+    costs = document_costs(count_work(model.model, model.model.causal_lm.config))
     return Dealer(capacity, costs, packing).deal(range(len(documents)), documents, ranks)
 
 
@@ -255,7 +259,7 @@ def _accuracies(questions: Sequence, right: Sequence[Sequence[bool]]) -> dict:
 
 
 def table(result: dict) -> str:
-    """The result of `compare_models` as a text table."""
+    """Return the result of `compare_models` as a text table."""
     rows = [("", "base", "tuned", "change", "95% interval", "of")]
 
     def add(name: str, metric: dict, of: str, scale: float = 1.0, unit: str = "", digits: int = 4) -> None:

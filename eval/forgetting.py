@@ -5,10 +5,10 @@ There are four metrics, on text and questions that neither replay nor the Fisher
 - perplexity per byte: exp(nats / bytes). It is per byte, because tokens of different vocabularies are not comparable.
 - KL(base || tuned): the sum over the vocabulary of p_base (log p_base - log p_tuned), in nats, averaged over tokens. It
   sees every change of the predictions, even where the actual next token is as probable as before.
-- agreement: the share of tokens at which both models have the same most probable next token.
+- agreement: the share of tokens at which base and tuned model have the same most probable next token.
 - questions: the share of right answers in eval/questions.jsonl (eval/questions.py).
 
-Beside them stands KL(base || tuned) on prompts of the task, by which forgetting can be foreseen (arXiv:2509.04259).
+A fifth one, KL(base || tuned) on prompts of the task, predicts forgetting (arXiv:2509.04259).
 
 This file measures them during training, on the sharded model. The base's distributions on a fixed part of the text are
 computed once, from the weights that training starts from. eval/compare_models.py compares two exported models.
@@ -51,9 +51,9 @@ Distributions = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    """Documents, dealt to the ranks, and the base's distributions over the first `shared_tokens` tokens on their targets.
+    """Documents dealt to the ranks, and the base model's distribution over the first `shared_tokens` tokens at each target.
 
-    base: those of this rank's chunks, in the order of the forwards; None: only the nats count.
+    base: the distributions of this rank's chunks, in the order of its forwards. None if only the nats are measured.
     """
 
     documents: Documents
@@ -64,22 +64,23 @@ class Reference:
 
 @dataclass(frozen=True)
 class ForgettingReference:
-    """What to measure on."""
+    """The texts, questions and prompts on which forgetting is measured."""
 
     texts: Reference
     num_bytes: int  # of the texts
-    prompts: Reference | None  # of the task
+    prompts: Reference | None  # prompts of the task
     questions: list[Question]
     options: Reference  # of all questions, in order; without the base
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that the base's distributions take on this rank."""
-        chunks = [chunk for one in (self.texts, self.prompts) if one for chunk in one.base or ()]
+        """Bytes of host memory that the base's distributions take on this rank."""
+        references = (self.texts, self.prompts)
+        chunks = [chunk for reference in references if reference for chunk in reference.base or ()]
         return sum(tensor.nbytes for chunk in chunks for tensor in chunk)
 
     def line(self) -> str:
-        """What is measured, for the run's log."""
+        """Describe the reference in one line of the run's log."""
         prompts = ""
         if self.prompts:
             documents = self.prompts.documents
@@ -101,43 +102,43 @@ def start_forgetting(
 ) -> ForgettingReference:
     """Compute the base's distributions. A collective; call it while the model has the base's weights.
 
-    dealer: how large one forward is, as in training. shared_tokens: the number of tokens before the vocabulary was extended
-    (`model.architectures.first_new_row`). KL and agreement are then computed on the distribution over these tokens, renormalized,
-    because the untrained rows of new tokens contain nothing that could be forgotten. Default: all tokens of the tokenizer.
-    prompts: those of the task (`task_prompts`). A signal stops it early; `measure_forgetting` then returns None.
+    dealer: sets the size of one forward, as in training. shared_tokens: the number of tokens before the vocabulary was extended
+    (`model.architectures.first_new_row`), by default all tokens of the tokenizer. KL and agreement are computed on the
+    distribution over these tokens, renormalized, because the untrained rows of new tokens contain nothing that could be
+    forgotten. prompts: prompts of the task (`task_prompts`). A signal stops it early; `measure_forgetting` then returns None.
     """
     pieces = sample_evenly(split_into_pieces(held_out_texts()), TEXT_BYTES)
     questions = read_questions()
     texts = as_documents(encode_texts(tokenizer, pieces))
     options = as_documents(encode_options(tokenizer, questions))
-    base = dealer, shared_tokens or len(tokenizer), stop
+    settings = dealer, shared_tokens or len(tokenizer), stop
     return ForgettingReference(
-        remember_base(model, texts, *base),
+        remember_base(model, texts, *settings),
         sum(len(piece.encode()) for piece in pieces),
-        remember_base(model, prompts, *base) if prompts else None,
+        remember_base(model, prompts, *settings) if prompts else None,
         questions,
         Reference(options, dealer.deal(range(len(options)), options, stop.ranks.world_size)),
     )
 
 
 def task_prompts(documents: Documents | Windows) -> Documents | None:
-    """Prompts of examples, what stands before the first answer, each with the token that follows. None for texts.
+    """Return the tokens of examples up to and with the first token of the first answer. None if the data are texts.
 
-    They are spread evenly over the examples, and at most TASK_TOKENS tokens are targets: of each prompt the last ones.
+    The examples are spread evenly over the data. At most TASK_TOKENS tokens are targets, the last tokens of each prompt.
     """
     if not isinstance(documents, Documents):  # windows of a token store are text
         return None
     examples = documents.items_with_targets()
-    found = []
+    prompts = []
     for item in examples[:: max(1, len(examples) // (TASK_TOKENS // FEWEST_PROMPTS))]:
         ids, weights = documents.get(item)
         answer = int(np.flatnonzero(weights)[0])
         if answer > 1:
-            found.append(ids[: answer + 1].tolist())
-    if not found:
+            prompts.append(ids[: answer + 1].tolist())
+    if not prompts:
         return None
-    wanted = max(FEWEST_PROMPTS, TASK_TOKENS * len(found) // sum(map(len, found)))
-    chosen = found[:: -(-len(found) // wanted)]
+    most = max(FEWEST_PROMPTS, TASK_TOKENS * len(prompts) // sum(map(len, prompts)))
+    chosen = prompts[:: -(-len(prompts) // most)]
     targets = [min(len(ids) - 1, TASK_TOKENS // len(chosen)) for ids in chosen]
     return as_documents([(ids, [False] * (len(ids) - n) + [True] * n) for ids, n in zip(chosen, targets, strict=True)])
 
@@ -145,7 +146,10 @@ def task_prompts(documents: Documents | Windows) -> Documents | None:
 def remember_base(
     model: torch.nn.Module, documents: Documents, dealer: Dealer, shared_tokens: int, stop: StopSignal
 ) -> Reference:
-    """The reference of documents, while the model has the base's weights. A collective; `compare` says more of a signal."""
+    """Store the base's distributions on documents. A collective; call it while the model has the base's weights.
+
+    A signal stops it early; `compare` then returns None.
+    """
     deal, base = dealer.deal(range(len(documents)), documents, stop.ranks.world_size), list[Distributions]()
 
     def remember(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
@@ -162,9 +166,9 @@ def compare(
     stop: StopSignal,
     advance: Callable[[int], object] = lambda tokens: None,
 ) -> torch.Tensor | None:
-    """Of each document the sums over its targets of 1, nats, KL and agreements: fp64 `(documents, 4)`. A collective.
+    """Sum over each document's targets: 1, nats, KL and agreements, fp64 `(documents, 4)`. A collective.
 
-    None after a signal, also one that came earlier. Every rank gets the same sums. The base's distributions are moved to the
+    Return None after a signal, also an earlier one. Every rank gets the same sums. The base's distributions are moved to the
     device one chunk at a time, so the extra device memory is a few times the logits of model.loss.LOSS_TOKENS tokens. advance:
     called with the number of tokens that this rank has just read.
     """
@@ -173,12 +177,12 @@ def compare(
 
     def add(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
         nats = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
-        found = [torch.ones_like(nats), nats, torch.zeros_like(nats), torch.zeros_like(nats)]
+        columns = [torch.ones_like(nats), nats, torch.zeros_like(nats), torch.zeros_like(nats)]
         if reference.base is not None:
-            log_p, most_probable = (one.to(logits.device) for one in next(base_chunks))
+            log_p, most_probable = (tensor.to(logits.device) for tensor in next(base_chunks))
             log_q = logits[:, : reference.shared_tokens].log_softmax(-1)
-            found[2:] = kl_divergence(log_p, log_q), log_q.argmax(-1) == most_probable
-        of_targets = torch.stack([one.double() for one in found], dim=1)
+            columns[2:] = kl_divergence(log_p, log_q), log_q.argmax(-1) == most_probable
+        of_targets = torch.stack([column.double() for column in columns], dim=1)
         sums.index_add_(0, torch.from_numpy(owners), of_targets.cpu())
 
     if not _visit_all(model, reference.deal, reference.documents, stop, add, advance):
@@ -190,8 +194,12 @@ def compare(
 def measure_forgetting(
     reference: ForgettingReference, model: torch.nn.Module, stop: StopSignal
 ) -> dict[str, float] | None:
-    """The metrics, by the names of their curves; None after a signal. A collective: as many forwards on every rank."""
-    parts = [compare(one, model, stop) for one in (reference.texts, reference.options, reference.prompts) if one]
+    """Return the metrics by the names of their curves, or None after a signal. A collective.
+
+    Every rank runs the same number of forwards.
+    """
+    measured = (reference.texts, reference.options, reference.prompts)
+    parts = [compare(part, model, stop) for part in measured if part]
     if any(part is None for part in parts):
         return None
     texts, options, *prompts = [part for part in parts if part is not None]
@@ -209,25 +217,25 @@ def measure_forgetting(
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of each row in nats, fp32 `(rows,)`. log_p `(rows, tokens)` may be rounded; it is normalized again."""
+    """Return KL(p || q) of each row in nats, fp32 `(rows,)`. log_p `(rows, tokens)` may be rounded; it is normalized again."""
     log_p = log_p.float().log_softmax(-1)
     return torch.linalg.vecdot(log_p.exp(), log_p - log_q).clamp(min=0)  # rounding may make it slightly negative
 
 
 def perplexity(nats: float) -> float:
-    """exp(nats), or infinity on overflow."""
+    """Return exp(nats), or infinity on overflow."""
     return math.inf if nats >= 700 else math.exp(nats)
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
-    """(token ids, is_target) of each text. All its tokens are targets; the `start_tokens` before them are not."""
+    """Return (token ids, is_target) of each text. All its tokens are targets, except the `start_tokens` before it."""
     start = start_tokens(tokenizer)
     encoded = [tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts]
     return [(start + ids, [False] * len(start) + [True] * len(ids)) for ids in encoded]
 
 
 def as_documents(sequences: Sequence[tuple[list[int], list[bool]]]) -> Documents:
-    """(token ids, is_target) pairs as documents that can be packed."""
+    """Convert (token ids, is_target) pairs into documents that can be packed."""
     ids = [np.array(tokens, dtype=np.int64) for tokens, _ in sequences]
     return in_memory(ids, [np.array(flags, dtype=bool) for _, flags in sequences])
 
@@ -240,10 +248,9 @@ def visit_documents(
     visit: VisitChunk,
     part: Callable[[MicroBatch], MicroBatch] = lambda batch: batch,
 ) -> None:
-    """One forward over the documents with the indices `items` (possibly none), without gradients.
+    """Run one forward over the documents with the indices `items` (possibly none), without gradients.
 
-    `visit` is called for each chunk of their targets; of those that this rank computes, if ranks share a micro-batch. part:
-    what this rank computes of a micro-batch.
+    `visit` is called for each chunk of targets. part: selects this rank's part of a micro-batch, if ranks share one.
     """
     owner = torch.from_numpy(np.repeat(np.array(items, dtype=np.int64), documents.targets[list(items)]))
     micro_batch = part(replace(collate(tuple(items), documents), target_sources=owner))
@@ -266,9 +273,9 @@ def _visit_all(
     visit: VisitChunk,
     advance: Callable[[int], object] = lambda tokens: None,
 ) -> bool:
-    """Forward over all documents, each on one rank, in the same order every time. A collective.
+    """Run forwards over all documents, each on one rank, in the same order every time. A collective.
 
-    Returns False after a signal, on all ranks.
+    Return False, on all ranks, after a signal.
     """
     ranks = stop.ranks
     with evaluating(model):

@@ -16,27 +16,27 @@ from data.formats import read_files
 
 HELD_OUT_SHARE = 0.12  # of the topics: about 35 kB or 9,000 tokens
 PIECE_BYTES = 1500  # about 375 tokens
-# Texts of this project's own for a budget of forgetting (training/budget.py), each of three kinds: what chooses, and what judges.
+# Texts written for a budget of forgetting (training/budget.py), three kinds in each file. The first chooses, the second judges.
 SELECTION, CERTIFICATE = (Path(__file__).with_name("texts") / f"{name}.jsonl" for name in ("selection", "certificate"))
 SOURCE = f"pydoc_data.topics of Python {platform.python_version()}"
 
 
 def held_out_texts() -> list[str]:
-    """The topics that training never sees, sorted by name, without repeated paragraphs (topics quote each other)."""
+    """Return the topics that training never sees, sorted by name, without repeated paragraphs (topics quote each other)."""
     texts = [topics[name].strip() for name in sorted(topics) if _is_held_out(name)]
     return _without(texts, seen=set())
 
 
 def training_texts() -> list[str]:
-    """The other topics, without repeated paragraphs and without those that also occur in a held-out topic."""
+    """Return the other topics, without repeated paragraphs and without those that also occur in a held-out topic."""
     held_out = {_key(paragraph) for text in held_out_texts() for paragraph in _paragraphs(text)}
     return _without([topics[name].strip() for name in sorted(topics) if not _is_held_out(name)], held_out)
 
 
 def evaluation_texts(paths: Sequence[Path] | None, max_bytes: int) -> list[str]:
-    """Pieces of general text for an evaluation: of the files at `paths`, or by default of the held-out topics.
+    """Return pieces of general text for an evaluation, from the files at `paths` or by default from the held-out topics.
 
-    They are spread evenly over the text and have about `max_bytes` bytes in total. Raises UserError if a file contains
+    The pieces are spread evenly over the text and have about `max_bytes` bytes in total. Raises UserError if a file contains
     a chat, or if there is no text.
     """
     texts = [text for path in paths for text in read_texts(path)] if paths else held_out_texts()
@@ -47,7 +47,7 @@ def evaluation_texts(paths: Sequence[Path] | None, max_bytes: int) -> list[str]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a data file (data/formats.py). Raises UserError if it contains a chat."""
+    """Return the texts of a data file (data/formats.py). Raises UserError if it contains a chat."""
     texts = []
     for where, example in read_files([path]):
         if "text" not in example:
@@ -57,7 +57,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def split_into_pieces(texts: list[str], max_bytes: int = PIECE_BYTES) -> list[str]:
-    """The texts in pieces of at most `max_bytes` UTF-8 bytes, split between paragraphs, lines, words or characters.
+    """Split texts into pieces of at most `max_bytes` UTF-8 bytes, between paragraphs, lines, words or characters.
 
     Only white space at the splits is lost. The pieces are the same for every tokenizer and every context window.
     """
@@ -71,7 +71,7 @@ def split_into_pieces(texts: list[str], max_bytes: int = PIECE_BYTES) -> list[st
 
 
 def sample_evenly(texts: list[str], max_bytes: int) -> list[str]:
-    """Every k-th text, so that they have about `max_bytes` UTF-8 bytes in total; all texts if they have fewer."""
+    """Return every k-th text, so that they have about `max_bytes` UTF-8 bytes in total; all texts if they have fewer."""
     return texts[:: max(1, -(-sum(len(text.encode()) for text in texts) // max_bytes))]
 
 
@@ -90,12 +90,12 @@ def _split(text: str, separator: str, max_bytes: int) -> list[str]:
 
 
 def _is_held_out(name: str) -> bool:
-    """Decided by a hash of the topic's name, so it is the same on every machine and independent of the other topics."""
+    """Decide by a hash of the topic's name, so the answer is the same on every machine and ignores the other topics."""
     return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT_SHARE * 256
 
 
 def _without(texts: list[str], seen: set[str]) -> list[str]:
-    """The texts without paragraphs that are in `seen` or occurred earlier. Texts that become empty are dropped."""
+    """Remove paragraphs that are in `seen` or in an earlier text. Texts that become empty are dropped."""
     seen, kept = set(seen), []
     for text in texts:
         new = []
@@ -113,5 +113,5 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _key(paragraph: str) -> str:
-    """A paragraph with its white space normalized, because topics indent and wrap their quotations differently."""
+    """Return a paragraph with its white space normalized, because topics indent and wrap their quotations differently."""
     return " ".join(paragraph.split())

@@ -1,7 +1,7 @@
 """Load a model for an evaluation on one or several ranks: whole on every rank, or sharded over all of them (FSDP2).
 
-A sharded model holds on each rank its part of the parameters, plus, during a forward, what FSDP has gathered for it: one
-unit at a time (a decoder layer, the embedding, the head), and the root with the norm and a tied embedding throughout.
+Each rank of a sharded model holds its part of the parameters. During a forward FSDP gathers one unit at a time (a decoder layer,
+the embedding, the head). The root unit, with the norm and a tied embedding, stays gathered.
 """
 
 import argparse
@@ -39,10 +39,10 @@ def add_sharding_option(parser: argparse.ArgumentParser) -> None:
 
 
 def is_sharded(option: str, paths: Sequence[str], ranks: Ranks) -> bool:
-    """Whether the value of `--sharding` means to shard the models at `paths`. A collective.
+    """Return whether the value of `--sharding` means to shard the models at `paths`. A collective.
 
     `auto` shards over several ranks if the models have more than SMALL_BYTES of files, because gathering the parameters
-    for every token takes longer than to compute with them if they are few. Rank 0 prints what it has chosen.
+    for every token takes longer than to compute with them if they are few. Rank 0 prints the choice.
     """
     if option != "auto" or ranks.world_size == 1:
         return option == "full" and ranks.world_size > 1
@@ -57,7 +57,7 @@ def is_sharded(option: str, paths: Sequence[str], ranks: Ranks) -> bool:
 
 
 def agreed_dtype(name: str, ranks: Ranks) -> torch.dtype:
-    """`choose_dtype`, the same on all ranks: `auto` is bf16 only if every rank has it natively. A collective."""
+    """Return the same `choose_dtype` on all ranks: `auto` is bf16 only if every rank has it natively. A collective."""
     dtype = choose_dtype(name, ranks.device)
     return torch.float32 if agree_any(dtype == torch.float32, ranks) else dtype
 
@@ -65,7 +65,7 @@ def agreed_dtype(name: str, ranks: Ranks) -> torch.dtype:
 def load_packed(
     config: PretrainedConfig, path: str, dtype: torch.dtype, sharded: bool, ranks: Ranks
 ) -> PackedLanguageModel:
-    """The model for packed documents, parameters in `dtype`, in eval mode. A collective.
+    """Load the model for packed documents, with parameters in `dtype`, in eval mode. A collective.
 
     If it is sharded, each rank reads its own slices only, and all ranks must run the same number of forwards. Raises
     UserError, on every rank, if any rank cannot load it.
@@ -97,9 +97,9 @@ def load_causal_lm(
 
 
 def _causal_lm_on_meta(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its own forward and its own vocabulary size: rows of padding could be chosen as tokens."""
+    """Build the model with its own forward and vocabulary size, because rows of padding could be chosen as tokens."""
     try:
-        read_model_config(path)  # only for its checks: the names of the parameters must be those of the files
+        read_model_config(path)  # only for its checks: parameters must have the same names as in the files
     except UserError as error:
         raise UserError(f"{error}; --sharding none evaluates models that transformers alone supports") from error
     with torch.device("meta"):

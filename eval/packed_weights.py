@@ -11,11 +11,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-ROWS = 32  # for which oneDNN chooses the layout of a weight
+ROWS = 32  # oneDNN chooses the layout of a weight for inputs of so many rows
 
 
 def pack_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, changed in place, for forwards without gradients. A no-op on a GPU and for the weights of a sharded model.
+    """Pack the weights of a model in place, for forwards without gradients. A no-op on a GPU and for sharded weights.
 
     A packed weight takes the place of the plain one, except that a tied head keeps both: the embedding needs the plain one.
     """
@@ -28,7 +28,7 @@ def pack_weights(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there; it packs bf16 only where the processor has AVX512 or AVX-NE-CONVERT."""
+    """Return whether oneDNN can pack `dtype`. It packs bf16 only on a processor with AVX512 or AVX-NE-CONVERT."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

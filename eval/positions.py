@@ -1,10 +1,11 @@
-"""Mean loss by position in the document: whether a model uses its context up to the end of its window, and beyond.
+"""Measure the mean loss by position in the document: does a model use its context up to the end of its window, and beyond?
 
-It uses the packed model, one document per forward, whose attention needs no memory quadratic in the length for any
-architecture. In transformers, SDPA ignores Gemma 2's softcap, and eager attention over 12,288 tokens would need
-gigabytes per layer.
+It runs the packed model, with one document per forward, because the memory of its attention grows only linearly with the
+length, for every architecture. In transformers, SDPA ignores Gemma 2's softcap, and eager attention over 12,288 tokens would
+need gigabytes per layer.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.durable_files import write_json
 from common.errors import UserError
 from data.tokens import bos_ids, load_tokenizer
-from distributed.process_group import StopSignal, gather_objects, read_on_first, start_process_group
+from distributed.process_group import StopSignal, read_on_first, start_process_group
 from eval.forgetting import as_documents, visit_documents
 from eval.general_text import SOURCE, read_texts, training_texts
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
-from eval.over_ranks import TIMEOUT_MINUTES, in_turns
+from eval.over_ranks import TIMEOUT_MINUTES, compute_over_ranks
 from eval.results import prepare_output
 from model.architectures import read_model_config
 from model.dtypes import dtype_name
@@ -41,10 +42,11 @@ def measure_positions(
     sharding: str,
     json: Path | None,
 ) -> str | None:
-    """The losses by position of a model directory, with its own RoPE and with each type of scaling: a table on rank 0.
+    """Measure a model directory by position, with its own RoPE and with each `rope_type`. Return a table on rank 0.
 
     The arguments are the options of `scripts/measure.py positions`, which documents them. Starts and ends the process group.
-    Raises UserError, on all ranks, for a mistake in them or in the files.
+    Raises UserError, on all ranks, for a mistake in the options or in the files. A signal ends all ranks with
+    KeyboardInterrupt.
     """
     if (rope_factor, rope_original_length) != (None, None) and not rope_type:
         raise UserError("--rope-factor and --rope-original-length need a --rope-type")
@@ -59,14 +61,18 @@ def measure_positions(
             configs[f"{name} x{rope_factor:g}"] = config
         return configs, read_long_documents(data, load_tokenizer(model), length, documents)
 
-    configs, chosen = read_on_first(read, ranks)
+    configs, documents_read = read_on_first(read, ranks)
     compute_dtype = agreed_dtype(dtype, ranks)
     sharded = is_sharded(sharding, [model], ranks)
     stop, columns = StopSignal(ranks), {}
+    tokens = [len(document) for document in documents_read]
     for name, config in configs.items():
         packed = load_packed(config, model, compute_dtype, sharded, ranks)
-        columns[name] = buckets(losses_over_ranks(packed, chosen, stop, name), bucket)
-        del packed  # before the next one is loaded
+        measure = functools.partial(document_losses, packed, device=ranks.device)
+        # One document per forward, or none on a rank without a document.
+        losses = compute_over_ranks(measure, documents_read, tokens, ranks, name, stop, max_items=1)
+        columns[name] = buckets(losses, bucket)
+        del packed, measure  # before the next model is loaded
     dist.destroy_process_group()
     if ranks.rank != 0:
         return None
@@ -74,7 +80,7 @@ def measure_positions(
         "model": model,
         "source": ", ".join(map(str, data)) if data else SOURCE,
         "length": length,
-        "documents": len(chosen),
+        "documents": len(documents_read),
         "dtype": dtype_name(compute_dtype),
         "windows": {name: config.max_position_embeddings for name, config in configs.items()},
         "buckets": columns,
@@ -82,14 +88,14 @@ def measure_positions(
     if json:
         write_json(json, result)
     windows = ", ".join(f"{name} {window}" for name, window in result["windows"].items())
-    where = f"{len(chosen)} documents of {length} tokens from {result['source']} ({result['dtype']})"
+    where = f"{len(documents_read)} documents of {length} tokens from {result['source']} ({result['dtype']})"
     return f"{model} on {where}\nwindows: {windows}\n{table(columns)}"
 
 
 def read_long_documents(
     paths: Sequence[Path] | None, tokenizer: PreTrainedTokenizerBase, length: int, max_documents: int
 ) -> list[list[int]]:
-    """At most `max_documents` documents of exactly `length` tokens, each starting with BOS if the tokenizer adds one.
+    """Return at most `max_documents` documents of exactly `length` tokens. Each starts with BOS if the tokenizer adds one.
 
     The texts of each file at `paths` are joined to one long text. Without paths, the training part of
     eval/general_text.py is used. Raises UserError if no text is long enough.
@@ -105,9 +111,9 @@ def read_long_documents(
 
 
 def cut_documents(ids: Sequence[int], length: int, max_documents: int, prefix: Sequence[int] = ()) -> list[list[int]]:
-    """At most `max_documents` documents of exactly `length` tokens from a long text, evenly spread and without overlap.
+    """Cut at most `max_documents` documents of exactly `length` tokens from a long text, evenly spread and without overlap.
 
-    prefix: the first tokens of each document, e.g. BOS. A text that is too short gives no document.
+    prefix: the first tokens of each document, e.g. BOS. Returns an empty list if the text is too short.
     """
     body = length - len(prefix)
     fit = len(ids) // body
@@ -116,26 +122,14 @@ def cut_documents(ids: Sequence[int], length: int, max_documents: int, prefix: S
     return [[*prefix, *ids[start : start + body]] for start in starts]
 
 
-def losses_over_ranks(
-    model: PackedLanguageModel, documents: Sequence[Sequence[int]], stop: StopSignal, description: str
-) -> list[torch.Tensor]:
-    """The `document_losses` of each document, which are dealt out to all ranks; the model may be sharded over them. A collective.
-
-    Every rank gets all losses. A signal ends all ranks with KeyboardInterrupt.
-    """
-    ranks = stop.ranks
-    # One document in each forward, or none where others have one.
-    turns = [documents[first + ranks.rank :][:1] for first in range(0, len(documents), ranks.world_size)]
-    tokens = [sum(map(len, turn)) for turn in turns]
-    mine = [document_losses(model, turn, ranks.device) for turn in in_turns(turns, tokens, description, ranks, stop)]
-    shares = gather_objects(mine, ranks)
-    return [shares[item % ranks.world_size][item // ranks.world_size] for item in range(len(documents))]
-
-
 def document_losses(
     model: PackedLanguageModel, documents: Sequence[Sequence[int]], device: torch.device
-) -> torch.Tensor:
-    """One forward over these documents, which may be longer than the window: the nats of each token but their first, fp64."""
+) -> list[torch.Tensor]:
+    """Return the nats of each token of each document but its first token, fp64 `(length - 1,)`, from one forward.
+
+    Documents may be longer than the window. All ranks of a sharded model must call this equally often; a rank without a
+    document passes an empty list.
+    """
     packed = as_documents([(list(ids), [False] + [True] * (len(ids) - 1)) for ids in documents])
     parts = [torch.zeros(0, dtype=torch.float64)]
 
@@ -143,13 +137,14 @@ def document_losses(
         parts.append(F.cross_entropy(logits, target_ids, reduction="none").double().cpu())
 
     visit_documents(model, packed, range(len(documents)), device, add)
-    return torch.cat(parts)
+    return list(torch.cat(parts).split([len(ids) - 1 for ids in documents]))
 
 
 def buckets(losses: Sequence[torch.Tensor], width: int) -> list[dict]:
-    """For each `width` positions of all documents `start` to `end - 1`: the summed loss `nats`, the number of `tokens`, the `mean`.
+    """Group the losses of all documents by position, `width` positions to a bucket.
 
-    Position 0 is never predicted; the mean of no tokens is NaN.
+    Each bucket holds the positions `start` to `end - 1`: the sum of their losses in `nats`, the number of `tokens` and the
+    `mean`. Position 0 is never predicted. The mean of no tokens is NaN.
     """
     longest = max((len(loss) + 1 for loss in losses), default=0)
     result = []
@@ -161,7 +156,7 @@ def buckets(losses: Sequence[torch.Tensor], width: int) -> list[dict]:
 
 
 def table(columns: dict[str, list[dict]]) -> str:
-    """Nats per token by position as a text table, with one named column per model."""
+    """Return a text table of nats per token by position, with a column for each RoPE."""
     lines = [f"{'positions':>15} {'tokens':>7}" + "".join(f"{name:>14}" for name in columns)]
     for row in zip(*columns.values(), strict=True):
         positions = f"{row[0]['start']}-{row[0]['end'] - 1}"

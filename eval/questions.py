@@ -1,4 +1,4 @@
-"""A small closed set of general questions: which of the options does the model find most probable?
+"""A small closed set of general questions, scored by which option the model finds most probable.
 
 The questions were written for this project (eval/questions.jsonl; the first option is the right one): facts,
 arithmetic, grammar, word meanings, sequences, common sense, code. Each is a plain beginning of a text with possible
@@ -33,13 +33,13 @@ class Question:
 
 
 def read_questions() -> list[Question]:
-    """All questions, in the order of the file."""
+    """Return all questions, in the order of the file."""
     lines = FILE.read_text(encoding="utf-8").splitlines()
     return [Question(q["kind"], q["prompt"], tuple(q["options"])) for q in map(json.loads, lines)]
 
 
 def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens placed before a text, so that its first token is predicted too.
+    """Return the tokens to place before a text, so that its first token is predicted too.
 
     BOS if the tokenizer adds it, else a newline. With them, the loss covers every byte of the text under any tokenizer.
     """
@@ -49,7 +49,7 @@ def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode_options(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> list[tuple[list[int], list[bool]]]:
-    """(token ids, is_target) of every option of every question, in order. The targets are the tokens of the option.
+    """Return (token ids, is_target) of every option of every question, in order. The targets are the tokens of the option.
 
     Prompt and option are tokenized together. A token that spans the boundary between them is a target.
     """
@@ -66,7 +66,7 @@ def encode_options(
 
 
 def right_answers(questions: Sequence[Question], nats: Sequence[float]) -> list[bool]:
-    """For each question, whether its first option has the highest likelihood per byte.
+    """Return for each question whether its first option has the highest likelihood per byte.
 
     nats: the negative log-likelihood of every option of every question, in order. A tie is not a right answer.
     """
@@ -76,6 +76,6 @@ def right_answers(questions: Sequence[Question], nats: Sequence[float]) -> list[
             loss / len(option.encode())
             for option, loss in zip(question.options, nats[start : start + len(question.options)], strict=True)
         ]
-        right.append(all(per_byte[0] < other for other in per_byte[1:]))
+        right.append(all(per_byte[0] < wrong for wrong in per_byte[1:]))
         start += len(question.options)
     return right

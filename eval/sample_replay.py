@@ -39,7 +39,7 @@ PLACEHOLDER = "here the user's words begin"  # marks the start of the user's mes
 
 
 def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
-    """What replay must not overlap with: held-out text, questions with their answers, texts of a budget, and `exclude`."""
+    """Return the texts that replay must not overlap: held-out text, questions with answers, texts of a budget, `exclude`."""
 
     def texts() -> Iterator[str]:
         yield from held_out_texts()
@@ -51,7 +51,7 @@ def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
 
 
 def topic_texts(evaluation: EvaluationTexts) -> tuple[list[str], int]:
-    """(topics that are not held out, number of their paragraphs dropped because they overlap with evaluation)."""
+    """Return (topics that are not held out, number of their paragraphs dropped because they overlap with evaluation)."""
     kept, num_dropped = [], 0
     for text in training_texts():
         paragraphs = text.split("\n\n")
@@ -63,7 +63,7 @@ def topic_texts(evaluation: EvaluationTexts) -> tuple[list[str], int]:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What to sample: the options of `scripts/data.py replay`, which documents them."""
+    """The options of `scripts/data.py replay`, which documents them."""
 
     model: str | None
     documents: int = 1000
@@ -78,7 +78,7 @@ class SamplingOptions:
 
 
 class ReplaySampler:
-    """Samples the documents of one output file, and resumes after the batches that an earlier call has finished.
+    """The sampler of one output file, which resumes after the batches that an earlier call has finished.
 
     Creating it needs no process group, so that a mistake is reported before the work. Raises UserError for an option out of
     range, if `options.model` is not a model directory, or if OUT.parts/ was written with different settings.
@@ -115,7 +115,7 @@ class ReplaySampler:
             )
 
     def _start(self) -> list[int]:
-        """The token ids that every document is sampled after. Raises UserError if there are none."""
+        """Return the token ids after which every document is sampled. Raises UserError if there are none."""
         text = self.options.start
         if self.form == "chat":
             rendered = self.encoder.template.render([{"role": "user", "content": PLACEHOLDER}])
@@ -129,7 +129,7 @@ class ReplaySampler:
         return start
 
     def sample(self, ranks: Ranks, sharding: str = "auto") -> list[dict] | None:
-        """All documents in order, on rank 0; None on the other ranks. A collective.
+        """Return all documents in order on rank 0, and None on the other ranks. A collective.
 
         Each has `text` or `messages`, and `finished`: False if it reached the length limit. sharding: the value of
         `--sharding` (eval/load_over_ranks.py), which does not change the documents.
@@ -170,10 +170,10 @@ class ReplaySampler:
         first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices])
         if self.form == "text":
             return [{"text": text, "finished": finished} for text, finished in first]
-        asked = [i for i, (text, finished) in enumerate(first) if text and finished]
-        prompts = [self.encoder.prompt([{"role": "user", "content": first[i][0]}]) for i in asked]
-        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in asked])
-        replies, documents = dict(zip(asked, answers, strict=True)), []
+        answered = [i for i, (text, finished) in enumerate(first) if text and finished]
+        prompts = [self.encoder.prompt([{"role": "user", "content": first[i][0]}]) for i in answered]
+        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in answered])
+        replies, documents = dict(zip(answered, answers, strict=True)), []
         for i, (question, _) in enumerate(first):
             text, finished = replies.get(i, ("", False))
             turns = ("user", question), ("assistant", text)
@@ -184,7 +184,7 @@ class ReplaySampler:
     def _generate(
         self, model: PreTrainedModel, prompts: list[list[int]], sample_numbers: list[int]
     ) -> list[tuple[str, bool]]:
-        """(text, finished) for each prompt."""
+        """Return (text, finished) for each prompt."""
         options, tokenizer = self.options, self.tokenizer
         sampling = Sampling(options.temperature, options.top_p, options.seed)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

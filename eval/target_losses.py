@@ -1,4 +1,4 @@
-"""Losses of target tokens, computed with the model's own forward, so that its softcaps, scales and windows apply."""
+"""Losses of target tokens, from the forward of transformers' own model, so that its softcaps, scales and windows apply."""
 
 import math
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ LOSS_TOKENS = 4096  # of a batch, with padding; bounds the memory of the logits
 
 @dataclass(frozen=True)
 class LossSum:
-    """The summed loss of target tokens in nats, and their number, or the sum of their weights. Sums can be added over documents."""
+    """A sum of losses of target tokens in nats, and the number of these targets or the sum of their weights."""
 
     nats: float
     targets: float
 
     @property
     def mean(self) -> float:
-        """Nats per target token over all documents together; NaN without targets."""
+        """Nats per target token. NaN without targets."""
         return self.nats / self.targets if self.targets else math.nan
 
 
 def total(losses: list[LossSum]) -> LossSum:
-    """The sum over documents."""
+    """Add the losses of several sequences."""
     return LossSum(math.fsum(loss.nats for loss in losses), sum(loss.targets for loss in losses))
 
 

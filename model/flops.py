@@ -1,7 +1,7 @@
-"""How many floating-point operations a step needs, and the peak against which MFU is measured.
+"""The floating-point operations that a step needs, and the peak against which MFU is measured.
 
-Only the necessary work counts: the head for target tokens only, attention within each document only, and nothing for the
-second forward of activation checkpointing. This is "model FLOPs utilization" (PaLM, arXiv:2204.02311, appendix B).
+Only necessary work counts: the head for target tokens only, attention within each document only, and nothing for the second
+forward of activation checkpointing. This is "model FLOPs utilization" (PaLM, arXiv:2204.02311, appendix B).
 """
 
 import functools
@@ -20,11 +20,11 @@ from model.dtypes import dtype_name
 from model.language_model import PackedLanguageModel
 
 # Peaks of bf16 matrix products that accumulate in fp32, in FLOP/s without sparsity, by the name that CUDA gives the device
-# (without "NVIDIA ", which older drivers leave out). A figure that is printed with sparsity alone is halved. Sources are
-# NVIDIA's data sheets of each device, the architecture whitepapers GA102 for the RTX A6000, Ada for the RTX 4090, RTX Blackwell
-# for the RTX 5090 and RTX Blackwell PRO for the RTX PRO 6000, and AMD's page of the MI300X. Of the H20 there is no data sheet: its
-# figure is the one that resellers print. A name is listed only if its own figure is known: NVL and PCIe cards, MIG slices,
-# laptop and "D" variants differ from the device whose name they begin with.
+# (without "NVIDIA ", which older drivers leave out). A figure that is printed with sparsity alone is halved. Sources: NVIDIA's
+# data sheet of each device; the architecture whitepapers GA102 for the RTX A6000, Ada for the RTX 4090, RTX Blackwell for the
+# RTX 5090 and RTX Blackwell PRO for the RTX PRO 6000; AMD's page of the MI300X. The H20 has no data sheet: its figure is the
+# one that resellers print. A name is listed only if its own figure is known: NVL and PCIe cards, MIG slices, laptop and "D"
+# variants differ from the device whose name they begin with.
 CUDA_BF16_PEAKS = {
     "GB200": 2500e12,
     "B300 SXM6 AC": 2250e12,
@@ -52,28 +52,28 @@ CUDA_BF16_PEAKS = {
     "AMD Instinct MI300X": 1307.4e12,
 }
 
-# How many times as long a FLOP of attention takes as one of a matrix product. On an EPYC whose bf16 products reach 0.9 TFLOP/s
-# SmolLM2's attention took 5 to 6 times as long for documents of 500 to 2,000 tokens (docs/LOG.md). Where
-# products are slower it is less: 3 is between. On CUDA it is not measured.
+# The time of a FLOP in attention relative to a FLOP in a matrix product, by kind of device. On an EPYC whose bf16 products reach
+# 0.9 TFLOP/s, SmolLM2's attention took 5 to 6 times as long for documents of 500 to 2,000 tokens (docs/LOG.md). The ratio is
+# smaller on processors with slower products, so 3 is a compromise. The ratio of CUDA is not measured.
 PAIR_WEIGHTS = {"cpu": 3, "cuda": 1}
 
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of forward and backward per unit of work."""
+    """FLOPs of forward and backward per token, per target and per pair of tokens."""
 
     per_token: float  # in the matrices of all layers
     per_target: float  # in the head
-    per_pair: float  # query x key, in one layer
+    per_pair: float  # of a query and a key, in one layer
     windows: tuple[tuple[int | None, int], ...]  # (sliding window in tokens or None, number of layers that have it)
-    forward: float = 1 / 3  # share of `per_token` in forward; more if weights are frozen
+    forward: float = 1 / 3  # fraction of `per_token` in forward; more if weights are frozen
 
     def costs(self, lengths: np.ndarray, targets: np.ndarray, pair_weight: int = 1) -> np.ndarray:
-        """Costs of documents relative to each other, int64 `(documents,)`, for data/dealing.py.
+        """Return the relative costs of documents, int64 `(documents,)`, for data/dealing.py.
 
-        lengths, targets: int64 `(documents,)`, in tokens. pair_weight: how many times as long a FLOP of attention takes as
-        one of a matrix (`PAIR_WEIGHTS`). The unit is 2**-24 of the FLOPs of one token's matrices, rounded up to a whole FLOP:
-        integers have the same sums on every processor, and a sum over a step stays below 2**63.
+        lengths, targets: int64 `(documents,)`, in tokens. pair_weight: the time of a FLOP in attention relative to a FLOP in
+        a matrix product (`PAIR_WEIGHTS`). The unit is 2**-24 of the FLOPs of one token's matrices, rounded up to a whole
+        FLOP: integers have the same sums on every processor, and a sum over a step stays below 2**63.
         """
         unit = (int(self.per_token) >> 24) + 1
         costs = int(self.per_token) // unit * lengths + int(self.per_target) // unit * targets
@@ -85,14 +85,14 @@ class Work:
 def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
     """Count the FLOPs of a model, which may be on meta or sharded.
 
-    Per token, a matrix parameter costs 2 FLOPs in forward and 4 in backward; 2 if it is frozen, because nobody needs its
-    gradient. (The first layer's input needs none either then, which is not counted.) Of experts those count that a token is
-    sent to. Attention costs 4 per pair, head dimension and head in forward (two products) and twice that in backward, over the
-    pairs that a query may see.
+    Per token, a matrix parameter costs 2 FLOPs in forward and 4 in backward, or 2 in backward if it is frozen and has no
+    gradient. (The gradient of the first layer's input is counted, although a frozen model does not need it.) A token counts
+    only at the experts it is sent to. Attention costs 4 FLOPs per pair, head dimension and head in forward (two products)
+    and 8 in backward, for the pairs that the mask allows.
     """
-    chosen = getattr(config, "num_experts_per_tok", None) or 0  # experts of a token
+    experts_per_token = getattr(config, "num_experts_per_tok", None) or 0
     matrices = [
-        (parameter, chosen / parameter.shape[0] if parameter.dim() == 3 else 1)  # `(experts, rows, columns)`
+        (parameter, experts_per_token / parameter.shape[0] if parameter.dim() == 3 else 1)  # `(experts, rows, columns)`
         for module in model.modules()
         if module is not model.head and (isinstance(module, torch.nn.Linear) or hasattr(module, "num_experts"))
         for parameter in module.parameters(recurse=False)
@@ -114,20 +114,20 @@ def _matrix_flops(matrix: torch.Tensor) -> float:
 
 
 def attention_heads(config: PretrainedConfig) -> tuple[int, int, int]:
-    """Heads of the queries, heads of keys and values, and elements of a head, in a layer."""
+    """Return a layer's number of query heads, its number of key-value heads, and the head dimension."""
     heads = config.num_attention_heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    return heads, keys, getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def document_costs(work: Work) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """`Work.costs` on the kind of device that this process will compute on."""
+    """Return `Work.costs` for the kind of device that this process computes on."""
     weight = PAIR_WEIGHTS["cuda" if torch.cuda.device_count() else "cpu"]
     return functools.partial(work.costs, pair_weight=weight)
 
 
 def layer_windows(config: PretrainedConfig) -> list[int | None]:
-    """For each layer the number of tokens that a query sees, itself included. None: all tokens before it."""
+    """Return each layer's sliding window: the number of tokens that a query sees, itself included. None: all before it."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
@@ -136,26 +136,26 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
 
 
 def step_flops(work: Work, document_lengths: Sequence[int], num_targets: float) -> float:
-    """FLOPs of a step over documents of these lengths (tokens) with `num_targets` target tokens in total."""
+    """Return the FLOPs of a step over documents of these lengths (tokens) with `num_targets` target tokens in total."""
     lengths = np.asarray(document_lengths, dtype=np.int64)
     pairs = sum(layers * float(_pairs(lengths, window).sum()) for window, layers in work.windows)
     return float(work.per_token * lengths.sum() + work.per_target * num_targets + work.per_pair * pairs)
 
 
 def _pairs(lengths: np.ndarray, window: int | None) -> np.ndarray:
-    """Number of (query, key) pairs of each document in a layer, int64 `(documents,)`."""
+    """Return the number of (query, key) pairs of each document in a layer, int64 `(documents,)`."""
     full = lengths if window is None else np.minimum(lengths, window)  # tokens that see all tokens before them
     return full * (full + 1) // 2 + (lengths - full) * full
 
 
 def data_sheet_peak(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of the GPU with exactly this name (`torch.cuda.get_device_name`); None if it is not listed."""
+    """Return the dense bf16 FLOP/s of the GPU with exactly this name (`torch.cuda.get_device_name`), or None if not listed."""
     return CUDA_BF16_PEAKS.get(device_name.removeprefix("NVIDIA "))
 
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s that all ranks reach together at most, where the number is from, and in which dtype."""
+    """The most FLOP/s that all ranks can reach together, the source of the number, and its dtype."""
 
     flops: float
     source: str
@@ -163,10 +163,10 @@ class Peak:
 
 
 def find_peak(dtype: torch.dtype, ranks: Ranks) -> Peak:
-    """The peak of the data sheets, where they have one, else of products that all ranks time at once. A collective.
+    """Return the peak of all ranks: each takes its data sheet or times a matrix product. Every rank must call this.
 
-    A measurement is too low if another program uses the processor at that moment: `training.log.Meter` raises the peak if
-    steps reach more.
+    A measurement is too low if another program uses the processor at that moment, so `training.log.Meter` raises the peak
+    if steps exceed it.
     """
     device, flops, why = ranks.device, None, ""
     barrier(ranks)  # on every rank: with GPUs of two kinds, only some may have a data sheet
@@ -184,9 +184,9 @@ def find_peak(dtype: torch.dtype, ranks: Ranks) -> Peak:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of the fastest of 8 products of two `size` x `size` matrices."""
-    own = torch.Generator(device).manual_seed(0)  # leaves the random state of the run as it is
-    a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
+    """Return the FLOP/s of the fastest of 8 products of two `size` x `size` matrices."""
+    generator = torch.Generator(device).manual_seed(0)  # the run's random state must not change
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(8):
         start = time.perf_counter()

@@ -26,7 +26,7 @@ from model.dtypes import add_dtype_option, choose_dtype
 
 
 def lines() -> Iterator[str]:
-    """What is typed, with line editing, or the lines of a file."""
+    """Yield the typed lines, with line editing, or the lines of a file."""
     if not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # pyright: ignore[reportAttributeAccessIssue]
         try:

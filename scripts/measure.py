@@ -1,4 +1,4 @@
-"""Measure what scores on a task do not show: what a model has forgotten, and how far back it reads."""
+"""Measure how much general language a model has forgotten, and how far back it reads."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ def forgetting(parser: argparse.ArgumentParser) -> None:
     Every process reads its share of the texts, and holds a part of a large model (--sharding). Without --texts, the text is
     the held-out part of Python's language reference, which this project's replay and Fisher diagonal never use. Intervals
     are 95% bootstrap intervals over texts or questions. The tuned model may have an extended or a different vocabulary;
-    eval/compare_models.py defines what is compared in that case.
+    eval/compare_models.py defines the comparison in that case.
     """
     from eval.compare_models import measure_forgetting
 
@@ -39,7 +39,7 @@ def forgetting(parser: argparse.ArgumentParser) -> None:
 
 
 def positions(parser: argparse.ArgumentParser) -> None:
-    """Mean loss by position in long documents, up to and beyond a model's window, with its own RoPE and with scaled RoPE.
+    """Measure the mean loss by position in long documents, up to and beyond a model's window, with its own RoPE and with scaled RoPE.
 
         python scripts/measure.py positions MODEL --length 12288 --rope-type yarn --rope-factor 2
         torchrun --nproc_per_node=2 scripts/measure.py positions MODEL --data reports.txt.gz --length 12288 --json after.json

@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.
 # Their docstrings, which --help prints, have commands too.
 HELP = [path for folder in ("configs", "scripts", "xbrl/scripts") for path in sorted((ROOT / folder).glob("*.py"))]
 # Paths of this repository in a text. `runs/` and `artifacts/` are made by a user.
-ROOMS = "bench|common|configs|data|distributed|docs|eval|model|scripts|tests|tools|training|xbrl"
+ROOMS = "bench|common|configs|data|distributed|docs|eval|model|scripts|tests|training|xbrl"
 FILE = re.compile(rf"(?<![\w/.-])(?:(?:{ROOMS})/[\w/.-]+\.(?:py|sh|md|png|jsonl?|csv)|train\.py)(?![\w/])")
 PLACEHOLDER = re.compile(r"NAME|CONFIG|MODEL|FILE")
 MODULE = re.compile(rf"python -m ((?:{ROOMS})(?:\.\w+)+)")

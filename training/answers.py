@@ -27,7 +27,7 @@ SAMPLE = "validation/sample"  # the name of its text in TensorBoard
 
 @dataclass
 class Answers:
-    """What answers `Questions` at each evaluation, beside `losses`. path: of the base model. texts: the newest answers."""
+    """The evaluation that adds scores of generated answers to `losses`. path: the base model. texts: the newest answers."""
 
     losses: Callable[[], dict | None]
     path: str
@@ -41,9 +41,9 @@ class Answers:
     texts: list[str] = field(default_factory=list)
 
     def __call__(self) -> dict | None:
-        """The curves of `losses` with the scores of the answers and one of them as a text; None after a signal. A collective.
+        """Return the curves of `losses`, the scores of the answers, and one answer as text. None after a signal. A collective.
 
-        Where the metric fails its scores are missing, which is said, and training goes on.
+        If the metric fails, a warning says so, its scores are missing, and training goes on.
         """
         figures = self.losses()
         if figures is None:
@@ -68,7 +68,7 @@ class Answers:
         return figures | scores | {SAMPLE: self._sample(texts[0])}
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95% bootstrap interval over examples of a score of the newest answers. Rank 0 alone.
+        """Return the 95% bootstrap interval, over examples, of a score of the newest answers. Call it on rank 0 only.
 
         None if the metric fails, or has no value for some of the samples.
         """
@@ -76,8 +76,8 @@ class Answers:
         scores, generator, count = [], np.random.default_rng(0), len(self.texts)
         for drawn in generator.integers(0, count, (RESAMPLES, count)).tolist():
             try:
-                found = self.asked.metric([self.texts[i] for i in drawn], [self.asked.examples[i] for i in drawn])
-                scores.append(found[name])
+                figures = self.asked.metric([self.texts[i] for i in drawn], [self.asked.examples[i] for i in drawn])
+                scores.append(figures[name])
             except (UserError, KeyError):
                 return None
         if np.isnan(scores).any():
@@ -86,7 +86,7 @@ class Answers:
         return float(low), float(high)
 
     def _score(self, texts: list[str]) -> tuple[dict[str, float], str]:
-        """(the scores, a warning). Rank 0 alone: a metric may take long, or give another value every time."""
+        """Return (the scores, a warning). Only rank 0 calls it: a metric may take long, or give another value every time."""
         assert self.asked.metric is not None
         try:
             return self.asked.metric(texts, self.asked.examples), ""
@@ -94,7 +94,7 @@ class Answers:
             return {}, f"warning: {error}; the scores of this evaluation are missing"
 
     def _generate(self) -> list[list[int]] | None:
-        """The token ids of all answers, on every rank; None after a signal."""
+        """Return the token ids of all answers, on every rank. None after a signal. A collective."""
         if self.stop.agreed():
             return None
         parameters, device = parameter_names(self.model), self.stop.ranks.device
@@ -120,7 +120,7 @@ class Answers:
         return [every[number] for number in range(len(prompts))]
 
     def _sample(self, answer: str) -> str:
-        """One example as Markdown: the same at every evaluation."""
+        """Format the first example, the same at every evaluation, as Markdown."""
         prompt = self.tokenizer.decode(self.asked.prompts[0])[-SHOWN:]
         parts = {"End of the prompt": prompt, "Reference": reference_of(self.asked.examples[0]), "Answer": answer}
         return "\n\n".join(

@@ -97,8 +97,8 @@ class Benchmark:
 
 # ---- the examples ------------------------------------------------------------------------------------------------------
 
-TEXT = """The bank reports a leverage ratio of 3.42% and own funds of 9.81%, which covers the minimum of 8%. Its liquidity
-coverage falls to 97.3%, below the limit of 100%, and a large exposure to one group of clients exceeds 25% of Tier 1 capital."""
+TEXT = """The survey counts 3.42% fewer herons and 9.81% more geese than the year before, which exceeds the mean of 8%. The
+water level falls to 97.3 cm, below the mark of 100 cm, and a large flock on one of the northern lakes exceeds 25% of all birds."""
 
 
 def write_examples(directory: Path, tokenizer: PreTrainedTokenizerBase, steps: int, setting: Setting) -> None:

@@ -45,7 +45,7 @@ from scripts.check.runs import (
 )
 from scripts.check.step import LINES
 from scripts.check.updates import STEPS, checkpoint_of
-from tools.plan import Plan, plan_of
+from scripts.plan.planner import Plan, plan_of
 from training.checkpointer import FILE as RECORD
 from training.checkpointer import METRICS
 from training.description import counted
@@ -365,7 +365,7 @@ def judge_plan(plan: Plan | str, is_cut: bool) -> Result:
     )
     figures = {"needed": plan.needed, "available": available, "steps": plan.workload.total_steps}
     if plan.needed[0] <= available:  # on a CPU a process may hold more than its tensors
-        return Result(OK if plan.fits_device else WARNING, text, figures)
+        return Result(OK if plan.fits else WARNING, text, figures)
     text = f"it needs {text}, which does not fit: python scripts/plan.py CONFIG lists settings that do"
     return Result(SKIPPED if is_cut else FAILS, text, figures)
 

@@ -28,7 +28,7 @@ from scripts.check.reference import REFERENCE, ROUNDINGS, Reference
 from scripts.check.result import FAILS, OK, SKIPPED, WARNING, Result
 from scripts.check.tensors import compare_export, is_adamw, load_state, trained
 from scripts.check.updates import STEPS, checkpoint_of, judge_moves, measure_moves
-from tools.plan import timed_steps
+from scripts.plan.against import timed_steps
 from training.checkpointer import newest_start
 from training.description import counted
 

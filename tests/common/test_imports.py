@@ -21,9 +21,8 @@ ALLOWED = {
     "training": CORE - {"train"},
     "train": CORE,
     "xbrl": CORE | {"xbrl"},
-    "tools": CORE | {"tools"},
-    "scripts": CORE | {"scripts", "tools"},
-    "tests": CORE | {"scripts", "tests", "tools", "xbrl"},
+    "scripts": CORE | {"scripts"},
+    "tests": CORE | {"scripts", "tests", "xbrl"},
 }
 # Words of the case, which only its own files may have. Paths of its commands and configs count, too: `configs/xbrl.py`.
 CASE = re.compile(r"xbrl|\bbanks?\b|supervisor|regulator\b|\brule ids?\b", re.IGNORECASE)

@@ -84,7 +84,7 @@ def outputs(folder) -> tuple[str, str]:
     return two, one
 
 
-def test_answers_do_not_depend_on_the_number_of_ranks_and_are_those_of_the_export(folder, outputs):
+def test_answers_do_not_depend_on_ranks(folder, outputs):
     one, two = (rows(folder / "runs" / name, "validation/f1") for name in ("one", "two"))
     names = ("validation/f1", "validation/fact_f1", "validation/sample")
     assert {step: [row[name] for name in names] for step, row in one.items()} == {
@@ -124,7 +124,7 @@ def test_answers_do_not_depend_on_the_number_of_ranks_and_are_those_of_the_expor
     ]
 
 
-def test_a_run_without_gain_ends_early_as_finished_and_does_not_continue(folder, outputs):
+def test_a_run_without_gain_ends_early(folder, outputs):
     curve = {step: row["validation/f1"] for step, row in rows(folder / "runs" / "two", "validation/f1").items()}
     trained = sorted(step for step in curve if step)
     best = max(trained, key=lambda step: (curve[step], -step))
@@ -136,7 +136,7 @@ def test_a_run_without_gain_ends_early_as_finished_and_does_not_continue(folder,
     assert max(rows(folder / "runs" / "two")) == trained[-1]
 
 
-def test_answering_changes_nothing_of_the_training_also_where_a_rank_has_no_question(folder, outputs):
+def test_answering_does_not_change_training(folder, outputs):
     assert "1 answers of" in outputs[0]
     named = "content that spells one; it stays text, unless data.control_tokens=allow: "
     assert (
@@ -149,7 +149,7 @@ def test_answering_changes_nothing_of_the_training_also_where_a_rank_has_no_ques
     assert largest_difference(*pair) == 0
 
 
-def test_a_signal_ends_the_answers_on_all_ranks_and_the_next_start_gives_them(folder, outputs):
+def test_a_signal_ends_answers_on_all_ranks(folder, outputs):
     """The first start was stopped at its first evaluation; the third one chooses the best checkpoint by another curve."""
     assert "stopped after step 0/40; start again to continue" in outputs[0]
     curve = rows(folder / "runs" / "stopped", "validation/f1")

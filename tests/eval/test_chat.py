@@ -29,7 +29,7 @@ def begin(models):
     return Speaker(models[0], "You are brief.", torch.float32, torch.device("cpu"))
 
 
-def test_a_conversation_goes_on_and_begins_again(models):
+def test_a_conversation_continues_and_restarts(models):
     speaker = begin(models)
     first = speaker.answer("one", 8, None)
     assert [message["role"] for message in speaker.messages] == ["system", "user", "assistant"]
@@ -41,13 +41,13 @@ def test_a_conversation_goes_on_and_begins_again(models):
     assert speaker.answer("one", 8, None) == first  # greedy, and nothing of the earlier questions is left
 
 
-def test_samples_differ_from_turn_to_turn_and_are_repeatable(models):
+def test_samples_differ_by_turn_and_repeat(models):
     sampling = Sampling(temperature=1.0, seed=3)
     first, second = ([one.answer("one", 16, sampling) for _ in range(2)] for one in (begin(models), begin(models)))
     assert first == second and first[0] != first[1]
 
 
-def test_a_question_that_is_too_long_is_said_and_is_no_part_of_the_conversation(models):
+def test_a_long_question_is_an_error(models):
     speaker, said = begin(models), list[str]()
     talk([speaker], ["hello " * 2000, "", "hello", "/quit", "never asked"], 4, None, said.append)
     assert "error: the conversation has" in said[0] and "begin again with /new" in said[0]
@@ -66,7 +66,7 @@ def test_the_script_answers_side_by_side(models, tmp_path):
     assert answers[:2] == answers[2:]
 
 
-def test_a_question_that_is_no_text_is_one_sentence(models, tmp_path):
+def test_a_question_must_be_text(models, tmp_path):
     (tmp_path / "typed.py").write_text(TYPED.replace("hello\\n/new", "caf\\xe9\\n/new"))
     done = run_python(tmp_path / "typed.py", ROOT / "scripts" / "chat.py", models[0], "--dtype", "fp32")
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: a question is not UTF-8 text")

@@ -128,7 +128,7 @@ def definition(base: Path, tuned: Path, shared: int, every: int = 1) -> dict[str
     return dict(zip(METRICS, (per_byte, kl / tokens, agreements / tokens, sum(right) / len(right)), strict=True))
 
 
-def test_during_training_the_metrics_equal_the_definition_under_every_strategy(folder, results):
+def test_forgetting_in_training_equals_its_definition(folder, results):
     for case in CASES:
         name = case.split()[0]
         # With an extended vocabulary only the old tokens are compared, otherwise all tokens of the tokenizer.
@@ -148,7 +148,7 @@ def test_during_training_the_metrics_equal_the_definition_under_every_strategy(f
             assert found[0]["unchanged"]["forgetting/agreement"] == 1.0
 
 
-def test_each_distribution_of_the_base_is_kept_on_one_rank(results):
+def test_base_distributions_are_split_over_ranks(results):
     tokens = sum(len(tiny_tokenizer().encode(text)) for text in TEXTS)
     held = {world: [rank["training"]["base full"]["host_bytes"] for rank in results[world]] for world in results}
     assert held[1] == [tokens * (2 * len(tiny_tokenizer()) + 8)] and sum(held[3]) == held[1][0] and 0 not in held[3]
@@ -157,7 +157,7 @@ def test_each_distribution_of_the_base_is_kept_on_one_rank(results):
 # --- Two model directories ---------------------------------------------------------------------------------------------
 
 
-def test_two_models_with_different_vocabularies_equal_the_definition(folder):
+def test_forgetting_of_different_vocabularies_equals_its_definition(folder):
     """The base and a tuned model with more tokens: perplexity uses each model's own tokens, KL those of the base."""
     out, tuned = folder / "forgetting.json", folder / "extended-tuned"
     options = ("--texts", folder / "texts.jsonl", "--dtype", "fp32", "--sharding", "full", "--json", out)
@@ -234,7 +234,7 @@ def check_same(found: dict, reference: dict, count: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_and_losses_are_those_of_one_rank_that_holds_the_whole_model(results, name):
+def test_sharded_answers_and_losses_equal_whole_ones(results, name):
     reference = results[1][0][f"{name} whole"]
     assert len({len(answer) for answer in reference["answers"]}) > 1
     for rank in results[3]:
@@ -242,7 +242,7 @@ def test_answers_and_losses_are_those_of_one_rank_that_holds_the_whole_model(res
             check_same(rank[f"{name} {kind}"], reference)
 
 
-def test_ranks_without_an_example_take_part(results):
+def test_ranks_without_examples_take_part(results):
     for rank in results[3]:
         for kind in ("whole", "sharded"):
             check_same(rank[f"few {kind}"], results[1][0]["few whole"])
@@ -264,7 +264,7 @@ def test_bf16_is_the_same_sharded_and_whole(results):
         assert total == whole["before"][1] == rank["base whole"]["before"][1] // 2
 
 
-def test_forgetting_is_the_same_sharded_and_whole_with_a_padded_vocabulary(results):
+def test_forgetting_is_the_same_sharded_and_whole(results):
     reference = results[1][0]["forgetting whole"]
     assert reference["kl"]["value"] > 0.01
     for rank in results[3]:
@@ -274,7 +274,7 @@ def test_forgetting_is_the_same_sharded_and_whole_with_a_padded_vocabulary(resul
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_each_rank_holds_its_part_and_gathers_one_unit_at_a_time(folder, results, name):
+def test_ranks_gather_one_unit_at_a_time(folder, results, name):
     tensors = load_file(folder / name / "model.safetensors")
     units: dict[str, int] = {}  # bytes of the root and of each other unit in fp32
     for key, tensor in tensors.items():
@@ -294,7 +294,7 @@ def test_each_rank_holds_its_part_and_gathers_one_unit_at_a_time(folder, results
     assert all(rank[f"{name} whole"]["before"] == [0, total] for rank in results[3])
 
 
-def test_all_ranks_stop_together_and_bf16_needs_it_on_every_rank(folder, results):
+def test_all_ranks_stop_and_fail_together(folder, results):
     for rank in results[3]:
         assert rank["agreed dtype"] == "torch.float32"
         sharded, whole = rank["missing"]  # on one rank

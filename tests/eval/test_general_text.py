@@ -11,7 +11,7 @@ def paragraphs(texts):
     return [" ".join(part.split()) for text in texts for part in text.split("\n\n") if part.strip()]
 
 
-def test_no_paragraph_is_in_both_parts_or_repeated(monkeypatch):
+def test_no_paragraph_is_in_both_parts(monkeypatch):
     assert sum(map(len, held_out_texts())) > 25_000 and sum(map(len, training_texts())) > 200_000
     assert not set(paragraphs(held_out_texts())) & set(paragraphs(training_texts()))
     topics = {name: f"About {name}.\n\nShared by all.\n\nOnly in {name}:\n  indented" for name in map(str, range(200))}
@@ -25,7 +25,7 @@ def test_no_paragraph_is_in_both_parts_or_repeated(monkeypatch):
     assert len(training) == len(set(training))
 
 
-def test_a_topic_stays_in_its_part_when_others_are_added_or_removed(monkeypatch):
+def test_topics_stay_in_their_part(monkeypatch):
     topics = {str(i): f"Topic number {i}." for i in range(100)}
     monkeypatch.setattr(general_text, "topics", topics)
     before = set(held_out_texts())
@@ -34,7 +34,7 @@ def test_a_topic_stays_in_its_part_when_others_are_added_or_removed(monkeypatch)
         assert set(held_out_texts()) - {"New."} == before & set(others.values())
 
 
-def test_pieces_are_short_and_lose_no_words():
+def test_pieces_keep_all_words():
     texts = ["One.\n\nTwo two.\n\n" + "word " * 40 + "\nline\n\n" + "x" * 70 + "é" * 30, "short", "\n\n"]
     for max_bytes in (7, 20, 64):
         pieces = split_into_pieces(texts, max_bytes)

@@ -23,34 +23,35 @@ def load(path, *rope):
 
 @pytest.mark.parametrize("family", ["gemma2", "mistral_sliding"])
 @pytest.mark.parametrize("chunk", [7, 512])
-def test_losses_equal_those_of_transformers_at_every_position(tmp_path, monkeypatch, family, chunk) -> None:
+def test_position_losses_equal_transformers(tmp_path, monkeypatch, family, chunk) -> None:
     """The reference is eager attention: SDPA in transformers ignores Gemma 2's softcap. Windows have 8 tokens."""
     monkeypatch.setattr(loss, "LOSS_TOKENS", chunk)
     path = write_tiny_model(tmp_path / "model", family=family)
     documents = [torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (50, 2, 90)]
     model = load(path)
-    losses = [document_losses(model, [ids], CPU) for ids in documents]
+    assert document_losses(model, [], CPU) == []
+    losses = [document_losses(model, [ids], CPU)[0] for ids in documents]
     eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
-    for ids, found in zip(documents, losses, strict=True):
+    for ids, nats in zip(documents, losses, strict=True):
         with torch.no_grad():
             log_p = eager(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         expected = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
-        assert found.dtype == torch.float64 and torch.allclose(found, expected, atol=1e-4)
+        assert nats.dtype == torch.float64 and torch.allclose(nats, expected, atol=1e-4)
 
 
-def test_a_bucket_sums_the_losses_of_its_positions() -> None:
+def test_a_bucket_sums_its_positions() -> None:
     """Entry t of a document's losses belongs to position t + 1. Here the loss of a token equals its position."""
-    found = buckets([torch.arange(1.0, 10.0), torch.arange(1.0, 6.0)], 4)
-    assert [(b["start"], b["end"], b["nats"], b["tokens"]) for b in found] == [
+    rows = buckets([torch.arange(1.0, 10.0), torch.arange(1.0, 6.0)], 4)
+    assert [(b["start"], b["end"], b["nats"], b["tokens"]) for b in rows] == [
         (0, 4, 2 * (1 + 2 + 3), 6),
         (4, 8, (4 + 5 + 6 + 7) + (4 + 5), 6),
         (8, 10, 8 + 9, 2),
     ]
-    assert found[1]["mean"] == pytest.approx(31 / 6)
+    assert rows[1]["mean"] == pytest.approx(31 / 6)
     assert buckets([], 4) == []
 
 
-def test_documents_are_spread_over_the_text_and_do_not_overlap() -> None:
+def test_documents_are_spread_without_overlap() -> None:
     ids = list(range(102))
     for length, most, starts in (
         (10, 2, [0, 50]),
@@ -62,7 +63,7 @@ def test_documents_are_spread_over_the_text_and_do_not_overlap() -> None:
     assert cut_documents([5, 6, 7, 8], 3, 9, prefix=[1]) == [[1, 5, 6], [1, 7, 8]]
 
 
-def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_path) -> None:
+def test_positions_are_measured_with_scaled_rope(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text("The bank shall hold own funds of at least 8% of its exposure. " * 80)
@@ -80,7 +81,7 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
     ids = AutoTokenizer.from_pretrained(path).encode(text.read_text(), verbose=False)
     for name, rope in {"as it is": (), "yarn x2": ("yarn", 2.0), "linear x2": ("linear", 2.0)}.items():
         model, documents = load(path, *rope), cut_documents(ids, 600, 2)
-        expected = buckets([document_losses(model, [one], CPU) for one in documents], 200)
+        expected = buckets([document_losses(model, [tokens], CPU)[0] for tokens in documents], 200)
         assert means[name] == pytest.approx([b["mean"] for b in expected], abs=1e-6)
     assert abs(means["as it is"][2] - means["yarn x2"][2]) > 1e-3
 
@@ -95,7 +96,7 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
     assert wrong.returncode == 2 and "need a --rope-type" in wrong.stderr
 
 
-def test_a_text_must_be_long_enough_and_no_chat(tmp_path) -> None:
+def test_a_text_must_be_long_and_plain(tmp_path) -> None:
     (tmp_path / "text.txt").write_text("The bank shall hold own funds. " * 80)
     with pytest.raises(UserError, match="no text has --length=60000 tokens, the longest has [0-9]+; provide more"):
         read_long_documents([tmp_path / "text.txt"], tiny_tokenizer(), 60000, 2)

@@ -23,7 +23,7 @@ def test_the_question_set_is_well_formed():
     assert FILE.read_text(encoding="utf-8").count("\n") == len(questions)
 
 
-def test_only_tokens_of_the_option_are_targets_also_one_across_the_boundary():
+def test_only_tokens_of_the_option_are_targets():
     tokenizer = tiny_tokenizer()
 
     def targets(ids, is_target):
@@ -39,7 +39,7 @@ def test_only_tokens_of_the_option_are_targets_also_one_across_the_boundary():
     assert targets(*liquid) == [" is liquid"] and "".join(targets(*dry)) == " dry"
 
 
-def test_the_option_with_the_highest_likelihood_per_byte_is_the_answer():
+def test_the_likeliest_option_per_byte_wins():
     # " liquid" has 7 bytes, " dry" 4: 6.9 / 7 < 4.0 / 4, although the sum is larger. A tie is not a right answer.
     assert right_answers(TWO, [6.9, 4.0, 1.0, 1.1, 9.0]) == [True, True]
     assert right_answers(TWO, [7.1, 4.0, 1.0, 1.0, 9.0]) == [False, False]

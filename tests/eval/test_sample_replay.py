@@ -42,7 +42,7 @@ def sample(folder):
     torch.set_num_threads(threads)
 
 
-def test_topics_have_nothing_in_common_with_evaluation_texts(tmp_path, monkeypatch):
+def test_topics_do_not_overlap_evaluation(tmp_path, monkeypatch):
     evaluation = EvaluationTexts([*held_out_texts(), *(q.prompt + q.options[0] for q in read_questions())])
     texts, _ = topic_texts(texts_to_exclude([]))
     assert sum(map(len, texts)) > 200_000
@@ -54,7 +54,7 @@ def test_topics_have_nothing_in_common_with_evaluation_texts(tmp_path, monkeypat
     assert num_dropped >= 1 and not any(paragraph in text for text in fewer)
 
 
-def test_a_resumed_command_keeps_finished_batches_and_samples_the_same_rest(sample, folder):
+def test_resume_keeps_finished_batches(sample, folder):
     options = {"form": "text", "start": "<|endoftext|>"}
     sampler, whole = sample("texts.jsonl", **options)
     assert len({document["text"] for document in whole}) > 2
@@ -84,13 +84,13 @@ def test_a_resumed_command_keeps_finished_batches_and_samples_the_same_rest(samp
         ({"start": "The bank"}, "text", "The bank"),
     ],
 )
-def test_a_model_with_a_chat_template_writes_chats_by_default(folder, options, form, start):
+def test_a_chat_model_writes_chats(folder, options, form, start):
     sampler = ReplaySampler(SamplingOptions(str(folder / "model"), **options), folder / "none.jsonl")
     tokenizer = load_tokenizer(str(folder / "model"))
     assert (sampler.form, tokenizer.decode(sampler.start)) == (form, start)
 
 
-def test_the_start_of_a_chat_is_rendered_as_in_the_run_that_made_the_model(folder, tmp_path):
+def test_chat_start_uses_the_runs_settings(folder, tmp_path):
     model = shutil.copytree(folder / "model", tmp_path / "model")
     tokenizer = load_tokenizer(str(model))
     tokenizer.chat_template = "{{ strftime_now('%Y') }}" + str(tokenizer.chat_template)

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=N tests/model/memory_worker.py cases.json result.json
 
-cases.json is a list of cases: a model and the settings that its memory depends on. Rank 0 writes the bytes of each case on
-the fullest rank.
+cases.json is a list of cases: a model and the settings that decide its memory. Rank 0 writes the bytes of the fullest rank for
+each case.
 """
 
 import json
@@ -62,7 +62,7 @@ def measure(case: dict, ranks: Ranks) -> dict[str, int]:
         before_micro_batch(model, strategy, is_last)
         loss_of(model, micro_batch((5, 3))).backward()
     states = [value for parameter in parameters.values() for value in optimizer.state[parameter].values()]
-    found = {
+    sizes = {
         "parameters": size([*parameters.values(), *frozen]),
         "gradients": size([gradient_of(parameter) for parameter in parameters.values()]),
         "optimizer": size(states),
@@ -73,14 +73,14 @@ def measure(case: dict, ranks: Ranks) -> dict[str, int]:
     for dtype in () if case["rank"] else ("fp32", "bf16"):
         raw = Anchor({n: t.clone() for n, t in fisher.items()}, shards, {})
         anchor = in_dtype(raw, DTYPES[dtype], ranks)
-        found[f"ewc {dtype}"] = Penalty(1.0, parameters, anchor).num_bytes()
-    return found
+        sizes[f"ewc {dtype}"] = Penalty(1.0, parameters, anchor).num_bytes()
+    return sizes
 
 
 with process_group(5.0) as ranks:
     results = []
     for case in json.loads(Path(sys.argv[1]).read_text()):
         of_ranks = gather_objects(measure(case, ranks), ranks)
-        results.append({key: max(one[key] for one in of_ranks) for key in of_ranks[0]})
+        results.append({key: max(sizes[key] for sizes in of_ranks) for key in of_ranks[0]})
     if ranks.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))

@@ -1,4 +1,4 @@
-"""The FLOPs of MFU against torch's own counter, and the windows against those that the layers request."""
+"""The FLOPs of MFU agree with torch's own counter, and the windows with the windows that the layers request."""
 
 from types import SimpleNamespace
 
@@ -17,9 +17,9 @@ from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
 
 
-# One of each way to attend, of each form of the MLP, and of the experts.
+# A family for each kind of attention, of MLP and of experts.
 @pytest.mark.parametrize("family", ["llama_biased", "gemma2", "cohere2", "phi3", "qwen2_moe", "gpt_oss", "starcoder2"])
-def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monkeypatch, family) -> None:
+def test_flops_and_windows_agree_with_torch(tmp_path, monkeypatch, family) -> None:
     path = write_tiny_model(tmp_path / "model", family=family, tied=False)
     config = read_model_config(str(path))
     calls, attend = [], packed_attention._document
@@ -30,13 +30,13 @@ def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monke
 
     monkeypatch.setattr(packed_attention, "_document", recorded)
     packed = load(path)
-    made = documents([30, 50])
+    source = documents([30, 50])
     with FlopCounterMode(display=False) as counter:
-        loss_of(packed, collate((0, 1), made))
+        loss_of(packed, collate((0, 1), source))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     work = count_work(build_on_meta(config), config)
-    # Only the forward pass ran, a third of the layers' FLOPs; of the head the gradient of its weight alone is left to backward.
-    expected = work.per_token / 3 * 80 + work.per_target * made.targets.sum() * 2 / 3
+    # Only forward ran, a third of the layers' FLOPs. The head computes all but the gradient of its weight in forward.
+    expected = work.per_token / 3 * 80 + work.per_target * source.targets.sum() * 2 / 3
     # torch counts no grouped products: of 6 experts each token has 2, whose matrices have 3 x 64 x 32 elements.
     expected -= 2 * 2 * 3 * 64 * 32 * 80 * sum(p.dim() == 3 for p in packed.parameters()) / 2
     assert sum(n for op, n in counted.items() if op in ("aten.mm", "aten.addmm")) == expected
@@ -52,7 +52,7 @@ def test_only_pairs_within_the_window_count() -> None:
     assert step_flops(work, [], 0) == 0.0
 
 
-def test_costs_are_whole_numbers_in_the_proportions_of_flops_with_attention_weighed(monkeypatch) -> None:
+def test_costs_are_integers_in_proportion_to_flops(monkeypatch) -> None:
     work = Work(per_token=6e9, per_target=1e9, per_pair=400_000.0, windows=((None, 30), (512, 6)))
     lengths, targets = np.array([10, 1000, 30_000]), np.array([0, 500, 3])
     expected = np.array([step_flops(work, [n], t) for n, t in zip(lengths, targets, strict=True)])
@@ -83,11 +83,11 @@ def test_costs_are_whole_numbers_in_the_proportions_of_flops_with_attention_weig
         ("Tesla V100-SXM2-32GB", None),  # has no bf16
     ],
 )
-def test_a_data_sheet_belongs_to_exactly_one_name(name, peak) -> None:
+def test_data_sheet_belongs_to_exactly_one_name(name, peak) -> None:
     assert data_sheet_peak(name) == peak
 
 
-def test_an_unknown_gpu_is_measured_and_says_so(monkeypatch) -> None:
+def test_unknown_gpu_is_measured(monkeypatch) -> None:
     monkeypatch.setattr(flops, "measured_flops", lambda *arguments: 5e12)
     monkeypatch.setattr(flops, "barrier", lambda ranks: None)
     monkeypatch.setattr(flops, "gather_objects", lambda value, ranks: [value, value])  # of two ranks
@@ -101,5 +101,5 @@ def test_an_unknown_gpu_is_measured_and_says_so(monkeypatch) -> None:
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         ranks = SimpleNamespace(device=torch.device("cuda"))
-        found = find_peak(torch.bfloat16, ranks)
-        assert (found.flops, found.source, found.dtype) == (2 * peak, source, torch.bfloat16)
+        measured = find_peak(torch.bfloat16, ranks)
+        assert (measured.flops, measured.source, measured.dtype) == (2 * peak, source, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The bytes of model/memory.py: equal to those of real tensors, and the peak of a real step."""
+"""The bytes of model/memory.py equal the bytes of real tensors, and its peak the peak of a real step."""
 
 import dataclasses
 import functools
@@ -61,7 +61,7 @@ LLAMA = config_of_llama(512, 1408, 8, 8, 2, 1000)
 
 
 def with_(config: Config = CONFIG, **sections: dict) -> Config:
-    """The config with keys changed in sections: with_(optimizer={"memory": "8N"})."""
+    """Return the config with keys changed in sections: with_(optimizer={"memory": "8N"})."""
     changed = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in sections.items()}
     return dataclasses.replace(config, **changed)
 
@@ -74,7 +74,7 @@ def memory_of(shape: ModelShape, config: Config, kind: str, ranks: int, tokens: 
     return step_memory(shape, config, layout_of(config, ranks, min(8, ranks), kind), (tokens,), tokens)
 
 
-# ---- What a rank holds ---------------------------------------------------------------------------------------------------
+# ---- Held during the whole run -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def shape_at(path: str, rank: int) -> ModelShape:
 
 
 @pytest.mark.slow
-def test_bytes_equal_those_of_the_tensors(tmp_path, models) -> None:
+def test_bytes_equal_the_bytes_of_real_tensors(tmp_path, models) -> None:
     """Four real ranks: parameters, gradients, moments, checkpoint and EWC's anchor, to the byte."""
     pairs = ("full", "16N"), ("full", "8N"), ("grad_op", "14N"), ("hybrid", "12N"), ("none", "6N")
     chosen = [("untied", *pair, 0) for pair in pairs]
@@ -102,7 +102,7 @@ def test_bytes_equal_those_of_the_tensors(tmp_path, models) -> None:
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     done = run_ranks(4, HERE / "memory_worker.py", tmp_path / "cases.json", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
-    for case, found in zip(cases, json.loads((tmp_path / "result.json").read_text()), strict=True):
+    for case, sizes in zip(cases, json.loads((tmp_path / "result.json").read_text()), strict=True):
         shape, memory = shape_at(case["model"], case["rank"]), case["memory"]
         config = with_(
             optimizer={"memory": memory},
@@ -117,20 +117,20 @@ def test_bytes_equal_those_of_the_tensors(tmp_path, models) -> None:
         for dtype in () if case["rank"] else ("fp32", "bf16"):
             with_ewc = with_(config, ewc={"strength": 1.0, "data": ("b",), "dtype": dtype})
             result[f"ewc {dtype}"] = memory_of(shape, with_ewc, "cpu", 4).ewc
-        assert found == result, case
+        assert sizes == result, case
 
 
-def test_offload_moves_parameters_gradients_and_moments_to_the_host_of_a_gpu_only() -> None:
+def test_cpu_offload_frees_the_memory_of_gpus_only() -> None:
     shape, config = shape_for(CONFIG, LLAMA), with_(sharding={"cpu_offload": True})
     gpu = memory_of(shape, config, "cuda", 4)
     assert (gpu.parameters, gpu.gradients, gpu.optimizer) == (0, 0, 0)
     assert memory_of(shape, config, "cpu", 4) == memory_of(shape, CONFIG, "cpu", 4)
-    # Between two micro-batches and until backward has ended, FSDP2 keeps there in fp32 what copies of the model all-reduce.
+    # Between two micro-batches and until the end of backward, FSDP2 keeps the all-reduced gradients on the device in fp32.
     hybrid = memory_of(shape, with_(config, sharding={"strategy": "hybrid", "shard_size": 2}), "cuda", 4)
     assert hybrid.reduction - gpu.reduction == 4 * engine.trained_elements(shape, 2)
 
 
-def test_lora_trains_adapters_alone_and_keeps_the_rest_in_bf16() -> None:
+def test_lora_trains_adapters_beside_bf16_weights() -> None:
     """Rank 64 on two layers of Llama 3.1 8B: 64 x (rows + columns) of 7 matrices in each; FLOPs 4 and 6 per weight."""
     config = with_(lora={"rank": 64}, model={"activation_checkpointing": "full"})
     llama = config_of_llama(4096, 14336, 2, 32, 8, 128256)
@@ -144,32 +144,32 @@ def test_lora_trains_adapters_alone_and_keeps_the_rest_in_bf16() -> None:
     assert (alone.gradients, alone.optimizer) == (4 * adapters, 8 * adapters + 4 * 2 * 14)  # a counter for each A and B
     assert shape.work.per_token == 4 * (base - 2 * head - norms) + 6 * adapters
     assert shape.work.per_target == 4 * head
-    # Full training of the same model at 12N, also of a quarter of it.
+    # Full training of the same model at 12N, on one rank and on four.
     full = with_(config, lora={"rank": 0}, optimizer={"memory": "12N"})
-    one, four = (memory_of(shape_for(full, llama), full, "cuda", ranks, 4096) for ranks in (1, 4))
-    assert one.parameters + one.gradients + one.optimizer == pytest.approx(12 * base, rel=1e-3)
+    single, four = (memory_of(shape_for(full, llama), full, "cuda", ranks, 4096) for ranks in (1, 4))
+    assert single.parameters + single.gradients + single.optimizer == pytest.approx(12 * base, rel=1e-3)
     assert four.parameters == pytest.approx(2 * base / 4, rel=1e-3)
     assert four.activations > 2 * 4096 * 4096 * 2  # the inputs of the layers
 
 
-def test_equal_layers_are_one_unit_so_that_their_sums_are_computed_once() -> None:
+def test_equal_layers_are_one_unit() -> None:
     shape = shape_for(CONFIG, LLAMA)
     assert len(shape.layers) == 8 and len(set(shape.layers)) == 1
     lora = with_(lora={"rank": 4})
-    assert shape_for(lora, LLAMA).layers[0] is not shape.layers[0]  # the same matrices, of which others are trained
+    assert shape_for(lora, LLAMA).layers[0] is not shape.layers[0]  # the same matrices, but only adapters are trained
 
 
 def test_nccl_buffers_count_for_each_communicator() -> None:
-    shape, one = shape_for(CONFIG, LLAMA), engine.NCCL_COMMUNICATOR
+    shape, communicator = shape_for(CONFIG, LLAMA), engine.NCCL_COMMUNICATOR
 
     def other(ranks: int, **sharding: object) -> int:
         return memory_of(shape, with_(sharding=sharding), "cuda", ranks).other - engine.CUDA_CONTEXT
 
-    assert [other(1), other(8), other(8, strategy="none")] == [0, one, 2 * one]
-    assert other(8, strategy="hybrid", shard_size=4) == 3 * one
+    assert [other(1), other(8), other(8, strategy="none")] == [0, communicator, 2 * communicator]
+    assert other(8, strategy="hybrid", shard_size=4) == 3 * communicator
 
 
-def test_the_reference_of_ewc_is_in_its_dtype_only_where_that_is_exact() -> None:
+def test_ewc_reference_is_bf16_only_if_exact() -> None:
     config = with_(ewc={"strength": 1.0, "data": ("b",), "dtype": "bf16"})
     shape = shape_for(config, LLAMA)
     assert shape.stored_dtype == torch.bfloat16 and ewc_bytes(shape, config, 1) == 4 * shape.num_parameters
@@ -210,7 +210,7 @@ def hidden_states(model: PackedLanguageModel) -> torch.Tensor:
     ("family", "dtype"),
     [("gemma3_text", "bf16"), ("olmo2", "fp32")] + [("qwen3_moe", "bf16"), ("qwen3_moe", "fp32"), ("gpt_oss", "fp32")],
 )
-def test_as_many_bytes_as_autograd_saves_in_a_real_forward(tmp_path, family, dtype) -> None:
+def test_activations_equal_the_tensors_that_autograd_saves(tmp_path, family, dtype) -> None:
     path = str(write_tiny_model(tmp_path / "model", family))
     model = load(path, dtype)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -229,7 +229,7 @@ def test_as_many_bytes_as_autograd_saves_in_a_real_forward(tmp_path, family, dty
 
 
 @pytest.mark.parametrize(("family", "mode", "every"), [("qwen3", "selective", 1), ("phi3", "full", 2)])
-def test_as_many_bytes_as_a_real_checkpointed_forward_leaves_allocated(tmp_path, family, mode, every) -> None:
+def test_activations_equal_a_real_checkpointed_forward(tmp_path, family, mode, every) -> None:
     path = str(write_tiny_model(tmp_path / "model", family))
     model = load(path, "bf16")
     checkpoint_activations(decoder_layers(model)[::every], mode)
@@ -238,11 +238,11 @@ def test_as_many_bytes_as_a_real_checkpointed_forward_leaves_allocated(tmp_path,
     del total
     allocated = sum(event.nbytes() for event in run.profiler.kineto_results.events() if event.name() == "[memory]")
     assert 0 < allocated <= highest(run)
-    found = counted(read_model_config(path), activation_checkpointing=mode, checkpoint_every=every)
-    assert found.saved == pytest.approx(allocated, rel=0.01)
+    planned = counted(read_model_config(path), activation_checkpointing=mode, checkpoint_every=every)
+    assert planned.saved == pytest.approx(allocated, rel=0.01)
 
 
-def test_a_layer_of_llama_keeps_what_a_closed_form_says() -> None:
+def test_layer_of_llama_agrees_with_closed_form() -> None:
     """In the manner of Korthikanti et al., arXiv:2205.05198, section 4.1, for T tokens in bf16 on CUDA.
 
     h: hidden size, a: width of all query heads, k: of all key heads, f: intermediate size. Bytes of a token:
@@ -269,14 +269,14 @@ def test_a_layer_of_llama_keeps_what_a_closed_form_says() -> None:
     # Two ranks share the tokens; each keeps attention's result as all tokens of its heads and as its tokens of all heads.
     options = shape_for(CONFIG, LLAMA), with_(model={"compute_dtype": "bf16"}).model, CONFIG.lora, "cuda", (700, 300), 2
     assert count_activations(*options).kept[0] == pytest.approx(500 * (per_token + 2 * a), rel=0.03)
-    # Of an MLP in tiles its input is left, which the norm before it keeps anyway.
+    # An MLP in tiles keeps only its input, which the norm before it keeps anyway.
     tiled = counted(LLAMA, "cuda", (700, 300), mlp_tiles=2)
     assert tiled.kept[0] == pytest.approx(1000 * (per_token - 8 * f), rel=0.03)
     # one layer again, and the gradients of its tensors and weights
     assert plain.kept[0] < full.in_backward[0] < 2.5 * plain.kept[0]
 
 
-def test_every_kth_layer_is_checkpointed_and_offload_leaves_the_device() -> None:
+def test_checkpoint_every_and_offload_change_the_kept_bytes() -> None:
     plain = counted(LLAMA, "cuda", (100,))
     every = counted(LLAMA, "cuda", (100,), activation_checkpointing="full", checkpoint_every=3)
     layer_input = 100 * 512 * 2
@@ -287,8 +287,8 @@ def test_every_kth_layer_is_checkpointed_and_offload_leaves_the_device() -> None
     assert plain.times(3).saved == pytest.approx(counted(LLAMA, "cuda", (300,)).saved, rel=1e-3)
 
 
-def test_attention_counts_as_its_kernel_keeps_it(tmp_path) -> None:
-    """Of CUDA the same for any lengths; of a CPU more for short documents; the scores of a softcap are never kept."""
+def test_attention_bytes_depend_on_the_kernel(tmp_path) -> None:
+    """CUDA keeps the same bytes for any lengths, a CPU more for short documents; the scores of a softcap are never kept."""
     long, short = (counted(LLAMA, "cuda", lengths) for lengths in ((512,), (128,) * 4))
     assert long.saved == pytest.approx(short.saved, rel=1e-3)
     cpu = [counted(LLAMA, "cpu", lengths).kept[0] for lengths in ((1024,), (512, 512))]
@@ -300,7 +300,7 @@ def test_attention_counts_as_its_kernel_keeps_it(tmp_path) -> None:
         assert kept[1] == pytest.approx(4 * kept[0], rel=0.01)  # and not 16 times
 
 
-def test_experts_are_counted_in_fp32_also_where_backward_computes_them_again(tmp_path) -> None:
+def test_experts_are_counted_in_fp32_with_checkpointing(tmp_path) -> None:
     """torch has no grouped product of fp32 on fake tensors, in forward or in a recomputation."""
     moe = read_model_config(str(write_tiny_model(tmp_path / "model", "qwen3_moe")))
     full = counted(moe, compute_dtype="fp32", activation_checkpointing="full")
@@ -327,7 +327,7 @@ STEP = (300, 150, 62)  # tokens of the documents; in the first one attention is 
         (1, "full", "none", "16N", True, 0),
     ],
 )
-def test_the_peak_is_that_of_a_real_step(monkeypatch, ranks, strategy, checkpointing, memory, tied, rank) -> None:
+def test_peak_agrees_with_a_real_step(monkeypatch, ranks, strategy, checkpointing, memory, tied, rank) -> None:
     monkeypatch.setattr(product_attention, "KEEP_PROBABILITIES", 256)
     model_config = config_of_llama(128, 256, 4, 4, 2, 501, tied)
     config = with_(
@@ -337,25 +337,25 @@ def test_the_peak_is_that_of_a_real_step(monkeypatch, ranks, strategy, checkpoin
         lora={"rank": rank},
     )
     layout = layout_of(config, ranks, ranks, "cpu")
-    found = step_memory(shape_for(config, model_config), config, layout, STEP, sum(STEP)).tensors
-    assert found == pytest.approx(peak_of_a_step(config, model_config, ranks, STEP), rel=0.01)
+    planned = step_memory(shape_for(config, model_config), config, layout, STEP, sum(STEP)).tensors
+    assert planned == pytest.approx(peak_of_a_step(config, model_config, ranks, STEP), rel=0.01)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_head_with_rows_of_new_tokens_beside_it_is_copied(tmp_path, tied) -> None:
+def test_lora_head_with_new_tokens_is_copied(tmp_path, tied) -> None:
     (tmp_path / NEW_TOKENS).write_text(json.dumps({"first_id": 390, "tokens": ["a", "b"]}))
     model_config = config_of_llama(64, 128, 2, 4, 2, 392, tied)
     config = with_(model={"path": str(tmp_path)}, lora={"rank": 4})
     layout = layout_of(config, 1, 1, "cpu")
-    found = step_memory(shape_for(config, model_config), config, layout, STEP, sum(STEP)).tensors
-    assert found == pytest.approx(peak_of_a_step(config, model_config, 1, STEP), rel=0.003)  # of which the copy is 0.8%
+    planned = step_memory(shape_for(config, model_config), config, layout, STEP, sum(STEP)).tensors
+    assert planned == pytest.approx(peak_of_a_step(config, model_config, 1, STEP), rel=0.003)  # the copy is 0.8% of it
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     ("scale", "softcap", "is_anchored"), [(1.0, None, False), (0.5, 3.0, False), (0.5, None, True), (1.0, 3.0, True)]
 )
-def test_a_loss_takes_as_many_copies_of_the_logits(dtype, scale, softcap, is_anchored) -> None:
+def test_loss_holds_the_counted_copies_of_logits(dtype, scale, softcap, is_anchored) -> None:
     logits = torch.randn(64, 4096)
     ids = logits.topk(8).indices
     batch = SimpleNamespace(target_ids=ids[:, 0], target_weights=None, base_ids=ids)
@@ -369,7 +369,7 @@ def test_a_loss_takes_as_many_copies_of_the_logits(dtype, scale, softcap, is_anc
     assert highest(run) / logits.nbytes == pytest.approx(expected, abs=0.1)
 
 
-def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
+def test_largest_micro_batch_is_the_last_that_fits() -> None:
     shape, layout = shape_for(CONFIG, LLAMA), layout_of(CONFIG, 2, 2, "cuda")
 
     def total(rows: int) -> int:
@@ -388,7 +388,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
     assert total(40) == pytest.approx(real, rel=0.02)
 
 
-def test_documents_of_512_tokens_keep_most_on_a_cpu_in_bf16() -> None:
+def test_documents_of_512_tokens_keep_most_in_bf16() -> None:
     shape = shape_for(CONFIG, LLAMA)
     for dtype, lengths in (("bf16", (512,) * 2 + (276,)), ("fp32", (1300,))):
         config = with_(data={"sequence_length": 1300}, model={"compute_dtype": dtype})

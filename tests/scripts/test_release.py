@@ -51,7 +51,7 @@ def exported(tmp_path_factory) -> tuple[Path, Export]:
     config = Config(Model(str(base)), data, Batch(4), Optimizer(1e-3), Run("trial", str(folder)))
     trained = {"data.train": "0123abcd", "data.mix": [["replay", 0.25, "4567cdef", "anchor"]]}
     identity = {"the weights": {"model.safetensors": sha256(base / "model.safetensors")}, "the data": trained}
-    state = STATE | {"loop": STATE["loop"] | {"tokens": 1000}, "identity": identity}
+    state = STATE | {"loop": STATE["loop"] | {"tokens": 1000, "targets": [678, 90]}, "identity": identity}
     contents = CONTENTS | {"identity": "id", "dtype": "float32", "head": "f" * 64}
     weights = weights_of_directory(base, model)
     export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, contents, [])

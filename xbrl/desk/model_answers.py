@@ -22,7 +22,7 @@ from xbrl.read.dpm import load_cells
 
 
 class Questions:
-    """Turns cases into prompts; says which ones cannot be asked."""
+    """The prompts of cases, and the replies to them."""
 
     def __init__(self, options: Options) -> None:
         self.profile, self.longest = options.profile, options.max_new_tokens
@@ -33,7 +33,7 @@ class Questions:
         self.context = getattr(config, "max_position_embeddings", None) or math.inf
 
     def question(self, case: Case) -> tuple[Reply, list[int]]:
-        """(the reply without its text, the token ids of the prompt). Without ids the reply says why it cannot be asked."""
+        """Return (the reply without its text, token ids of the prompt). If the case cannot be asked, the reply gives the reason and there are no ids."""
         if problem := self.profile.why_not(case.report):
             return Reply(self.profile.name, problem=problem), []
         messages = self.profile.question(case.report, case.bank, load_cells(), case.earlier)
@@ -49,13 +49,13 @@ class Questions:
         return reply, ids
 
     def reply(self, reply: Reply, answer: list[int]) -> Reply:
-        """The reply with the text of an answer."""
+        """Return the reply with the text of an answer."""
         text = str(self.tokenizer.decode(answer, skip_special_tokens=True))
         return replace(reply, text=text.strip(), cut_short=len(answer) == self.longest)
 
 
 def analyse_over_ranks(options: Options) -> int:
-    """The whole analysis with a model. A collective; rank 0 reads, judges and writes, all ranks answer.
+    """Analyse the reports with a model. A collective: rank 0 reads, judges and writes, all ranks answer.
 
     Returns the exit code. Under torchrun, which takes any other code for a failed process, findings give 0.
     """

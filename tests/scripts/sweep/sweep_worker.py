@@ -14,8 +14,8 @@ sys.path[0] = str(root)
 import torch
 
 import model.flops
+import scripts.plan.command  # noqa: F401  so that the children need not import it
 import scripts.sweep.runs
-import tools.plan_command  # noqa: F401  so that the children need not import it
 import train  # noqa: F401
 from tests.code_memory import remember_code
 from tests.zygote import Forked, Zygote, run

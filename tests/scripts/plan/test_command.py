@@ -1,4 +1,4 @@
-"""scripts/plan.py as a user starts it: with a config whose model has no weights, with a size, and with mistakes."""
+"""scripts/plan.py as a user starts it: a config whose model has no weights, the size of a model, and mistakes."""
 
 import json
 import re
@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-import tools.plan
+import scripts.plan.command
+import scripts.plan.search
+import scripts.plan.subject
 from common.errors import exit_code_of
 from configs.load import load_config
 from model.memory import ModelShape
+from scripts.plan.command import main
+from scripts.plan.machines import cluster_of
+from scripts.plan.planner import Plan
+from scripts.plan.search import SearchResult, search
+from scripts.plan.subject import assumed_subject, read_subject
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
-from tools.machines import cluster_of
-from tools.plan import assumed_subject, read_subject
-from tools.plan_command import main
 
-WORKER = Path(__file__).with_name("dry_run_worker.py")
+WORKER = Path(__file__).parents[1] / "dry_run_worker.py"
 CONFIG = """
 from configs.config import *
 config = Config(
@@ -33,7 +37,7 @@ config = Config(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A config, its data, a model directory without weights, and one with large matrices, few layers and no tokenizer."""
+    """Write a config, its data, a model without weights ("model"), and a wide model of two layers without tokenizer ("wide")."""
     folder = tmp_path_factory.mktemp("plan")
     (folder / "config.py").write_text(CONFIG)
     write_chat_file(folder / "train.jsonl", 20)
@@ -46,24 +50,32 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shapes() -> dict[str, ModelShape]:
-    """By path: all plans of a model are of one shape, so each finds the activations that an earlier one has counted."""
+    """By path: plans of one model share its shape, so that each finds the activations that an earlier one has counted."""
     return {}
+
+
+@pytest.fixture
+def results(monkeypatch) -> list[SearchResult]:
+    """Collect the results of the searches behind the printed plans."""
+    results: list[SearchResult] = []
+    monkeypatch.setattr(scripts.plan.command, "search", lambda subject: results.append(search(subject)) or results[-1])
+    return results
 
 
 @pytest.fixture
 def plan(folder, shapes, monkeypatch, capsys):
     """Run the script in this process: (exit code, stdout, stderr)."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(tools.plan, "MEMORIES", ("16N", "8N"))  # a third of the settings
-    monkeypatch.setattr(tools.plan, "CHECKPOINTING", (("none", 1), ("full", 1), ("offload", 1)))
-    shape_of = tools.plan._shape
+    monkeypatch.setattr(scripts.plan.search, "MEMORIES", ("16N", "8N"))  # a third of the settings
+    monkeypatch.setattr(scripts.plan.search, "CHECKPOINTING", (("none", 1), ("full", 1), ("offload", 1)))
+    shape_of = scripts.plan.subject._shape
 
     def shape_once(config, model_config) -> ModelShape:
         if config.model.path not in shapes:
             shapes[config.model.path] = shape_of(config, model_config)
         return shapes[config.model.path]
 
-    monkeypatch.setattr(tools.plan, "_shape", shape_once)
+    monkeypatch.setattr(scripts.plan.subject, "_shape", shape_once)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
@@ -73,79 +85,74 @@ def plan(folder, shapes, monkeypatch, capsys):
     return run
 
 
-def test_a_config_is_planned_from_its_own_data(plan, folder) -> None:
-    arguments = ("config.py", "--gpus", "4", "--gpu", "A100-40", "--json", "plan.json")
-    code, out, err = plan(*arguments, "batch.micro_batch=2")
+def test_config_is_planned_from_its_data(plan, results) -> None:
+    code, out, err = plan("config.py", "--gpus", "4", "--gpu", "A100-40", "batch.micro_batch=2")
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 100
-    written = json.loads((folder / "plan.json").read_text())
-    workload = written["workload"]
-    assert workload["total_steps"] == 6 and [step["step"] for step in workload["steps"]] == list(range(6))
-    worst = workload["worst"]
-    line = f"{sum(worst['lengths'])} tokens in {len(worst['lengths'])} documents, {worst['targets']} targets"
-    said = " ".join(out.split())  # lines may break anywhere
-    assert f"{line}: step {worst['step'] + 1}, rank {worst['rank']} (all steps looked at)" in said
-    own = written["own"]
-    terms = dict(own["memory"])
-    assert terms.pop("total") == sum(terms.values()) <= written["cluster"]["device"]["memory"] and own["fits"]
-    for name, size in terms.items():
+    (result,) = results
+    own, workload = result.own, result.own.workload
+    assert workload.total_steps == 6 and [step.step for step in workload.steps] == list(range(6))
+    worst = workload.worst
+    line = f"{worst.tokens} tokens in {len(worst.lengths)} documents, {worst.targets} targets"
+    text = " ".join(out.split())  # lines may break anywhere
+    assert f"{line}: step {worst.step + 1}, rank {worst.rank} (all steps looked at)" in text
+    available = own.cluster.device.memory
+    assert own.memory.total == sum(vars(own.memory).values()) <= available and own.fits
+    for name, size in vars(own.memory).items():
         assert (re.search(rf"^  {name} +{size / 2**30:.1f}  ", out, re.MULTILINE) is not None) == (size > 0)
-    assert f"a checkpoint {written['disk']['checkpoint'] / 2**30:.1f} GiB" in said
-    for setting in written["settings"]:
-        assert setting["fits"] == (setting["fits_device"] and setting["fits_host"]) == (setting["speed"] is not None)
-        assert setting["fits_device"] == (setting["memory"]["total"] <= written["cluster"]["device"]["memory"])
+    assert f"a checkpoint {own.disk['checkpoint'] / 2**30:.1f} GiB" in text
+    for setting in result.plans:
+        assert setting.fits == (setting.memory.total <= available) == (setting.rate > 0)
 
 
-WIDE = ("--model", "wide", "--sequence", "512", "--gpus", "1", "--json", "wide.json")  # 0.7B parameters
+WIDE = ("--model", "wide", "--sequence", "512", "--gpus", "1")  # 0.7B parameters
 
 
-def test_pasted_lines_give_a_setting_that_fits(plan, folder) -> None:
-    def tight(*more: str) -> tuple[str, dict]:
+def test_pasted_lines_give_a_setting_that_fits(plan, results) -> None:
+    def tight(*more: str) -> tuple[str, SearchResult]:
         code, out, err = plan(*WIDE, "--gpu-memory", "15", *more)
         assert code == 0, err
         assert max(map(len, out.splitlines())) <= 100
-        return out, json.loads((folder / "wide.json").read_text())
+        return out, results[-1]
 
     # 12 x 512 tokens without checkpointing do not fit beside 16 bytes for each parameter.
-    own = ("--micro-batch", "12", "model.activation_checkpointing=none")
-    out, written = tight(*own)
+    own = ("batch.micro_batch=12", "model.activation_checkpointing=none")
+    out, result = tight(*own)
     assert "does not fit" in out and "Your settings do not fit. The cheapest that do:" in out
-    assert not written["own"]["fits"]
-    proposed = written["proposals"]["cheapest"]
-    assert " ".join(proposed["overrides"]) in " ".join(out.split())
-    assert "optimizer.memory" not in str(proposed["overrides"])
-    again, found = tight(*own, *proposed["overrides"], "--all")
-    assert "Your settings fit" in again and found["own"]["memory"] == proposed["memory"]
+    assert not result.own.fits
+    proposed = result.cheapest
+    assert isinstance(proposed, Plan) and " ".join(proposed.overrides) in " ".join(out.split())
+    assert "optimizer.memory" not in str(proposed.overrides)
+    again, pasted = tight(*own, *proposed.overrides, "--all")
+    assert "Your settings fit" in again and pasted.own.memory == proposed.memory
     # --all lists every setting.
-    row = r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no|no \(host\))$"
+    row = r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no)$"
     rows = re.findall(row, again, re.MULTILINE)
-    assert len(rows) == len(found["settings"]) >= 2 * 2 * 3
-    assert rows.count("yes") == sum(setting["fits"] for setting in found["settings"])
+    assert len(rows) == len(pasted.plans) >= 2 * 2 * 3
+    assert rows.count("yes") == sum(setting.fits for setting in pasted.plans)
 
 
-def test_nothing_fits(plan, folder) -> None:
-    code, out, _ = plan(*WIDE, "--gpu-memory", "4", "--host-memory", "2")
-    written = json.loads((folder / "wide.json").read_text())
-    assert code == 0 and "No setting fits" in out and written["proposals"]["cheapest"] is None
-    devices = written["nearest"]["devices"]
-    assert (f"It would fit on {devices} GPUs of this kind." in out) == (devices is not None)
-    assert ("Not even 64 times as many" in out) == (devices is None)
+def test_nothing_fits(plan, results) -> None:
+    code, out, _ = plan(*WIDE, "--gpu-memory", "1")
+    (result,) = results
+    assert code == 0 and "No setting fits" in out and result.cheapest is None
+    assert (f"It would fit on {result.devices} GPUs of this kind." in out) == (result.devices is not None)
+    assert ("Not even 64 times as many" in out) == (result.devices is None)
 
 
 @pytest.mark.parametrize(
     "arguments,sentence",
     [
-        ([], "name a config, e.g. configs/xbrl.py, or a model"),
+        ([], "name a config, e.g. configs/quickstart.py, or a model"),
         (["--model", "8B", "--sequence", "131073"], "data.sequence_length=131073 exceeds the 131072 positions of 8B"),
         (["--model", "model", "model.rope_factor=2"], "rope_factor and rope_original_length need a rope_type"),
-        (["config.py", "--json", "missing/x.json"], "--json missing/x.json: its directory does not exist"),
-        (["config.py", "--gpus", "0"], "--gpus 0 must be above 0"),
+        (["config.py", "--gpus", "0"], "--gpus must be 1 or more, not 0"),
         (["--model", "8B", "--sequence", "32k"], "--sequence must be a whole number in digits, not 32k"),
         (["--model", "8B", "--gpu-memory", "24GB"], "--gpu-memory must be a number in digits, not 24GB"),
         (["config.py", "--gpus", "8", "--nodes", "3"], "8 GPUs cannot be spread evenly over 3 nodes"),
         (["config.py", "--gpu", "H10"], "did you mean H100"),
-        (["config.py", "--host-memory", "nan"], "--host-memory nan must be above 0"),
-        (["config.py", "--gpus", "8", "--network", "8x4000"], "no network named 8x4000 is known (did you mean 8x400?)"),
+        (["config.py", "--gpu-memory", "nan"], "--gpu-memory must be 1 or more, not nan"),
+        (["config.py", "--network", "HDR"], "--network must be a number in digits, not HDR"),
         (["config.py", "--sequence", "512"], "--sequence goes with --model"),
         (["--model", "8B", "--here"], "--here go with a config, not with --model"),
         (["--model", "8B", "--against", "runs/a"], "--against and --here go with a config"),
@@ -160,13 +167,13 @@ def test_nothing_fits(plan, folder) -> None:
         (["--model", "organisation/model"], "its config.json cannot be fetched, because the Hugging Face hub"),
     ],
 )
-def test_a_mistake_is_one_sentence(plan, monkeypatch, arguments, sentence) -> None:
+def test_mistake_is_one_sentence(plan, monkeypatch, arguments, sentence) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, out, err = plan(*arguments)
     assert code == 2 and out == "" and sentence in err and err.count("\n") == 1
 
 
-def test_names_of_sizes_in_lower_case_and_directories_without_data(folder, monkeypatch) -> None:
+def test_sizes_in_lower_case_and_models_without_data(folder, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     cluster = cluster_of(2, 1, "A100-80")
     lower, upper = (assumed_subject(name, [], cluster).shape.num_parameters for name in ("7b", "7B"))
@@ -175,24 +182,23 @@ def test_names_of_sizes_in_lower_case_and_directories_without_data(folder, monke
     assert subject.workload_of(1, 1).worst.lengths == (100, 100)
 
 
-def test_the_disk_of_a_run_that_anchors_has_what_the_base_predicts(folder, monkeypatch) -> None:
+def test_disk_includes_the_predictions_of_the_base(folder, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     config = load_config("config.py", ["data.mix=base:0.5:anchor:train.jsonl"])
     assert read_subject(config, cluster_of(1, 1, "A100-80")).anchor > 20 * 386  # bytes of a target
 
 
 @pytest.mark.slow
-def test_a_dry_run_of_train_is_the_plan_of_this_machine_and_leaves_no_run(folder) -> None:
-    arguments = (folder / "config.py", "--dry-run", "--json", folder / "here.json", "optimizer.epochs=3")
-    done = run_python(WORKER, *arguments, cwd=folder)
+def test_dry_run_plans_for_this_machine(folder) -> None:
+    done = run_python(WORKER, folder / "config.py", "--dry-run", "optimizer.epochs=3", cwd=folder)
     assert done.returncode == 0, done.stderr
-    written = json.loads((folder / "here.json").read_text())
-    assert written["workload"]["total_steps"] == 9 and written["cluster"]["device"]["kind"] == "cpu"
-    assert written["own"]["fits"] and "1 x CPU" in done.stdout and "a process holds" in done.stdout
+    text = " ".join(done.stdout.split())
+    assert "plan 9 steps of" in text and "1 x CPU on 1 node" in text
+    assert "a process holds" in text and ": fits" in text and "Your settings fit" in text
     assert not (folder / "runs").exists()
 
 
-def test_a_run_is_compared_on_the_machine_that_its_record_names(plan, folder) -> None:
+def test_run_is_compared_on_its_own_machine(plan, folder) -> None:
     run = folder / "done"
     run.mkdir(exist_ok=True)
     record = {"world_size": 2, "devices": [{"host": "a", "device": "NVIDIA L4", "ranks": [0, 1]}]}

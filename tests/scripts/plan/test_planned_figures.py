@@ -2,8 +2,9 @@
 
 import pytest
 
-from tools.machines import cluster_of
-from tools.plan import Plan, assumed_subject
+from scripts.plan.machines import cluster_of
+from scripts.plan.planner import Plan
+from scripts.plan.subject import assumed_subject
 
 pytestmark = pytest.mark.slow
 
@@ -15,6 +16,6 @@ pytestmark = pytest.mark.slow
         ("30B-A3B", 4096, [], 65.8),
     ],
 )
-def test_the_memory_that_the_pages_state(name, sequence, overrides, gib) -> None:
+def test_memory_agrees_with_the_pages(name, sequence, overrides, gib) -> None:
     subject = assumed_subject(name, overrides, cluster_of(8, 1, "H100"), sequence=sequence, global_examples=16)
     assert Plan(subject, subject.config).memory.total / 2**30 == pytest.approx(gib, abs=0.05)

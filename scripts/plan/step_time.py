@@ -1,16 +1,16 @@
-"""The time of a step on a named machine, as a range: a roofline of products, memory traffic and communication.
+"""The time of a training step on a machine, as a range: a roofline of products, memory traffic and communication.
 
-    products         matrix products of the layers and the head, at a share of the peak that grows with the micro-batch
-    attention        FLOPs within documents, at the share of the peak that its kernel reaches
+    products         matrix products of the layers and the head, at a fraction of the peak that grows with the micro-batch
+    attention        FLOPs within documents, at the fraction of the peak that the attention kernel reaches
     memory           norms, activations, RoPE, residuals, softmax of the head, FSDP's casts and copies
-    communication    what of the all-gathers and reductions the computation does not hide
-    optimizer        norm of the gradients and AdamW
-    offload          copies to and from the host, and AdamW there
+    communication    the part of the all-gathers and reductions that computation does not hide
+    optimizer        norm of the gradients, and AdamW
+    offload          copies to and from the host, and AdamW on the host
     balance          waiting for the slowest rank
-    host             Python, where it starts kernels more slowly than the device runs them
+    host             the device waiting for Python, which starts the kernels
 
-Evaluations, saves, compilation and reading of data are not in it. docs/planning.md has its errors against published runs;
-tests/tools/published.py fits its constants to them.
+Evaluations, saves, compilation and reading of data are left out. docs/planning.md states the errors against published runs;
+tests/scripts/plan/published.py fits the constants to these runs.
 """
 
 import functools
@@ -22,30 +22,29 @@ from transformers import PretrainedConfig
 
 from configs.config import Config
 from distributed.optimizer import parameter_dtype
-from distributed.sharding import sharded_dimension
 from model.dtypes import DTYPES
 from model.flops import attention_heads
 from model.loss import CHUNK_TOKENS
 from model.memory import ModelShape, all_elements, gradient_itemsize, layout_of, trained_elements
-from tools.machines import Cluster
+from scripts.plan.machines import Cluster
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """A few constants, the same for all models and machines of a kind."""
+    """Constants that are the same for all models and all machines of a kind."""
 
-    products: float  # share of `Device.sustained` that products of many tokens reach
-    attention: float  # share of `Device.attention` that its kernel reaches for long documents
-    bandwidth: float  # counted bytes over those that the memory could move; kernels move more than is counted
-    link: float  # share of a link's bandwidth that collectives reach
-    contention: float  # share of a hidden collective's time by which it slows the computation that hides it
+    products: float  # fraction of `Device.sustained` that products of many tokens reach
+    attention: float  # fraction of `Device.attention` that the kernel reaches for long documents
+    bandwidth: float  # fraction of the memory's bandwidth; kernels move more bytes than the model counts
+    link: float  # fraction of a link's bandwidth that collectives reach
+    contention: float  # a hidden collective slows the computation that hides it by this fraction of its own time
     host: float  # bytes/s of AdamW on the host, for the shard of one rank
 
 
-# kind of device -> slow, middle, fast. On CUDA attention, bandwidth, link and contention of the middle are fitted, and slow and fast
-# hold nine tenths of the fitted rows (tests/tools/published.py). Fast has the attention kernels of a newer generation. The host's
-# bandwidth is that of one core (torchrun sets OMP_NUM_THREADS=1), of three and of eight. On a CPU slow and fast hold what was
-# measured with AVX2, AVX512-BF16 and AMX, and the middle is not meant to be printed.
+# Kind of device -> slow, middle, fast. On CUDA, attention, bandwidth, link and contention of the middle are fitted; slow and
+# fast enclose nine tenths of the fitted rows (tests/scripts/plan/published.py). Fast has the attention kernels of a newer
+# generation. The host has the bandwidth of one core (torchrun sets OMP_NUM_THREADS=1), of three cores and of eight. On a CPU,
+# slow and fast enclose the speeds measured with AVX2, AVX512-BF16 and AMX; the middle is not meant to be printed.
 ASSUMPTIONS = {
     "cuda": (
         Assumptions(0.90, 0.70, 0.42, 0.50, 0.50, 10e9),
@@ -58,47 +57,47 @@ ASSUMPTIONS = {
         Assumptions(1.00, 1.0, 1.00, 1.0, 0.0, 0.0),
     ),
 }
-BLOCK = 128  # tokens: of the blocks of pairs on the diagonal flash attention computes both halves
-FP32_ON_CUDA = 1 / 16  # FLOP/s in fp32 over those in bf16, of an A100 or H100 without TF32; data sheets
+BLOCK = 128  # tokens; flash attention computes both halves of the blocks on the diagonal
+FP32_ON_CUDA = 1 / 16  # speed of fp32 relative to bf16 on an A100 or H100 without TF32; data sheets
 BACKWARD_ATTENTION = 2.5  # flash attention recomputes the scores: 5 products in backward, 2 in forward
-CPU_PAIR_BYTES = 144  # per pair and head: on a CPU attention writes its scores to memory, as measured on an EPYC
-# Seconds in which Python starts forward and backward of a layer: about 150 kernels of 5 us, and FSDP's hooks.
+CPU_PAIR_BYTES = 144  # per pair and head: attention on a CPU writes its scores to memory; measured on an EPYC
+# Seconds in which Python starts a layer's forward and backward: about 150 kernels of 5 us, and FSDP's hooks.
 HOST_PER_LAYER = 1.5e-3
-# Seconds that a collective takes for each further node of its ring (fitted: with it runs on 128 to 512 GPUs are as slow as
-# published, so it also stands for waiting), and inside of a node (what NCCL's tests print for small messages).
+# Latency of a collective in seconds. NODE_LATENCY counts for each further node of the ring. It is fitted to runs on 128 to 512
+# GPUs, so it includes the waiting of ranks. LOCAL_LATENCY is the time that NCCL's tests print for small messages in a node.
 NODE_LATENCY, LOCAL_LATENCY = 120e-6, 20e-6
-GLOO_REDUCES_AT = 0.5  # gloo adds on the processor: 0.77 GB/s where it gathers 1.47 GB/s
-# Bytes per logit in model/loss.py: written (2), cast to fp32 (2 + 4), log_softmax (8), exp (8), cast back (4 + 2), read by two
-# products (4).
+GLOO_REDUCES_AT = 0.5  # gloo adds on the processor: it reduces 0.77 GB/s and gathers 1.47 GB/s
+# Bytes per logit that model/loss.py moves: written (2), cast to fp32 (2 + 4), log_softmax (8), exp (8), cast back (4 + 2),
+# read by two products (4).
 LOGIT_BYTES = 34
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """One step over all ranks."""
+    """The work of a step, summed over all ranks."""
 
-    step: int = field(compare=False)  # 0-based; steps of the same work are equal
+    step: int = field(compare=False)  # counts from 0; steps with the same work are equal
     tokens: int
     targets: float
-    flops: float  # that are necessary (model.flops.step_flops)
-    micro_batches: int  # of each rank
-    balance: float  # share of the time in which a mean rank computes (data.dealing.balance)
+    flops: float  # necessary FLOPs (model.flops.step_flops)
+    micro_batches: int  # per rank
+    balance: float  # fraction of a step during which the average rank computes (data.dealing.balance)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """low and high bound of the tokens per second and device, and the hours of the whole run that follow from them."""
+    """The expected speed of a run, as a range."""
 
-    tokens_per_second: tuple[float, float]  # of one device, low and high
-    hours: tuple[float, float]  # of the run, short and long
-    parts: dict[str, float]  # seconds of a mean step: compute, memory traffic, communication in the open, ...
-    middle: float  # tokens per second and device in `sum(parts)` seconds
+    tokens_per_second: tuple[float, float]  # of one device: slow, fast
+    hours: tuple[float, float]  # of the whole run: fast, slow
+    parts: dict[str, float]  # seconds of a mean step by part (see the module), in the middle of the range
+    middle: float  # tokens per second of one device, in the middle of the range
 
 
 def expected_speed(
     shape: ModelShape, config: Config, cluster: Cluster, steps: Sequence[StepWork], total_steps: int
 ) -> Speed:
-    """The speed of a run of `total_steps` steps, of which `steps` are a sample."""
+    """Return the speed of a run of `total_steps` steps from a sample of them."""
     mean_tokens = sum(step.tokens for step in steps) / len(steps) / cluster.devices
     runs = (_Run(shape, config, cluster, assumptions) for assumptions in ASSUMPTIONS[cluster.device.kind])
     slow, middle, fast = (run.mean_parts(steps) for run in runs)
@@ -113,53 +112,55 @@ def expected_speed(
 
 
 def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
-    """Elements per token that the forward of a decoder layer reads and writes outside of its products.
+    """Return the elements per token that a decoder layer's forward reads and writes outside of its matrix products.
 
-    Eager: two norms that compute in fp32 (16 each, in elements of bf16), two residual additions (3 each), RoPE (10 for
-    each element of queries and keys), attention (1 each), SiLU and gate (5 for each intermediate element). Compiled: each
-    group reads its inputs and writes its outputs once.
+    Eager: two norms in fp32 (16 per hidden element, counted in elements of bf16), two residual additions (3 per hidden
+    element), RoPE (10 per element of queries and keys), attention (2 per element of queries and keys), SiLU and gate (5 per
+    intermediate element). Compiled: each group reads its inputs and writes its outputs once.
     """
     heads, keys, head_dim = attention_heads(config)
     intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    if chosen := getattr(config, "num_experts_per_tok", None):
-        intermediate = chosen * getattr(config, "moe_intermediate_size", intermediate)
+    if experts_per_token := getattr(config, "num_experts_per_tok", None):
+        intermediate = experts_per_token * getattr(config, "moe_intermediate_size", intermediate)
         intermediate += getattr(config, "shared_expert_intermediate_size", 0)
-    rotated = (heads + keys) * head_dim  # of queries and keys; attention reads values and writes its result, too
+    rotated = (heads + keys) * head_dim  # queries and keys; as many are the values and the result of attention
     if is_compiled:
         return 8 * config.hidden_size + 4 * rotated + 3 * intermediate
     return (2 * 16 + 2 * 3) * config.hidden_size + 12 * rotated + 5 * intermediate
 
 
 def share_of_tiles(shape: ModelShape) -> float:
-    """The share of the layers' products that `model.mlp_tiles` computes once more: those whose result is the intermediate of
-    the MLP. torch's checkpoint stops before the last product, because backward does not need its result. Of experts all are
-    computed again, because the gradient of a router needs the experts' results.
+    """Return the fraction of the layers' products that backward computes again under `model.mlp_tiles`.
+
+    These are the MLP's products with an intermediate result. torch's checkpoint stops before the MLP's last product, because
+    backward does not need its result. Experts compute all of their products again, because the router's gradient needs
+    their results.
     """
     if experts := share_of_experts(shape):
         return experts
     size = getattr(shape.config, "intermediate_size", None) or 4 * shape.config.hidden_size
-    matrices = [one for one in shape.layers[0].shapes if len(one) == 2]
+    matrices = [tensor for tensor in shape.layers[0].shapes if len(tensor) == 2]
     again = sum(rows * columns for rows, columns in matrices if rows in (size, 2 * size))
     return again / sum(rows * columns for rows, columns in matrices)
 
 
 def share_of_experts(shape: ModelShape) -> float:
-    """The share of the layers' products that experts compute, those that a token is sent to."""
-    chosen = getattr(shape.config, "num_experts_per_tok", None) or 0
-    shapes = [one for layer in shape.layers for one in layer.shapes]
-    experts = sum(chosen * math.prod(one[1:]) for one in shapes if len(one) == 3)
-    return experts / (experts + sum(math.prod(one) for one in shapes if len(one) == 2))
+    """Return the fraction of the layers' products that experts compute. A token counts only at the experts it is sent to."""
+    experts_per_token = getattr(shape.config, "num_experts_per_tok", None) or 0
+    tensors = [tensor for layer in shape.layers for tensor in layer.shapes]
+    experts = sum(experts_per_token * math.prod(tensor[1:]) for tensor in tensors if len(tensor) == 3)
+    return experts / (experts + sum(math.prod(tensor) for tensor in tensors if len(tensor) == 2))
 
 
 def _state_bytes(config: Config) -> tuple[int, int, int]:
-    """Bytes of a parameter, its gradient, and its two moments, all of them N of `optimizer.memory`."""
+    """Return the bytes of a parameter, of its gradient, and of its two moments. They sum to the N of `optimizer.memory`."""
     memory = config.optimizer.memory
     weight, gradient = parameter_dtype(memory).itemsize, gradient_itemsize(memory)
     return weight, gradient, int(memory.removesuffix("N")) - weight - gradient
 
 
 class _Run:
-    """One run under one set of assumptions."""
+    """A run under one set of assumptions: slow, middle or fast."""
 
     def __init__(self, shape: ModelShape, config: Config, cluster: Cluster, assumptions: Assumptions) -> None:
         self.shape, self.config, self.cluster, self.assumptions = shape, config, cluster, assumptions
@@ -169,43 +170,40 @@ class _Run:
         self.reduced = DTYPES[config.sharding.reduce_dtype].itemsize
         layout = layout_of(config, cluster.devices, cluster.per_node, self.device.kind)
         self.shards, self.is_gathered_once = layout.shards, layout.keeps_gathered  # in a step
-        # With the rows that fill up the last ranks.
+        # Includes the rows of padding that FSDP adds on the last ranks.
         self.parameters = self.shards * all_elements(shape, self.shards)
-        # Elements of experts that are cut along dimension 1, and those of them that have gradients.
-        self.cut, self.cut_trained = (
-            sum(math.prod(one) for one in shapes if sharded_dimension(one, self.shards))
-            for shapes in ((one for unit in shape.units for one in unit.shapes), shape.trained)
-        )
         self.local = trained_elements(shape, self.shards)
         self.trained = self.shards * self.local
         mode, layers = config.model.activation_checkpointing, len(shape.layers)
         share = 0.0 if mode == "none" else math.ceil(layers / config.model.checkpoint_every) / layers
-        self.repeated = share  # of what is elementwise
-        self.recomputed = 0.0 if mode == "selective" else share  # of attention
-        self.again = share * share_of_experts(shape) if mode == "selective" else share  # of products
-        self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
-        self.tiled = share_of_tiles(shape) if config.model.mlp_tiles > 1 else 0.0  # of products, in backward
+        # Fractions that backward computes again.
+        self.repeated = share  # elementwise operations
+        self.recomputed = 0.0 if mode == "selective" else share  # attention
+        self.again = share * share_of_experts(shape) if mode == "selective" else share  # matrix products
+        self.tiled = share_of_tiles(shape) if config.model.mlp_tiles > 1 else 0.0  # matrix products, once more
+        self.kept_on_host = share * layers if mode == "offload" else 0.0  # number of layers
         self.is_compiled = config.model.compile
-        # Gathers of the model by a micro-batch: an untied embedding and head are gathered once, the rest also for backward.
+        # A micro-batch gathers an untied embedding and head once, and the layers for forward and for backward.
         once = sum(unit.num_parameters for unit in shape.extra) / self.parameters
         self.gathers = 1.0 if self.is_gathered_once else 2 - once
-        # Seconds of one gather of all parameters, and of one reduction of all gradients among the ranks of a copy and, as a
-        # reduce-scatter and an all-gather of what each rank holds, among the copies.
+        # Seconds of one gather of all parameters, of one reduction of all gradients among the ranks that share a copy of the
+        # model, and of one all-reduce (a reduce-scatter and an all-gather) of each rank's part among the copies.
         slower = 1.0 if self.is_cuda else 1 / GLOO_REDUCES_AT
         self.gather = self._ring(self.parameters * self.itemsize, inner=True)
         self.reduce = self._ring(self.trained * self.reduced, inner=True) * slower
         self.all_reduce = self._ring(self.local * self.reduced, inner=False) * (1 + slower)
-        # Shares of the first gather and of the last reduction, which nothing hides. LoRA trains no vocabulary.
+        # The first gather and the last reduction of a step, as fractions of all. Nothing hides them. LoRA trains no vocabulary.
         vocabulary, layer = shape.extra[0] if shape.extra else shape.root, shape.layers[0]
         self.first = (vocabulary.num_parameters + layer.num_parameters) / self.parameters
         self.last = (vocabulary.num_trained or layer.num_trained) / self.trained
 
     def _ring(self, size: float, inner: bool) -> float:
-        """Seconds in which rings gather or reduce `size` bytes, one collective for each unit of the model.
+        """Return the seconds in which rings gather or reduce `size` bytes, with one collective for each unit of the model.
 
-        (n - 1) / n of a tensor passes each link (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md), and
-        the slowest link counts: NVLink or PCIe inside of a node, all of a node's cards together between nodes, because
-        NCCL makes a ring for each of them. inner: among the ranks of one copy of the model, else among the copies.
+        `inner` rings join the ranks that share a copy of the model, the rest join the copies. (n - 1) / n of a tensor
+        passes each link (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md), and the slowest link decides:
+        NVLink or PCIe within a node, and all network cards of a node together between nodes, because NCCL makes a ring for
+        each card.
         """
         cluster, copies = self.cluster, self.cluster.devices // self.shards
         ranks = self.shards if inner else copies
@@ -218,10 +216,10 @@ class _Run:
         return size * (ranks - 1) / ranks / (bandwidth * self.assumptions.link) + latency
 
     def _all_to_alls(self, tokens: float) -> float:
-        """Seconds of sharing a micro-batch's tokens over a group (distributed/context.py), `tokens` of them on each rank.
+        """Return the seconds of the all-to-alls of a micro-batch with `tokens` tokens on each rank of a group (distributed/context.py).
 
-        Queries, keys, values and the result are sent in forward, their gradients in backward, and a checkpointed layer sends
-        again. Attention waits for all of it. Between nodes, cards share the network.
+        Forward sends queries, keys, values and the result, backward sends their gradients, and a checkpointed layer sends
+        again. Attention waits for all of them. Between nodes, GPUs share the network.
         """
         ranks = self.config.sharding.context
         if ranks == 1:
@@ -234,26 +232,26 @@ class _Run:
         return len(self.shape.layers) * (2 + self.repeated) * (seconds + latency)
 
     def mean_parts(self, steps: Sequence[StepWork]) -> dict[str, float]:
-        """Seconds of each part of a mean step."""
-        parts = list(map(functools.cache(self.parts), steps))  # most steps are alike where all examples have one length
+        """Return the seconds of each part of a mean step."""
+        parts = list(map(functools.cache(self.parts), steps))  # most steps are equal if all examples have one length
         return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
 
     def parts(self, step: StepWork) -> dict[str, float]:
-        """Seconds of each part of a step."""
+        """Return the seconds of each part of a step."""
         count, work, model = step.micro_batches, self.shape.work, self.shape.config
         rows = self.cluster.devices * count
         tokens, targets = max(step.tokens, 1) / rows, step.targets / rows
         layers, head = work.per_token * tokens, work.per_target * targets
         pairs = self._attention(max(0.0, step.flops / rows - layers - head), tokens)
         rate = self._products_rate(tokens)
-        # LoRA's adapters are scaled (2 elements of each output), then added (3).
+        # LoRA scales each output of an adapter (2 elements) and adds it (3).
         elements = layer_elements(model, self.is_compiled) * len(self.shape.layers) + 5 * self.shape.adapter_outputs
         moved = elements * self.itemsize * tokens / self.bandwidth
-        # For each chunk of targets a part of the head's gradient is written (2) and added in fp32 (10).
+        # Each chunk of targets writes a part of the head's gradient (2 bytes) and adds it in fp32 (10).
         chunk = 0 if self.shape.frozen_itemsize else 12 * model.hidden_size / CHUNK_TOKENS
         logits = (LOGIT_BYTES + chunk) * self.shape.num_tokens * targets / self.bandwidth
-        # The head computes its gradients in forward. Backward of what is elementwise reads what was kept and the gradients,
-        # and writes gradients.
+        # The head computes its gradients in forward. The backward of an elementwise operation reads the kept activations and
+        # the gradients, and writes gradients: twice the traffic of its forward.
         forward = (layers * work.forward + head) / rate, pairs, moved + logits
         backward = (
             layers * (1 - work.forward * (1 - self.again - self.tiled)) / rate,
@@ -264,7 +262,7 @@ class _Run:
         memory += self._copies(count)
         compute = products + attention + memory
         communication = self._communication(count, sum(forward), sum(backward))
-        # Python waits for neither, so it delays only what both leave idle.
+        # Python runs ahead of computation and communication, so only the time beyond both counts.
         host = count * HOST_PER_LAYER * len(self.shape.layers) if self.is_cuda else 0.0
         updates_on_host = self.config.sharding.cpu_offload and self.is_cuda
         return {
@@ -279,15 +277,15 @@ class _Run:
         }
 
     def _products_rate(self, tokens: float) -> float:
-        """FLOP/s of the products of a micro-batch of so many tokens."""
+        """Return the FLOP/s of matrix products in a micro-batch of `tokens` tokens."""
         peak = self.device.flops * self.device.sustained
         if self.is_cuda and self.config.model.compute_dtype == "fp32":
             peak *= FP32_ON_CUDA
         rate = peak * self.assumptions.products
-        return rate * tokens / (tokens + rate / self.bandwidth)  # the products read their weights, too
+        return rate * tokens / (tokens + rate / self.bandwidth)  # products also read their weights
 
     def _attention(self, flops: float, tokens: float) -> float:
-        """Seconds of attention's forward in a micro-batch. flops: of forward and backward, as counted."""
+        """Return the seconds of attention's forward in a micro-batch. `flops` include its backward."""
         work, peak = self.shape.work, self.device.flops
         if not flops:
             return 0.0
@@ -295,32 +293,33 @@ class _Run:
             pairs = flops / work.per_pair * self.shape.config.num_attention_heads
             return (flops / peak + pairs * CPU_PAIR_BYTES / self.bandwidth) / (1 + BACKWARD_ATTENTION)
         layers = sum(count for _, count in work.windows)
-        length = 2 * flops / (work.per_pair * layers * tokens)  # of documents, as the pairs of a token say
+        length = 2 * flops / (work.per_pair * layers * tokens)  # mean length of documents, from the pairs per token
         kernel = min(self.device.attention * self.assumptions.attention, self.device.sustained)
         return flops / 3 * (1 + BLOCK / length) / (peak * kernel)
 
     def _copies(self, count: int) -> float:
-        """Seconds of FSDP's casts and copies in a step of `count` micro-batches.
+        """Return the seconds of FSDP's casts and copies in a step of `count` micro-batches.
 
         A gather casts this rank's shard to the compute dtype and copies the gathered tensors out of a buffer. A gradient is
-        copied into the buffer of its reduction and added to the shard's gradient. Experts that are cut along dimension 1 are copied
-        once more each time. A single CPU rank reduces in place. Frozen parameters have the compute dtype already.
+        copied into the buffer of its reduction and added to the shard's gradient. A single CPU rank reduces in place. Frozen
+        parameters have the compute dtype already.
         """
         size, (weight, _, _) = self.itemsize, _state_bytes(self.config)
         copied_out = 2 * size if self.shards > 1 else 0
         gather = self.parameters * (2 * size / self.shards + copied_out) + self.trained * (weight - size) / self.shards
-        gather += 2 * size * self.cut
         in_buffer = size + self.reduced if self.cluster.devices > 1 or self.is_cuda else 0
         gradient = self.trained * (in_buffer + 3 * self.reduced / self.shards)
-        gradient += 2 * size * self.cut_trained
         return (self._gathers_of_step(count) * gather + count * gradient) / self.bandwidth
 
     def _gathers_of_step(self, count: int) -> float:
-        """How often a step of `count` micro-batches gathers the model."""
+        """Return how many times a step of `count` micro-batches gathers the whole model."""
         return self.gathers * (1 if self.is_gathered_once else count)
 
     def _communication(self, count: int, forward: float, backward: float) -> float:
-        """Seconds by which collectives delay a step. forward, backward: of computation in a micro-batch."""
+        """Return the seconds by which collectives delay a step of `count` micro-batches.
+
+        `forward` and `backward` are the seconds of computation in one micro-batch.
+        """
         again = not self.is_gathered_once
         if count == 1:
             return self._exposed(forward, backward, gathers=True, last=True)
@@ -329,7 +328,10 @@ class _Run:
         return first + (count - 2) * middle + self._exposed(forward, backward, gathers=again, last=True)
 
     def _exposed(self, forward: float, backward: float, gathers: bool, last: bool) -> float:
-        """Of one micro-batch. gathers: it gathers the parameters; last: of the step."""
+        """Return the seconds by which collectives delay one micro-batch.
+
+        With `gathers` it gathers the parameters. The `last` one of a step also all-reduces among the copies of the model.
+        """
         ahead = self.gather if gathers else 0.0
         behind = self.reduce + ahead * (self.gathers - 1) + self.all_reduce * last
         if not self.is_cuda:
@@ -341,9 +343,10 @@ class _Run:
         return max(excess, min(open_ends, ahead + behind)) + self.assumptions.contention * hidden
 
     def _optimizer_bytes(self) -> float:
-        """Bytes per local parameter of one update: norm of the gradients, then AdamW, which reads and writes weight and moments.
+        """Return the bytes that an update moves per local parameter.
 
-        Other memories than 16N convert what is not fp32 in buffers: 4 bytes are written and read before and after.
+        The norm reads the gradients; AdamW reads them again, and reads and writes weights and moments. A tensor that is not
+        fp32 is converted in a buffer, whose 4 bytes are written and read before and after the update.
         """
         weight, gradient, moments = _state_bytes(self.config)
         converted = (weight < 4) * 2 + (gradient < 4) + 2 * (moments < 8) * 2
@@ -352,13 +355,13 @@ class _Run:
         return 2 * weight + 2 * gradient + 2 * moments + 8 * converted + penalty
 
     def _offload(self, step: StepWork) -> float:
-        """Seconds of copies over the link to the host, and of AdamW there."""
+        """Return the seconds of copies over the link to the host, and of AdamW on the host."""
         count, seconds, shape = step.micro_batches, 0.0, self.shape
         if self.config.sharding.cpu_offload:
             weight, gradient, _ = _state_bytes(self.config)
             frozen = (self.parameters - self.trained) / self.shards * shape.frozen_itemsize
             copied = self._gathers_of_step(count) * (self.local * weight + frozen) + count * self.local * gradient
-            added = self.local * 3 * gradient * (count - 1)  # the gradients of several micro-batches, on the host
+            added = self.local * 3 * gradient * (count - 1)  # the host adds the gradients of several micro-batches
             host = self.local * self._optimizer_bytes() + added
             seconds += copied / self.device.host_link + host / self.assumptions.host
         if self.kept_on_host:

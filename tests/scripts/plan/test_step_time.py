@@ -1,4 +1,4 @@
-"""The time model: its errors against published runs, its terms one by one, and what more of something must do."""
+"""The time model: its errors against published runs, its terms one by one, and the effect of faster machines."""
 
 import dataclasses
 from functools import cache
@@ -11,10 +11,8 @@ from configs.load import override
 from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, Unit, shape_of
-from tests.tools import published
-from tools.machines import Cluster, cluster_of, cpu_cluster
-from tools.plan import named_config
-from tools.step_time import (
+from scripts.plan.machines import Cluster, cluster_of, cpu_cluster
+from scripts.plan.step_time import (
     ASSUMPTIONS,
     LOCAL_LATENCY,
     NODE_LATENCY,
@@ -25,6 +23,8 @@ from tools.step_time import (
     layer_elements,
     share_of_tiles,
 )
+from scripts.plan.subject import named_config
+from tests.scripts.plan import published
 
 MIDDLE = ASSUMPTIONS["cuda"][1]
 CONFIG = Config(Model("m"), Data(("a",)), Batch(global_examples=64), Optimizer(learning_rate=1e-5), Run("x"))
@@ -36,7 +36,7 @@ def shape(name: str) -> ModelShape:
 
 
 def settings(**changes: object) -> Config:
-    """A config, with `section__key` changed."""
+    """Return the config with `section__key` changed."""
     return override(CONFIG, [f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
 
 
@@ -54,30 +54,30 @@ def speed(model: str = "7B", cluster: Cluster | None = None, work: StepWork | No
     return expected_speed(shape(model), settings(**changes), cluster, [work], total_steps=100)
 
 
-def test_steps_of_the_same_work_are_computed_once_and_have_the_mean_of_all(monkeypatch):
+def test_equal_steps_are_computed_once(monkeypatch):
     few, many = step("135M", [100] * 8), step("135M", [300] * 8)
-    steps, seen = [dataclasses.replace(one, step=i) for i, one in enumerate((few, many, few, few))], []
+    steps, seen = [dataclasses.replace(work, step=i) for i, work in enumerate((few, many, few, few))], []
     computed = _Run.parts
-    monkeypatch.setattr(_Run, "parts", lambda run, one: seen.append(one.tokens) or computed(run, one))
+    monkeypatch.setattr(_Run, "parts", lambda run, work: seen.append(work.tokens) or computed(run, work))
     machine = shape("135M"), settings(), cluster_of(8, 1, "H100")
     mean = expected_speed(*machine, steps, 100)
     assert sorted(seen) == [800] * 3 + [2400] * 3  # slow, middle and fast
-    one, other = (sum(expected_speed(*machine, [work], 100).parts.values()) for work in (few, many))
-    assert sum(mean.parts.values()) == pytest.approx((3 * one + other) / 4)
+    seconds = [sum(expected_speed(*machine, [work], 100).parts.values()) for work in (few, many)]
+    assert sum(mean.parts.values()) == pytest.approx((3 * seconds[0] + seconds[1]) / 4)
 
 
 # Rows of -> rows, median error in %, share inside the range in %: the table of docs/planning.md, of held-out rows
 STATED = {"all": (137, 2.2, 98), "A100": (79, 3.1, 96), "H100, H200": (56, 1.8, 100)}
 
 
-def test_a_shape_from_one_layer_is_that_of_all_layers():
+def test_shape_from_one_layer_equals_the_whole():
     config = named_config("135M")
-    found, real = shape("135M"), shape_of(build_on_meta(config), config)
+    short, real = shape("135M"), shape_of(build_on_meta(config), config)
     names = [field.name for field in dataclasses.fields(real) if field.name != "config"]
-    assert [getattr(found, name) for name in names] == [getattr(real, name) for name in names]
+    assert [getattr(short, name) for name in names] == [getattr(real, name) for name in names]
 
 
-def test_errors_of_held_out_rows_are_those_that_are_stated():
+def test_errors_of_held_out_rows_are_as_stated():
     rows = [row for row in published.published_rows() if row.role == "held_out"]
     bands = published.bands(rows)
     for name, stated in STATED.items():
@@ -89,7 +89,7 @@ def test_errors_of_held_out_rows_are_those_that_are_stated():
         assert low < published.predicted(row).middle < high < 2.4 * low, row  # a range, not a shrug
 
 
-def test_the_constants_are_those_that_the_fitted_rows_ask_for():
+def test_constants_are_the_best_for_fitted_rows():
     rows = [row for row in published.published_rows() if row.role == "fit"]
     band, values = published.band(rows), published.constants()
     assert (band.rows, round(100 * band.median, 1), round(100 * band.inside)) == (117, 3.5, 98)
@@ -112,8 +112,8 @@ def test_the_constants_are_those_that_the_fitted_rows_ask_for():
 @pytest.mark.parametrize("strategy", ["full", "grad_op", "hybrid", "none"])
 @pytest.mark.parametrize("changed", ["flops", "bandwidth", "link", "host_link", "network"])
 @pytest.mark.parametrize(("model", "length"), [("7B", 2048), ("1B", 64)])  # the second one waits for Python
-def test_a_faster_machine_is_never_slower(strategy: str, changed: str, model: str, length: int):
-    cluster = cluster_of(16, 2, "A100-80", "HDR")
+def test_faster_machine_is_never_slower(strategy: str, changed: str, model: str, length: int):
+    cluster = cluster_of(16, 2, "A100-80", 200)
     if changed == "network":
         faster = dataclasses.replace(cluster, network=2 * cluster.network)
     else:
@@ -134,8 +134,8 @@ def test_a_faster_machine_is_never_slower(strategy: str, changed: str, model: st
         assert after.middle > 1.001 * before.middle
 
 
-def test_a_slow_network_shows_the_bytes_of_its_rings():
-    """Where the network is so slow that it hides the computation, seconds follow from the bytes alone."""
+def test_slow_network_shows_the_bytes_of_rings():
+    """If the network is so slow that it hides the computation, the seconds follow from the bytes alone."""
     parameters, units, link = shape("7B").num_parameters, 35, MIDDLE.link  # units: 32 layers, embedding, head, root
     slow = cluster_of(16, 2, "H100", 1.0)
     work = step("7B", [256] * 16)
@@ -157,7 +157,7 @@ def test_a_slow_network_shows_the_bytes_of_its_rings():
     assert seconds(sharding__strategy="hybrid") == pytest.approx(2 * 4 * parameters / 2 / rate, **close)
 
 
-def test_only_targets_pay_for_the_head_and_only_pairs_within_documents_for_attention():
+def test_head_costs_per_target_attention_per_pair():
     everything, few = (speed("8B", work=step("8B", [4096] * 16, targets=n)) for n in (4096.0 * 16, 1000.0))
     work = shape("8B").work
     ratio = (work.per_token * 65536 + work.per_target * 1000) / ((work.per_token + work.per_target) * 65536)
@@ -185,27 +185,27 @@ def test_waiting_offload_and_small_micro_batches_cost_time():
     kept = speed(model__activation_checkpointing="offload").parts["offload"]
     assert kept == pytest.approx(2 * 2 * 8192 * 4096 * 32 / 50e9)
 
-    one, many = (speed(work=step("7B", [1024] * 64, count)) for count in (1, 8))
-    assert many.middle < 0.9 * one.middle
+    large, small = (speed(work=step("7B", [1024] * 64, count)) for count in (1, 8))
+    assert small.middle < 0.9 * large.middle
     # Kernels of a tiny model run faster than Python starts them.
     tiny = speed("135M", cluster_of(1, 1, "H100"), step("135M", [256]))
     assert tiny.parts["host"] > 0.5 * sum(tiny.parts.values())
 
 
-def test_bytes_are_counted_from_the_code():
+def test_elementwise_and_optimizer_bytes_follow_the_code():
     # Llama 2 7B, in units of the hidden size 4096: 38 + RoPE 20 + attention 4, and 5 for each intermediate element.
     config = shape("7B").config
     assert layer_elements(config, False) == 4096 * 62 + 5 * 11008
     assert layer_elements(config, True) == 4096 * (8 + 4 + 4) + 3 * 11008
     assert speed(model__compute_dtype="fp32").parts["products"] > 14 * speed().parts["products"]
-    # AdamW reads and writes weight, gradient and moments; what is not fp32 is converted in buffers of 4 bytes.
+    # AdamW reads and writes weight, gradient and moments; a tensor that is not fp32 is converted in a buffer of 4 bytes.
     updates = {memory: speed(optimizer__memory=memory).parts["optimizer"] for memory in ("16N", "14N", "12N", "8N")}
     per_parameter = {memory: seconds / updates["16N"] * 32 for memory, seconds in updates.items()}
     assert per_parameter == pytest.approx({"16N": 32, "14N": 28 + 16, "12N": 24 + 24, "8N": 16 + 56})
 
 
 def test_tiles_and_experts_in_the_time() -> None:
-    """Tiles compute two of the MLP's three products again, and all of the experts; of experts those of a token count."""
+    """Tiles compute two of the MLP's three products again, and all products of experts. A token counts at its experts only."""
     llama = shape("7B")
     again = 2 * 11008 / (4 * 4096 + 3 * 11008)
     assert share_of_tiles(llama) == pytest.approx(again)
@@ -219,14 +219,14 @@ def test_tiles_and_experts_in_the_time() -> None:
     )
     of_experts = 2 * 1500 / (4 * 4096 + 2 * 1500 + 8)
     assert share_of_tiles(experts) == pytest.approx(of_experts)
-    # 16 ranks cut each of 8 experts where they divide its rows; else they gather 16, of which 8 are empty.
+    # 16 ranks cut each of 8 experts only if they divide its rows; else they gather 16 experts, 8 of them empty.
     run = _Run(experts, settings(), cluster_of(16, 2, "H100"), MIDDLE)
     assert run.parameters - experts.num_parameters == 8 * (1000 * 4096 + 4096)
     runs = []
     for mode in ("none", "selective", "full"):  # `selective` computes the products of experts again
         work, machine = [step("7B", [4096] * 16)], cluster_of(8, 1, "H100")
-        found = expected_speed(experts, settings(model__activation_checkpointing=mode), machine, work, 1)
-        runs.append(found.parts["products"])
+        planned = expected_speed(experts, settings(model__activation_checkpointing=mode), machine, work, 1)
+        runs.append(planned.parts["products"])
     assert (runs[1] - runs[0]) / (runs[2] - runs[0]) == pytest.approx(of_experts)
     # Every second layer is half of all. Of a dense model `selective` computes no product again.
     modes = ("none", "selective", "full")
@@ -250,7 +250,7 @@ def test_tiles_and_experts_in_the_time() -> None:
         (591, 2.87e12, 8, 250, 1, {}),
     ],
 )
-def test_the_range_of_a_cpu_holds_what_was_measured(
+def test_cpu_range_includes_measured_speeds(
     measured: int, peak: float, documents: int, tokens: int, processes: int, changes: dict
 ):
     cluster = cpu_cluster(processes, peak, 24 * 2**30, cores=2)
@@ -264,6 +264,6 @@ def test_the_range_of_a_cpu_holds_what_was_measured(
 
 def test_two_cpu_ranks_pay_for_their_collectives():
     work = step("135M", [250] * 16, 1, 1600)
-    one, two = (speed("135M", cpu_cluster(n, 0.95e12, 24 * 2**30, cores=2), work) for n in (1, 2))
-    assert one.parts["communication"] == 0
-    assert 0.8 < 2 * two.middle / one.middle < 0.95  # 0.89 measured
+    single, two = (speed("135M", cpu_cluster(n, 0.95e12, 24 * 2**30, cores=2), work) for n in (1, 2))
+    assert single.parts["communication"] == 0
+    assert 0.8 < 2 * two.middle / single.middle < 0.95  # 0.89 measured

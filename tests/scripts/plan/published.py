@@ -1,19 +1,19 @@
-"""Published speeds of full training in bf16 (published_rows.csv) against tools/step_time.py, and the fit of its constants.
+"""Compare scripts/plan/step_time.py with published speeds of full training in bf16 (published_rows.csv), and fit its constants.
 
-    python -m tests.tools.published            the errors by card, length and source, as docs/planning.md and docs/LOG.md quote them
-    python -m tests.tools.published fit        fits the middle of ASSUMPTIONS["cuda"] to the rows whose role is `fit`
-    python -m tests.tools.published rows       every row with its error
+    python -m tests.scripts.plan.published            print the errors by card, length and source (docs/planning.md, docs/LOG.md)
+    python -m tests.scripts.plan.published fit        fit the middle of ASSUMPTIONS["cuda"] to the rows whose role is `fit`
+    python -m tests.scripts.plan.published rows       print every row with its error
 
-Every row is sharded data parallelism alone (FSDP), because that is what the planner plans. Documents fill the sequence, all
-tokens are targets, and attention sees the whole sequence. Columns of a row that need words:
+Every row is a run with sharded data parallelism alone (FSDP), as the planner plans it. Documents fill the sequence, all tokens
+are targets, and attention sees the whole sequence. Some columns of a row:
 
-    checkpointed    share of the layers whose forward runs twice
-    code, head      what norms, RoPE and activation, and the loss, move: as our eager code (`eager`), as fused kernels (`fused`), with
-                    fused norms alone (`fused_norm`), or as an MPT block (`mpt`)
-    kernel          of attention, `flash1` to `flash3` (cuDNN's counts as the third); ours is the second
-    role            fit | held_out: the constants are not fitted to it. The split is by rule: all of a source, or of llm-foundry the
-                    sizes 760M, 3B and 13B and the lengths 1,024 and 16,384
-    seen            yes: an earlier list of the planner's had it, so its error was known while the terms were chosen
+    checkpointed    fraction of the layers whose forward runs twice
+    code, head      implementation of norms, RoPE and activation (code) and of the loss (head): our eager code (`eager`), fused
+                    kernels (`fused`), fused norms alone (`fused_norm`), an MPT block (`mpt`)
+    kernel          attention kernel, `flash1` to `flash3` (cuDNN's counts as the third); ours is the second
+    role            fit | held_out. The constants are not fitted to held-out rows. Held out are whole sources, and of llm-foundry
+                    the sizes 760M, 3B and 13B and the lengths 1,024 and 16,384
+    seen            yes: the row was in an earlier list, so its error was known while the terms were chosen
 """
 
 import csv
@@ -33,13 +33,13 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, shape_of
-from tools import step_time
-from tools.machines import Cluster, cluster_of, named_device
-from tools.plan import SHAPE_KEYS
-from tools.step_time import Speed, StepWork, expected_speed, layer_elements
+from scripts.plan import step_time
+from scripts.plan.machines import Cluster, cluster_of, named_device
+from scripts.plan.step_time import Speed, StepWork, expected_speed, layer_elements
+from scripts.plan.subject import SHAPE_KEYS
 
 ROWS = Path(__file__).with_name("published_rows.csv")
-# As tools.plan.SHAPES. An MPT block has two matrices of 4 h x h
+# As scripts.plan.subject.SHAPES. An MPT block has two matrices of 4 h x h
 # in its MLP; as a Llama block with three it has as many elements with an intermediate size of 8/3 h.
 SHAPES = {
     "MPT 125M": (768, 2048, 12, 12, 12, 50368, True),
@@ -66,7 +66,7 @@ SHAPES = {
     "TinyLlama 1.1B": (2048, 5632, 22, 32, 4, 32000, False),
     "Qwen3 4B": (2560, 9728, 36, 32, 8, 151936, True, 128),
 }
-# Share of the speed of FlashAttention-2: the first one is half as fast (arXiv:2307.08691, abstract), the third 1.5 to 2 times as
+# Speed relative to FlashAttention-2: the first one is half as fast (arXiv:2307.08691, abstract), the third 1.5 to 2 times as
 # fast (arXiv:2407.08608, abstract; it needs an H100 or later).
 KERNELS = {"flash1": 0.5, "flash2": 1.0, "flash3": 1.75}
 # Elements per token and layer that an MPT block moves, in units of the hidden size: two norms in bf16 (2 each), two dropouts (2.5)
@@ -74,6 +74,9 @@ KERNELS = {"flash1": 0.5, "flash2": 1.0, "flash3": 1.75}
 MPT_ELEMENTS = 35
 CARDS = {"A": "A100", "H": "H100, H200", "B": "B300"}  # by the first letter
 LENGTHS = {1024: "up to 1,024", 2048: "2,048", 8192: "4,096 and 8,192", math.inf: "16,384 and more"}
+# Some operators cap an SXM H100 at 500 W instead of 700 W, which lowers its clock. It is assumed that products slow down with
+# the square root of the power.
+SLOWER = (500 / 700) ** 0.5
 FUSED_NORM = 2 * (16 - 2)  # in the same unit, what two fused norms save
 # A fused loss writes logits (2), reads them (2), writes their gradient in place (2) for two products (4).
 FUSED_LOGIT_BYTES = 10
@@ -88,7 +91,7 @@ class Row:
     card: str
     gpus: int
     per_node: int
-    network: str  # Gb/s of a node; "": that of the DGX
+    network: str  # Gb/s of a node; "": the network of the DGX
     sequence: int  # tokens
     rows: float  # sequences of a micro-batch on one GPU
     micro_batches: int
@@ -107,21 +110,24 @@ class Row:
 
     @property
     def every(self) -> int:
-        """Every how many layers one is checkpointed; 0: none."""
+        """Return k if every k-th layer is checkpointed, or 0 without checkpointing."""
         return 0 if self.checkpointed == "0" else int(self.checkpointed.rpartition("/")[2])
 
     @property
     def cluster(self) -> Cluster:
-        """The machines. torchtitan's H100 of 2024 had 500 W and HBM2e with 2.4 TB/s."""
-        device = named_device(self.card.removesuffix("-HBM2e"))
-        if self.card.endswith("-HBM2e"):
-            device = dataclasses.replace(device, bandwidth=2.4e12)
+        """Return the machines. torchtitan's H100 of 2024 had 500 W and HBM2e with 2.4 TB/s."""
+        device = named_device(self.card.removesuffix("-500W-HBM2e"))
+        if self.card.endswith("-500W-HBM2e"):
+            products, attention = SLOWER * device.sustained, SLOWER * device.attention
+            device = dataclasses.replace(device, bandwidth=2.4e12, sustained=products, attention=attention)
         device = dataclasses.replace(device, attention=device.attention * KERNELS[self.kernel])
-        return cluster_of(self.gpus, max(1, self.gpus // self.per_node), device, self.network or None)
+        return cluster_of(
+            self.gpus, max(1, self.gpus // self.per_node), device, float(self.network) if self.network else None
+        )
 
     @property
     def config(self) -> Config:
-        """Our settings of it."""
+        """Return the equivalent settings of train.py."""
         mode, code = "full" if self.every else "none", self.code == "fused"
         return Config(
             Model("", activation_checkpointing=mode, checkpoint_every=self.every or 1, compile=code),
@@ -134,7 +140,7 @@ class Row:
 
 
 def published_rows() -> list[Row]:
-    """All rows of the file."""
+    """Read all rows of the file."""
     kinds = {field.name: field.type for field in dataclasses.fields(Row)}
     with ROWS.open(newline="") as lines:
         return [Row(**{key: kinds[key](value) for key, value in row.items()}) for row in csv.DictReader(lines)]
@@ -142,21 +148,21 @@ def published_rows() -> list[Row]:
 
 @cache
 def shape(name: str) -> ModelShape:
-    """The shape of a model of the rows."""
+    """Return the shape of a model of `SHAPES`."""
     return shape_of_equal_layers(LlamaConfig(**dict(zip(SHAPE_KEYS, SHAPES[name], strict=False))))
 
 
 def shape_of_equal_layers(config: LlamaConfig) -> ModelShape:
-    """As `shape_of`, from a model of one layer: to make a model of 80 layers takes a second."""
+    """Return `shape_of` a model whose layers are equal, from a model of one layer: building 80 layers takes a second."""
     count, short = config.num_hidden_layers, LlamaConfig.from_dict(config.to_dict() | {"num_hidden_layers": 1})
-    one = shape_of(build_on_meta(short), short)
-    work = dataclasses.replace(one.work, per_token=count * one.work.per_token, windows=((None, count),))
-    return dataclasses.replace(one, config=config, layers=count * one.layers, work=work)
+    shape = shape_of(build_on_meta(short), short)
+    work = dataclasses.replace(shape.work, per_token=count * shape.work.per_token, windows=((None, count),))
+    return dataclasses.replace(shape, config=config, layers=count * shape.layers, work=work)
 
 
 @contextmanager
 def code_of(row: Row) -> Iterator[None]:
-    """The time model for the code of a row."""
+    """Change the time model to the row's implementation of norms, loss and layers inside the block."""
     changed = {}
     if row.head == "fused":
         changed["LOGIT_BYTES"] = FUSED_LOGIT_BYTES
@@ -176,7 +182,7 @@ def code_of(row: Row) -> Iterator[None]:
 
 @cache
 def _run(row: Row) -> tuple[ModelShape, Config, Cluster, list[StepWork]]:
-    """What the time model wants to know of a row, a run of one step."""
+    """Return the arguments of the time model for a row, as a run of one step."""
     documents = int(row.gpus * row.rows * row.micro_batches)
     tokens = documents * row.sequence
     flops = step_flops(shape(row.model).work, [row.sequence] * documents, tokens)
@@ -191,34 +197,34 @@ def _predict(row: Row) -> Speed:
 
 @cache
 def predicted(row: Row) -> Speed:
-    """The speed of a row."""
+    """Return the expected speed of a row."""
     return _predict(row)
 
 
 def error(row: Row) -> float:
-    """Of the middle, relative to what was published: 0.1 is 10% too fast."""
+    """Return the error of the range's middle relative to the published speed: 0.1 is 10% too fast."""
     return predicted(row).middle / row.published - 1
 
 
 def is_inside(row: Row) -> bool:
-    """Whether the range holds what was published."""
+    """Return whether the published speed is in the range."""
     low, high = predicted(row).tokens_per_second
     return low <= row.published <= high
 
 
 @dataclass(frozen=True)
 class Band:
-    """Errors of several rows: their median, signed and absolute, the largest one, and the share inside the range."""
+    """The errors of several rows."""
 
     rows: int
-    bias: float
-    median: float
-    worst: float
-    inside: float
+    bias: float  # median of the signed errors
+    median: float  # median of the absolute errors
+    worst: float  # largest absolute error
+    inside: float  # fraction of the rows inside the range
 
 
 def band(rows: Sequence[Row]) -> Band:
-    """The errors of these rows together."""
+    """Summarise the errors of rows."""
     errors = [error(row) for row in rows]
     inside = sum(map(is_inside, rows)) / len(rows)
     absolute = [abs(value) for value in errors]
@@ -226,41 +232,41 @@ def band(rows: Sequence[Row]) -> Band:
 
 
 def bands(rows: Sequence[Row]) -> dict[str, Band]:
-    """The errors of all rows, and of those of each card, length and source."""
-    found: dict[str, list[Row]] = {}
+    """Summarise the errors of all rows, then by card, by length and by source."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         length = next(name for bound, name in LENGTHS.items() if row.sequence <= bound)
         for name in ("all", CARDS[row.card[0]], f"{length} tokens", row.framework):
-            found.setdefault(name, []).append(row)
-    return {name: band(chosen) for name, chosen in found.items()}
+            groups.setdefault(name, []).append(row)
+    return {name: band(group) for name, group in groups.items()}
 
 
 def report(rows: Sequence[Row]) -> str:
-    """The bands as a table in Markdown."""
+    """Return the errors as a table in Markdown."""
     lines = [
         "| rows of | rows | median error | of the middle | worst | inside the range |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for name, found in bands(rows).items():
-        errors = f"{found.median:.1%} | {found.bias:+.1%} | {found.worst:.0%} | {found.inside:.0%}"
-        lines.append(f"| {name} | {found.rows} | {errors} |")
+    for name, band in bands(rows).items():
+        errors = f"{band.median:.1%} | {band.bias:+.1%} | {band.worst:.0%} | {band.inside:.0%}"
+        lines.append(f"| {name} | {band.rows} | {errors} |")
     return "\n".join(lines)
 
 
-# Fields of Assumptions and names of constants, the factors by which the fit moves them one after the other, and what nothing exceeds.
+# The fitted fields of Assumptions and constants, the factors by which the fit moves them one after the other, and upper limits.
 FITTED = ("attention", "bandwidth", "link", "contention", "NODE_LATENCY")
 STEPS = (1.2, 1.05, 1.01)
 LIMITS = {"bandwidth": 0.95, "link": 0.95, "contention": 1.0}
 
 
 def constants() -> dict[str, float]:
-    """The fitted constants as they are."""
+    """Return the current values of `FITTED`."""
     middle = step_time.ASSUMPTIONS["cuda"][1]
     return {name: getattr(step_time if name.isupper() else middle, name) for name in FITTED}
 
 
 def loss(rows: Sequence[Row], values: dict[str, float]) -> float:
-    """Mean absolute error of the logarithm with these values of `FITTED`."""
+    """Return the mean absolute error of the logarithm of the speed with these values of `FITTED`."""
     fields = {name: value for name, value in values.items() if not name.isupper()}
     middle = dataclasses.replace(step_time.ASSUMPTIONS["cuda"][1], **fields)
     before = step_time.NODE_LATENCY, step_time.ASSUMPTIONS
@@ -272,7 +278,10 @@ def loss(rows: Sequence[Row], values: dict[str, float]) -> float:
 
 
 def fit(rows: Sequence[Row]) -> dict[str, float]:
-    """The constants with the least loss: one after the other is moved, in ever smaller steps. It takes about two minutes."""
+    """Return the constants with the least loss, found by moving one after the other in ever smaller steps.
+
+    It takes about two minutes.
+    """
     values, best = constants(), loss(rows, constants())
     for factor in STEPS:
         before = math.inf
@@ -289,7 +298,7 @@ def fit(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> None:
-    """Prints what the arguments ask for."""
+    """Print the errors, the fit or the rows."""
     rows = {role: [row for row in published_rows() if row.role == role] for role in ("fit", "held_out")}
     if arguments == ["fit"]:
         print(fit(rows["fit"]))
