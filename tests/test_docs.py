@@ -272,7 +272,9 @@ def test_full_corpus_tables_show_the_kept_figures() -> None:
         row = " | ".join(f"{notes['kinds'][kind]['decided_f1']:.3f}" for notes in columns)
         assert f" {name} | {row} " in results
     assert " all | " + " | ".join(f"{notes['decided_f1']:.3f}" for notes in columns) + " " in results
-    head = f"F1 {figures['f1']:.3f}, of rules decided by notes {figures['note_f1']:.3f}, ROUGE-L {figures['rouge_l']:.3f}"
+    head = (
+        f"F1 {figures['f1']:.3f}, of rules decided by notes {figures['note_f1']:.3f}, ROUGE-L {figures['rouge_l']:.3f}"
+    )
     assert head in results
 
 
