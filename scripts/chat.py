@@ -4,8 +4,8 @@
     python scripts/chat.py artifacts/models/SmolLM2-135M-Instruct runs/quickstart/export
     python scripts/chat.py MODEL --system "You check bank reports." < questions.txt
 
-A line is a question, and each model answers it in its own conversation. /new begins again, /quit ends. Answers are greedy unless
---temperature is given.
+Each line is a question, and each model answers it in its own conversation. /new begins a new conversation, /quit ends. Answers are
+greedy unless --temperature is given.
 """
 
 import sys
@@ -26,7 +26,7 @@ from model.dtypes import add_dtype_option, choose_dtype
 
 
 def lines() -> Iterator[str]:
-    """Yield the typed lines, with line editing, or the lines of a file."""
+    """Yield the lines that the user types, with line editing, or the lines of a redirected file. Raise UserError if not UTF-8."""
     if not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # pyright: ignore[reportAttributeAccessIssue]
         try:
@@ -45,13 +45,15 @@ def main() -> int:
     """Load the models, and answer until the input ends."""
     parser = new_parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a Hugging Face directory with a chat template")
-    parser.add_argument("--system", default="", help="the system prompt; use the one of training (none)")
+    parser.add_argument("--system", default="", help="the system prompt, as in training (default: none)")
     add_number(parser, "--max-new-tokens", "maximum length of an answer", 256, least=1)
-    add_number(parser, "--temperature", "sample; 1: the model's own distribution (0: greedy)", 0.0, least=0)
     add_number(
-        parser, "--top-p", "sample only from the most probable tokens that have this share together", 1.0, least=0
+        parser, "--temperature", "sampling temperature; 1: the model's own distribution (0: greedy)", 0.0, least=0
     )
-    add_number(parser, "--seed", "of the samples", 0, least=0)
+    add_number(
+        parser, "--top-p", "sample only from the most probable tokens whose probabilities add up to this", 1.0, least=0
+    )
+    add_number(parser, "--seed", "seed of the sampling", 0, least=0)
     add_dtype_option(parser)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,14 +1,14 @@
-"""Compare trained models on the same examples: intervals, declared contrasts, figures, and one page for people.
+"""Compare trained models on the same examples: intervals, declared contrasts, figures, and a page to read.
 
     python scripts/compare.py tuned=runs/mine base=artifacts/models/NAME --data held_out.jsonl --metric scores:right
     python scripts/compare.py full=runs/full-1,runs/full-2,runs/full-3 lora=runs/lora-1,runs/lora-2,runs/lora-3 \\
         --data held_out.jsonl --metric scores:right --general --primary full lora right --margin right=0.05
 
 An arm is NAME=PATH or PATH; several paths are seeds of one arm. PATH is the directory of a finished run, a model directory, or
-the JSON of scripts/evaluate.py. The first arm is the reference. Missing results are measured first and kept in RUN/eval (of a
-model directory: in OUT/eval), so that the same command continues after an interruption. An arm with one seed is described. A
-contrast that was declared before (--primary) is tested, over seeds and examples; every other difference has an interval.
---task MODULE names a task (eval/task.py), whose baselines are rows too. docs/results.md says how to read the tables.
+the JSON of scripts/evaluate.py. The first arm is the reference. Missing results are measured first and kept in RUN/eval (for a
+model directory in OUT/eval), so the same command continues after an interruption. An arm with one seed is only described. A
+declared contrast (--primary) is tested over seeds and examples; every other difference gets an interval. --task MODULE names a
+task (eval/task.py), whose baselines become rows too. docs/results.md explains the tables.
 """
 
 import sys
@@ -39,10 +39,10 @@ def parse_arguments() -> tuple[argparse.Namespace, Task]:
     """Return the arguments, and the task that they name. Raise UserError for a number out of range or an unknown task."""
     parser = new_parser(__doc__)
     parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
-    parser.add_argument("--data", required=True, type=Path, help="the examples that no arm trained on")
+    parser.add_argument("--data", required=True, type=Path, help="examples that no arm was trained on")
     parser.add_argument("--train", type=Path, help="the training split, as for scripts/evaluate.py")
     add_task_options(parser)
-    parser.add_argument("--base", help="the model before training (default: that of the runs)")
+    parser.add_argument("--base", help="the model before training (default: the base of the runs)")
     general = "also measure what was forgotten: perplexity, KL, general questions"
     parser.add_argument("--general", action="store_true", help=general)
     out = Path("runs/comparison")
@@ -50,8 +50,10 @@ def parse_arguments() -> tuple[argparse.Namespace, Task]:
     add_number(parser, "--processes", "processes of each evaluation", 1, least=1)
     pairs = "compare every arm with every other, not only with the first"
     parser.add_argument("--pairs", action="store_true", help=pairs)
-    add_number(parser, "--worst", "examples shown on the page with all answers", 10, least=0, metavar="N")
-    add_number(parser, "--show", "examples printed with all answers, those on which the arms differ most", 1, least=0)
+    add_number(parser, "--worst", "examples on the page with all answers", 10, least=0, metavar="N")
+    add_number(
+        parser, "--show", "examples to print with all answers, first those on which the arms differ most", 1, least=0
+    )
     declared = parser.add_argument_group("contrasts to test", "at most three, with Holm's correction among them")
     contrast: dict[str, Any] = {"nargs": 3, "action": "append", "default": [], "metavar": ("OF", "AGAINST", "METRIC")}
     help = "a contrast of two rows, such as full lora f1; its arms need two seeds or more"

@@ -12,7 +12,7 @@ from common.errors import run_script
 
 
 def show(parser: argparse.ArgumentParser) -> None:
-    """Show the data of a config as the model gets it: which tokens carry loss, which are cut off, and all lengths.
+    """Show the data of a config as the model gets it: targets of the loss, tokens that are cut off, and lengths.
 
         python scripts/data.py show configs/quickstart.py
         python scripts/data.py show configs/quickstart.py --index 3
@@ -40,7 +40,7 @@ def build(parser: argparse.ArgumentParser) -> None:
 
     SOURCES may be files, folders, globs, URLs and hub datasets (ORG/NAME:SPLIT), as in data.train. A .txt file is one document; rows
     of other files need `text` and must not have `weight`. EOS follows every document. After an interruption, run the same command
-    again: it continues and writes the bytes of an uninterrupted build.
+    again: it continues, and the store has the same bytes as after an uninterrupted build.
     """
     from configs.config import Data
     from data.store import SHARD_TOKENS
@@ -50,9 +50,9 @@ def build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="*", metavar="SOURCES", help="texts, stored in this order")
     parser.add_argument("--model", help="model directory or hub id whose tokenizer is used")
     parser.add_argument("--out", type=Path, help="directory of the store")
-    parser.add_argument("--cache", default=Data.cache, help=f"what lies elsewhere is fetched into this ({Data.cache})")
-    add_number(parser, "--max-samples", "read so many rows, the first ones, and no more", least=1)
-    add_number(parser, "--shard-tokens", "a shard ends with the document that reaches this", SHARD_TOKENS, 1)
+    parser.add_argument("--cache", default=Data.cache, help=f"directory for fetched files ({Data.cache})")
+    add_number(parser, "--max-samples", "read only this many rows from the start", least=1)
+    add_number(parser, "--shard-tokens", "a shard ends with the document that reaches this number", SHARD_TOKENS, 1)
     parser.add_argument("--verify", type=Path, metavar="OUT", help="check every byte of this store; build nothing")
     arguments = parser.parse_args()
     sources, model, out = arguments.sources, arguments.model, arguments.out
@@ -72,8 +72,8 @@ def replay(parser: argparse.ArgumentParser) -> None:
         python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
         torchrun --nproc_per_node=8 scripts/data.py replay --source model --model DIR --out artifacts/replay/NAME.jsonl
 
-    `topics`: Python's language reference, without the part that evaluation holds out. `model`: text that the model writes
-    itself, for models whose training data is not available (eval/sample_replay.py); documents that are too short, repeat
+    `topics` is Python's language reference, without the part that evaluation holds out. `model` is text that the model writes
+    itself, for models whose training data is not available (eval/sample_replay.py). Documents that are too short, repeat
     themselves, resemble an earlier one or overlap with evaluation texts are dropped and counted. The file does not depend on
     the number of processes. After an interruption, run the same command again: it continues. OUT appears only when complete.
     """
@@ -83,10 +83,17 @@ def replay(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--source", choices=("topics", "model"), required=True, help="where the text comes from")
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")
-    parser.add_argument("--exclude", nargs="+", type=Path, default=[], metavar="FILE", help="more texts of evaluations")
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="your own evaluation texts; documents that overlap with them are dropped",
+    )
     parser.add_argument("--model", help="the base model: a Hugging Face directory")
     parser.add_argument("--form", choices=("auto", "text", "chat"), default="auto", help="auto: by the chat template")
-    parser.add_argument("--start", help="the text that a document is sampled after (default: BOS, else EOS)")
+    parser.add_argument("--start", help="text before the first sampled token (default: BOS, else EOS)")
     add_number(parser, "--documents", "documents to sample before filtering", SamplingOptions.documents, least=1)
     add_number(parser, "--max-tokens", "longest text, question or answer", SamplingOptions.max_tokens, least=1)
     add_number(parser, "--temperature", "1 is the model's own distribution", SamplingOptions.temperature)

@@ -1,14 +1,14 @@
-"""Evaluate a model directory on examples: exact match and ROUGE-L of its answers, scores of your own, the loss of the references.
+"""Evaluate a model directory on examples: exact match and ROUGE-L of its answers, your own scores, and the loss of the references.
 
     python scripts/evaluate.py runs/mine/export --data held_out.jsonl --metric scores:right --show 3
     python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data held_out.jsonl --train mine.jsonl --shots 2
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/mine/export --data held_out.jsonl --json after.json
 
---task MODULE names a task with scores, tables and baselines of its own (eval/task.py). Every process generates (greedily) the
+--task MODULE names a task with its own scores, tables and baselines (eval/task.py). Every process generates (greedily) the
 answers to its share of the examples. Several processes share a large model, as in training: each holds a part of it
 (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, the script also prints a table
-before | after, with 95% confidence intervals of the change (bootstrap, paired by example). Give a base model that never saw the
-form of the answers a few --shots: otherwise "before" measures the form.
+before | after, with 95% confidence intervals of the change (bootstrap, paired by example). Give a base model a few --shots if
+it never saw the form of the answers: otherwise "before" measures how well it guesses the form.
 """
 
 import sys
@@ -41,7 +41,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Task]:
     """Return the arguments, and the task that they name. Raise UserError for a number out of range or an unknown task."""
     parser = new_parser(__doc__)
     parser.add_argument("model", help="a Hugging Face directory (config, safetensors, tokenizer)")
-    data = "one file of any form in docs/data.md; texts, completions and last calls of tools count for the loss only"
+    data = "one file of any form in docs/data.md; texts, completions and final tool calls count for the loss only"
     parser.add_argument("--data", required=True, type=Path, help=data)
     parser.add_argument(
         "--train", type=Path, help="the training split, for --shots, the length of an answer, and the task"
@@ -91,7 +91,7 @@ def main() -> int:
         """Return the scores on every rank, or raise their error on every rank. Rank 0 alone fits the task's baselines."""
 
         def scores() -> dict:
-            if options.answers:  # before a function of the user's may fail
+            if options.answers:  # first, because a function of the user may fail
                 write_answers(options.answers, examples, texts)
             return task.score(examples, texts, *files, **task_options) | user_metric(texts, examples)
 

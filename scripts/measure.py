@@ -1,4 +1,4 @@
-"""Measure how much general language a model has forgotten, and how far back it reads."""
+"""Measure how much a model has forgotten, and how its loss depends on the position in long documents."""
 
 import sys
 from pathlib import Path
@@ -21,15 +21,15 @@ def forgetting(parser: argparse.ArgumentParser) -> None:
 
     Every process reads its share of the texts, and holds a part of a large model (--sharding). Without --texts, the text is
     the held-out part of Python's language reference, which this project's replay and Fisher diagonal never use. Intervals
-    are 95% bootstrap intervals over texts or questions. The tuned model may have an extended or a different vocabulary;
-    eval/compare_models.py defines the comparison in that case.
+    are 95% bootstrap intervals over texts or questions. The tuned model may have an extended or a different vocabulary; KL and
+    agreement are then computed over the tokens that both models have (eval/compare_models.py).
     """
     from eval.compare_models import measure_forgetting
 
     parser.add_argument("base", help="the model before training: a Hugging Face directory")
     parser.add_argument("tuned", help="the model after training")
     parser.add_argument("--texts", nargs="+", type=Path, help="other texts: .txt, or .jsonl or .parquet with `text`")
-    about = "approximate amount of text to read, in pieces spread evenly over all of it"
+    about = "approximate amount of text to read, in pieces spread evenly over all texts"
     add_number(parser, "--max-bytes", about, 200_000, least=1)
     add_dtype_option(parser)
     add_sharding_option(parser)
@@ -39,7 +39,7 @@ def forgetting(parser: argparse.ArgumentParser) -> None:
 
 
 def positions(parser: argparse.ArgumentParser) -> None:
-    """Measure the mean loss by position in long documents, up to and beyond a model's window, with its own RoPE and with scaled RoPE.
+    """Measure the mean loss by position in long documents, up to and beyond the model's window, with its own and scaled RoPE.
 
         python scripts/measure.py positions MODEL --length 12288 --rope-type yarn --rope-factor 2
         torchrun --nproc_per_node=2 scripts/measure.py positions MODEL --data reports.txt.gz --length 12288 --json after.json
@@ -58,7 +58,7 @@ def positions(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--bucket", "positions per row of the table", 1024, least=1)
     add_number(parser, "--documents", "maximum number of documents, spread over the text", 2, least=1)
     add_number(parser, "--rope-factor", "the factor by which the window is extended", kind=float)
-    add_number(parser, "--rope-original-length", "the window before scaling (default: that of config.json)")
+    add_number(parser, "--rope-original-length", "the window before scaling (default: from config.json)")
     add_dtype_option(parser)
     add_sharding_option(parser)
     parser.add_argument("--json", type=Path, help="write the losses to this file")

@@ -3,9 +3,9 @@
     python scripts/score.py --data held_out.jsonl --answers answers.jsonl --metric scores:right
     python scripts/score.py --data held_out.jsonl --answers answers.jsonl --json after.json --before before.json
 
-Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The scores are
-those of scripts/evaluate.py, except for the loss, which needs the model. --task MODULE names a task with scores, tables and
-baselines of its own (eval/task.py).
+Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The script
+prints the same scores as scripts/evaluate.py, except for the loss, which needs the model. --task MODULE names a task with its own
+scores, tables and baselines (eval/task.py).
 """
 
 import sys
@@ -34,7 +34,7 @@ def parse_arguments() -> tuple[argparse.Namespace, Task]:
     parser.add_argument("--answers", required=True, type=Path, help="JSON Lines with the keys id and answer")
     parser.add_argument("--train", type=Path, help="the training split, for the baselines of the task")
     add_task_options(parser)
-    add_number(parser, "--limit", "only the examples that scripts/evaluate.py chooses with this --limit", least=1)
+    add_number(parser, "--limit", "score only the examples that scripts/evaluate.py chooses with this --limit", least=1)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
     add_number(parser, "--show", "number of answers to print", 1, least=0)

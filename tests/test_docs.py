@@ -254,7 +254,7 @@ def test_quickstart_tables_show_the_kept_figures() -> None:
         row = f"{run['seed']} | {run['facts']['f1']:.3f} | {run['rouge_l']:.3f} | {kept} | {right}"
         assert f"\n{row}\n" in results
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for key, name in (("f1", "all rules"), ("note_f1", "what notes decide")):
+    for key, name in (("f1", "all rules"), ("note_f1", "rules decided by notes")):
         cells = [
             f"{fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})" for values in zip(*columns[key], strict=True)
         ]
@@ -272,7 +272,9 @@ def test_full_corpus_tables_show_the_kept_figures() -> None:
         row = " | ".join(f"{notes['kinds'][kind]['decided_f1']:.3f}" for notes in columns)
         assert f" {name} | {row} " in results
     assert " all | " + " | ".join(f"{notes['decided_f1']:.3f}" for notes in columns) + " " in results
-    head = f"F1 {figures['f1']:.3f}, of what notes decide {figures['note_f1']:.3f}, ROUGE-L {figures['rouge_l']:.3f}"
+    head = (
+        f"F1 {figures['f1']:.3f}, of rules decided by notes {figures['note_f1']:.3f}, ROUGE-L {figures['rouge_l']:.3f}"
+    )
     assert head in results
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.processes import ROOT, run_python
 
-SCRIPTS = sorted(path for folder in ("scripts", "xbrl/scripts") for path in (ROOT / folder).glob("*.py"))
+SCRIPTS = sorted(path for folder in ("scripts", "xbrl/scripts") for path in (ROOT / folder).glob("[!_]*.py"))
 COMMANDS = re.compile(r"main_of\(__doc__, (.*)\)\)")
 MOVED = "import moved"  # in the file of a command that has another path now
 # All of them in one process, because each process would import the same libraries. Each is started like by Python.

@@ -79,7 +79,7 @@ def _scores(examples: list[dict], predicted: list[Sequence[str]]) -> dict[str, s
     rows = {"reports": str(len(examples)), "F1, all rules": f"{micro_f1(predicted, true)['f1']:.3f}"}
     for kind in ("with a note", "pledged", "connected", "waiver"):
         f1 = kinds.get(kind, {}).get("note_f1")
-        name = "F1, what notes decide (unseen wordings)" if kind == "with a note" else f"  {kind}"
+        name = "F1, rules decided by notes (unseen wordings)" if kind == "with a note" else f"  {kind}"
         rows[name] = "-" if f1 is None else f"{f1:.3f}"
     for part in PAIRS:
         chosen = [i for i, example in enumerate(examples) if example.get("pair", "").endswith(part)]

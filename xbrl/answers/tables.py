@@ -64,11 +64,11 @@ def _violation_figures(result: dict) -> Iterator[Figure]:
     if void := violations["void_true_lines"]:
         yield Figure("  true lines that cannot be read", str(void), "left out of the facts")
     for kind, scores in violations["kinds"].items():
-        decided = "" if scores["note_f1"] is None else f", of what notes decide {scores['note_f1']:.3f}"
+        decided = "" if scores["note_f1"] is None else f", of rules decided by notes {scores['note_f1']:.3f}"
         n = f"{scores['n_reports']} reports, {percent(scores['exact'])} right{decided}"
         yield _score(f"  F1, notes: {kind}", scores["f1"], n)
     if violations["note_f1"] is not None:
-        yield _score("what notes decide: F1 of these rules", violations["note_f1"])
+        yield _score("F1 of rules decided by notes", violations["note_f1"])
         for name, scores in baselines.items():
             if "note_f1" in scores:
                 yield _score(f"  baseline: {name}", scores["note_f1"])

@@ -1,17 +1,16 @@
-"""Analyse bank reports: findings judged by the rules, and a decision letter for each report (docs/desk.md).
+"""Analyse bank reports: judge them by the rules, and write a decision letter for each report (docs/desk.md).
 
     python xbrl/scripts/analyze.py MODEL FILE|DIR ... --out DIR [--register register.csv]
     python xbrl/scripts/analyze.py --engine-only FILE|DIR ... --out DIR
 
-A FILE is a report in any XBRL syntax, a DIR is an unpacked package or a folder of reports. The modules of one bank and date
-are joined. The rules decide, and the letter is made of approved blocks (xbrl/desk/blocks). A model proposes: the rules confirm
-or refute each of its findings, or cannot decide it; a person decides on the facts that it read in a note (--findings); its own
-letter is shown as a draft that is never sent.
+FILE is a report in any XBRL syntax. DIR is an unpacked package or a folder of reports. The modules of one bank and date are
+joined. The rules judge the figures, and the letter consists of approved blocks (xbrl/desk/blocks). A model only proposes: the
+rules confirm or refute each of its findings or leave it open, and a person decides on the facts that it read in a note
+(--findings). The model's own letter is shown as a draft that is never sent.
 
 OUT/index.html lists the reports, and OUT/findings.csv the findings. Each report has a folder with report.html, report.json,
-audit.json and, once it is ready, letter.txt. Reports that were analysed before and have not changed are left
-alone. The exit code is 0 without findings, 1 with findings or a letter that is not ready, and 2 if a file was refused; the
-other files are analysed nevertheless.
+audit.json and, once it is ready, letter.txt. A second run skips reports that have not changed. The exit code is 0 without
+findings, 1 with findings or a letter that is not ready, and 2 if a file was refused; all other files are then still analysed.
 """
 
 import sys
@@ -44,13 +43,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--basis", default="model", help="legal basis of the letters, in xbrl/rules/bases.json (%(default)s)"
     )
-    parser.add_argument("--language", choices=LANGUAGES, default="en", help="of the letters (%(default)s)")
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="language of the letters (%(default)s)")
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
-    profile = "the profile that the model was trained on (default: that of the data card of its run)"
+    profile = "the profile that the model was trained on (default: from the data card of its run)"
     parser.add_argument("--profile", choices=list(PROFILES), help=profile)
     add_number(parser, "--max-new-tokens", "maximum length of an answer (default: by profile)", least=1)
-    add_number(parser, "--batch-size", "answers generated at once", 64, least=1)
-    parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="of the model (%(default)s)")
+    add_number(parser, "--batch-size", "number of answers generated at once", 64, least=1)
+    parser.add_argument(
+        "--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="dtype of the model (%(default)s)"
+    )
     add_number(parser, "--workers", "worker processes", os.cpu_count(), least=1)
     return parser.parse_args()
 

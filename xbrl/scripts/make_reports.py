@@ -1,4 +1,7 @@
-"""Generate invented bank reports in the format in which banks file them, and training examples from these files.
+"""Generate invented bank reports in the formats that banks file, and training examples from these files.
+
+    python xbrl/scripts/make_reports.py --profile quickstart --out artifacts/quickstart
+    python xbrl/scripts/make_reports.py --style short --out artifacts/xbrl_short
 
 The script writes OUT/reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), OUT/register.csv (the banks),
 OUT/findings.csv (the consequences of the banks' notes), OUT/note_facts.jsonl (the facts of the notes), one JSON Lines file per
@@ -33,11 +36,11 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--seed", "each seed gives a different population of banks", 0)
     profile = "quickstart: two ratios and a short note, learned in minutes on a CPU (%(default)s)"
     parser.add_argument("--profile", choices=list(EXAMPLES), default="full", help=profile)
-    style = "of the profile full. long: whole reports, for a model of 8B parameters (default); short: the figures that rules and notes need, for one of 135M"
+    style = "with the profile full only. long: whole reports, for a model of 8B (default); short: the figures that rules and notes need, for a model of 135M"
     parser.add_argument("--style", choices=("long", "short"), help=style)
     shares = "shares of train, validation and test (default: full 0.89 0.055 0.055); reports beyond the test's limit go to train"
     parser.add_argument("--splits", type=float, nargs=3, metavar="SHARE", help=shares)
-    tokenizer = "model directory, with which the data card also gives lengths in tokens"
+    tokenizer = "model directory; the data card then also has lengths in its tokens"
     parser.add_argument("--tokenizer", type=Path, help=tokenizer)
     add_number(parser, "--processes", "worker processes", os.cpu_count(), least=1)
     arguments = parser.parse_args()

@@ -1,15 +1,17 @@
 """Read bank reports in any XBRL syntax and print them as JSON lines.
 
+    python xbrl/scripts/read_report.py --text --rules tests/xbrl/read/eba_lcr_sample
+
 FILE is xBRL-XML, inline XBRL, xBRL-JSON, or a report package (a zip or an unpacked folder) with such a file or with
 EBA xBRL-CSV. The script prints one line per fact, then one line {"summary": ...}. Several FILEs are merged into one report;
 they must be the modules that one bank filed for one reference date.
 
 If FILE is a folder of reports, its files are read in parallel, the modules of one bank and date are joined, and each
-line names the bank and date. A file that cannot be read is reported on stderr and does not stop the others. If its name
-has a bank and date, their report is marked as incomplete. The exit code is 2 if any file was refused.
+line names the bank and date. A file that cannot be read is reported on stderr, and the script continues. If the name of such a
+file has a bank and date, their report is marked as incomplete. The exit code is 2 if any file was refused.
 
-A report is also incomplete if the EBA's Data Point Model in this repository (up to release 4.2) lacks some of its facts: a warning
-on stderr counts and names them.
+A report is also incomplete if the EBA's Data Point Model in this repository (up to release 4.2) lacks some of its facts. A
+warning on stderr counts and names them.
 """
 
 import sys
@@ -44,7 +46,7 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a report, or one folder of reports")
     parser.add_argument("--text", action="store_true", help="print the text that the model reads instead of facts")
     parser.add_argument("--style", choices=STYLES, default="cells", help="the style of --text (default: %(default)s)")
-    parser.add_argument("--rules", action="store_true", help="print the result of every rule; with --text as a table")
+    parser.add_argument("--rules", action="store_true", help="print the result of every rule, with --text as a table")
     parser.add_argument("--summary", action="store_true", help="print only the summary")
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
     add_number(parser, "--workers", "number of processes for a folder", os.cpu_count(), least=1)

@@ -17,8 +17,8 @@ def cpt(parser: argparse.ArgumentParser) -> None:
 
     The command writes OUT/train.jsonl, validation.jsonl and test.jsonl with one document per line, and the data card
     OUT/dataset.json. A document is a table, the meaning of its rows and columns, a validation rule, or a list of definitions.
-    Tables are held out whole, together with all similar tables. Beside them, general.jsonl has general English text to mix into
-    training, and general_held_out.jsonl the general text that evaluation uses. The same arguments produce the same bytes.
+    Tables are held out whole, together with all similar tables. general.jsonl has general English text to mix into training, and
+    general_held_out.jsonl the general text that evaluation uses. The same arguments produce the same bytes.
     """
     from xbrl.corpus.cpt_corpus import SOURCE, make_corpus
     from xbrl.read.dpm_database import open_dpm_database
@@ -43,10 +43,10 @@ def cpt(parser: argparse.ArgumentParser) -> None:
 def examples(parser: argparse.ArgumentParser) -> None:
     """Make training examples from a supervisor's archive: report files, and the directive letters that answered them.
 
-    A letter belongs to the reports of one bank for one reference date, which it names in its file name or first lines, or
-    a CSV file of pairs assigns it. The rules label each report that has a letter, and --findings corrects them. Files that
-    cannot be read or have no counterpart are listed (unmatched.txt), and so are letters that contradict the labels
-    (disagreements.txt). The archive is not modified, and nothing is sent over the network.
+    A letter belongs to the reports of one bank for one reference date. Its file name or first lines name both, or a CSV file
+    assigns the letter (--pairs). The rules label each report that has a letter, and --findings corrects the labels.
+    unmatched.txt lists files that cannot be read or have no counterpart, and disagreements.txt letters that contradict the
+    labels. The archive is not modified, and nothing is sent over the network.
     """
     from xbrl.corpus.archive import make_archive_corpus
     from xbrl.corpus.card import SPLITS

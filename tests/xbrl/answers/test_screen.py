@@ -75,7 +75,7 @@ def test_right_answers_stand_beside_the_programs(data) -> None:
     assert row(text, "reports") == ["32"] * 6
     f1 = [float(value) for value in row(text, "F1, all rules")]
     assert f1[0] < 0.8 and f1[1] == f1[2] == 1.0 > f1[4]  # the words of these notes are easy, and the engine reads none
-    assert row(text, "F1, what notes decide (unseen wordings)")[1:3] == row(text, "waiver")[1:3] == ["1.000"] * 2
+    assert row(text, "F1, rules decided by notes (unseen wordings)")[1:3] == row(text, "waiver")[1:3] == ["1.000"] * 2
     in_words, in_figures = (row(text, f"minimal pairs {part}, both right") for part in ("in words", "in figures"))
     assert in_words[:3] == in_figures[:3] == ["0 of 8", "8 of 8", "8 of 8"]
     assert (in_words[4], in_figures[4]) == ("0 of 8", "8 of 8")

@@ -60,7 +60,7 @@ def test_the_table_has_every_figure_with_its_n():
         ("void lines in other answers", "3", "2 reports"),
         ("verdicts that contradict their own figures", "4", "30 lines"),
         ("true lines that cannot be read", "2", "left out of the facts"),
-        ("F1, notes: pledged", "0.250", "4 reports, 75.0% right, of what notes decide 0.500"),
+        ("F1, notes: pledged", "0.250", "4 reports, 75.0% right, of rules decided by notes 0.500"),
         ("facts of notes, F1: kind and applies", "0.800", "5 facts, 4 stated"),
         ("quote right", "12.5%", "3 facts whose kind is named"),
         ("de", "0.300", "1 facts, all right 0.000"),
@@ -75,7 +75,7 @@ def test_the_table_has_every_figure_with_its_n():
         ("LCR_MIN", "1.000", "0.250", "0.400", "4", "1"),
     ):
         assert cells(text, name) == [name, *rest]
-    assert cells(text, "what notes decide")[:2] == ["what notes decide: F1 of these rules", "0.450"]
+    assert cells(text, "F1 of rules decided by notes")[:2] == ["F1 of rules decided by notes", "0.450"]
     lines = [line.split() for line in text.splitlines() if "engine + note words" in line]
     assert [line[5] for line in lines] == ["0.410", "0.125", "0.550"]
     assert "dates" not in [line.split("  ")[0].strip() for line in text.splitlines()]  # none is stated
