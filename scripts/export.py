@@ -67,6 +67,10 @@ def main() -> int:
     check_new(out := arguments.out)
     with process_group(device=torch.device("cpu")) as ranks:
         export = read_export(arguments.run, arguments, ranks)
+    if arguments.verify and export.adapter:
+        raise UserError(
+            "--verify is for whole weights; add --merge-lora, or leave it out: scripts/verify.py reads adapters too"
+        )
     contents = export.contents
     size = write_export(out, export, base_model(export.base)["hub_id"] or str(export.base))
     results = read_results(out, export)

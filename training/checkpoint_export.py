@@ -250,30 +250,26 @@ TEXTS = (
 def verify(out: Path, export: Export) -> tuple[bool, str]:
     """Return whether `out` holds the weights that were trained, and a sentence for the user.
 
-    transformers, for an adapter with peft, loads `out`. Its logits in fp32 must equal the logits of our own model with the
-    trained weights, rounded to the dtype of the export. Every tensor must equal the rounded one, too: no logit shows the
-    row of a token that no text has. Needs the memory of one model in fp32.
+    transformers loads `out`. Its logits in fp32 must equal the logits of our own model with the trained weights, rounded to the
+    dtype of the export. Every tensor must equal the rounded one, too: no logit shows the row of a token that no text has. Needs
+    the memory of one model in fp32, and whole weights, not an adapter.
     """
     tokenizer = load_tokenizer(str(out))
     documents = [np.array(tokenizer(text)["input_ids"]) for text in TEXTS]
     model = build_on_meta(export.model_config)
     materialize(model, torch.device("cpu"))
-    if export.adapter:
-        base = weights_of_directory(export.base, model)
-        rounded_adapter = _rounded(export.adapter.weights, export.dtype)
-        rounded = merge(base, dataclasses.replace(export.adapter, weights=rounded_adapter))
-    else:
-        rounded = _rounded(export.weights, export.dtype)
+    weights = export.weights
+    rounded = Weights(weights.shapes, lambda name: converted(name, weights.read(name), export.dtype))
     expected = _logits_as_trained(model, rounded, documents)
     del model
-    loaded = _load(out, export)
+    transformers_logging.disable_progress_bar()
+    # Tensors that are missing or of another shape get initial values, which the comparison reveals.
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, ignore_mismatched_sizes=True).eval()
     with torch.no_grad():
         logits = torch.cat([loaded(input_ids=torch.from_numpy(ids)[None]).logits[0] for ids in documents])
     difference, tolerance = (logits - expected).abs().max().item(), FP32_ROUNDING * expected.abs().max().item()
     differing = [
-        name
-        for name in rounded.shapes
-        if not export.adapter and not torch.equal(loaded.get_parameter(name), rounded.read(name).float())
+        name for name in rounded.shapes if not torch.equal(loaded.get_parameter(name), rounded.read(name).float())
     ]
     if not difference <= tolerance or differing:
         which = f"; {len(differing)} tensors are not the trained ones: {', '.join(differing[:3])}" if differing else ""
@@ -286,10 +282,6 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
         f"verified: transformers computes from {out} the logits of {whose} in {export.contents['dtype']}: in fp32 they differ by "
         f"at most {difference:.2g}, where rounding explains {tolerance:.1g}"
     )
-
-
-def _rounded(weights: Weights, dtype: torch.dtype) -> Weights:
-    return Weights(weights.shapes, lambda name: converted(name, weights.read(name), dtype))
 
 
 def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: list[np.ndarray]) -> torch.Tensor:
@@ -312,16 +304,3 @@ def packed_logits(model: PackedLanguageModel, documents: list[np.ndarray], where
         hidden = model(batch.to(next(model.parameters()).device))
         visit_logits(model.head, hidden, lambda logits, start: parts.append(logits.cpu()))
     return torch.cat(parts)
-
-
-def _load(out: Path, export: Export) -> torch.nn.Module:
-    """Load `out` in fp32 with transformers, for an adapter with peft. transformers warns of tensors that are missing."""
-    transformers_logging.disable_progress_bar()
-    # Tensors that are missing or of another shape get initial values, which the comparison reveals.
-    home = export.base if export.adapter else out
-    model = AutoModelForCausalLM.from_pretrained(home, dtype=torch.float32, ignore_mismatched_sizes=True)
-    if export.adapter:
-        from peft import PeftModel  # only adapters need it
-
-        model = PeftModel.from_pretrained(model, out)
-    return model.eval()
