@@ -32,7 +32,7 @@ def extend(source: Path, target: Path, texts: list[str] = TEXTS) -> dict[str, to
     return {name: tensor for file in target.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def test_rows_without_noise_are_means_of_sub_tokens() -> None:
+def test_rows_without_noise_are_means() -> None:
     old = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     rows = new_rows(old, SUB_TOKENS, noise=0.0)
     assert torch.allclose(rows[0], (old[5] + old[9]) / 2, atol=1e-6)
