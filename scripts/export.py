@@ -1,8 +1,8 @@
 """Export a checkpoint of a run as a Hugging Face directory with a model card.
 
-    python scripts/export.py runs/xbrl --best --dtype bf16 --out release/xbrl --verify
-    python scripts/export.py runs/xbrl --average-with-base 0.5 --out release/averaged
-    python scripts/export.py runs/xbrl_lora --merge-lora --out release/merged
+    python scripts/export.py runs/mine --best --dtype bf16 --out release/mine --verify
+    python scripts/export.py runs/mine --average-with-base 0.5 --out release/averaged
+    python scripts/export.py runs/mine_lora --merge-lora --out release/merged
 
 One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
 (WiSE-FT, arXiv:2109.01903), which forgets less. The card has the results in RUN/eval that were measured on the same weights. To

@@ -153,7 +153,7 @@ def read_results(out: Path, export: Export) -> Results:
 
 
 def read_data_card(config: Config) -> dict:
-    """Return dataset.json beside the training file, as xbrl/scripts/make_reports.py writes it; {} if there is none."""
+    """Return dataset.json beside the training file, which says how the data were made; {} if there is none."""
     path = Path(config.data.train[0]).with_name("dataset.json")
     return read_json(path, COPY_AGAIN) if path.is_file() else {}
 
