@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -29,7 +28,7 @@ from common.errors import UserError
 from distributed.device import choose_device, device_name, devices_line
 from distributed.rank_names import ranks_on_hosts
 from distributed.rendezvous import join
-from distributed.watch import Heartbeat, Watch, in_one_line, record_collectives
+from distributed.watch import Heartbeat, Watch, in_one_line
 
 T = TypeVar("T")
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP comes when the terminal is closed
@@ -74,20 +73,16 @@ def world_size_from_environment() -> tuple[int, int]:
 
 
 @contextmanager
-def process_group(
-    timeout_minutes: float = 30.0, device: torch.device | None = None, directory: Path | None = None
-) -> Iterator[Ranks]:
+def process_group(timeout_minutes: float = 30.0, device: torch.device | None = None) -> Iterator[Ranks]:
     """Join torchrun's processes, or start a group of one, and destroy the group at the end. A collective, at both ends.
 
-    device: of this rank; None chooses its GPU, or the CPU. directory: runs/NAME, where the remaining ranks write their last
-    collectives if one is lost. timeout_minutes: the limit for the start, for every collective, and for the time that the main
-    thread may spend without `ranks.watch.at` or `StopSignal.agreed`. If another rank ends first, hangs or cannot be reached,
-    raise PeerLost or end the process with its exit code and sentence. Raise UserError if the node has too few GPUs.
+    device: of this rank; None chooses its GPU, or the CPU. timeout_minutes: the limit for the start, for every collective, and
+    for the time that the main thread may spend without `ranks.watch.at` or `StopSignal.agreed`. If another rank ends first, hangs
+    or cannot be reached, raise PeerLost or end the process with its exit code and sentence. Raise UserError if the node has too
+    few GPUs.
     """
     watch, heartbeat = Watch(), None
     device = device or _device()
-    if directory:
-        record_collectives(directory)
     store = join(timeout_minutes) if "RANK" in os.environ else None
     failed = True
     try:

@@ -2,8 +2,7 @@
 
 If a rank is killed, stuck or cut off, the other ranks wait inside a collective until it times out. Here every rank writes a
 heartbeat into the launcher's store each second. When a collective fails, or when the main thread has made no progress for
-`run.timeout_minutes`, the remaining ranks read the heartbeats and name the missing rank. They also write torch's flight recorder
-(the last 2,000 collectives) into the run's directory.
+`run.timeout_minutes`, the remaining ranks read the heartbeats and name the missing rank.
 """
 # torch's stubs do not declare Store.clone.
 # pyright: reportAttributeAccessIssue=false
@@ -18,10 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from common.errors import PeerLost
@@ -30,7 +27,6 @@ from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
 WINDOW = 5.0  # seconds without a heartbeat after which a rank counts as lost
-TRACE_FILE = "TORCH_FR_DUMP_TEMP_FILE"  # variable with the path of torch's flight recorder; torch appends the rank
 RESTART = "start the same command again to continue from the last checkpoint"
 # Messages of gloo and NCCL for a failure of another rank or of the network. A collective that this rank uses wrongly raises
 # another message, and keeps its traceback.
@@ -91,7 +87,6 @@ class Heartbeat:
         self.window = min(WINDOW, timeout_seconds / 4)
         self.store, self.questions = store.clone(), store.clone()  # a connection serves one thread at a time
         self.count = 0
-        self.store_error: Exception | None = None
         self.leaving = False  # set at the end of the run: from here on, the store may close
         self.closed = threading.Event()
         self.speaking = threading.Lock()  # the thread that ends the process holds it forever
@@ -117,30 +112,25 @@ class Heartbeat:
             return None
         if not self.speaking.acquire(blocking=False):  # the alarm is ending this process
             threading.Event().wait()
-        sentence = self._explain(None, error) + write_trace(self.rank)
-        return PeerLost(sentence, quiet=not self.claim_line_of_node())
+        return PeerLost(self._explain(in_one_line(error)), quiet=not self.claim_line_of_node())
 
     def _beat(self) -> None:
+        """Write heartbeats. End the process if the store is gone."""
         while not self.closed.wait(min(BEAT, self.window / 3)):
             try:
                 self._write()
-            except (dist.DistError, RuntimeError) as error:
-                self.store_error = error
+            except (dist.DistError, RuntimeError):
+                # A dead host breaks the collectives too, and their errors say more: which rank has left. Wait for them.
+                if not self.leaving and not self.closed.wait(self.window):
+                    self._end(self._store_gone())
                 return
 
     def _alarm(self) -> None:
-        """End the process if the store is gone, or if the main thread has made no progress for the timeout."""
+        """End the process if the main thread has made no progress for the timeout."""
         while not self.closed.wait(min(BEAT, self.window / 4)):
-            if self.store_error and not self.leaving:
-                # A dead host breaks the collectives too, and their errors say more: which rank has left. Wait for them.
-                if not self.closed.wait(self.window):
-                    self._end(self._store_gone() + write_trace(self.rank))
-                return
-            progress, stalled = self.watch.progress, lambda: time.monotonic() - self.watch.moved
-            if stalled() > self.timeout - self.window:
-                sentence = self._explain(self.timeout, None) + write_trace(self.rank)
-                while stalled() <= self.timeout and not self.closed.wait(self.window / 20):
-                    pass
+            progress = self.watch.progress
+            if time.monotonic() - self.watch.moved > self.timeout - self.window:
+                sentence = self._explain(f"no progress for {minutes(self.timeout)}")
                 if progress == self.watch.progress and not self.closed.is_set():
                     self._end(sentence)
 
@@ -174,46 +164,17 @@ class Heartbeat:
 
         return within(self.window, read)
 
-    def _explain(self, stalled: float | None, error: BaseException | None) -> str:
+    def _explain(self, reason: str) -> str:
         """Watch the heartbeats for `window` seconds. Return a sentence about the missing ranks and the waiting ones."""
         before = now = self._beats()
         end = time.monotonic() + self.window
         while before and now:
             quiet = {r for r, beat in enumerate(now) if not beat.left and beat.count == before[r].count} - {self.rank}
-            left = {r for r, beat in enumerate(now) if beat.left and not beat.follows}
             if time.monotonic() > end or not quiet:
-                reason = in_one_line(error) if error else f"no progress for {minutes(stalled or 0)}"
-                return f"{self.watch.place}: {self._missing(now, quiet, left, reason)}; {RESTART}"
+                return f"{self.watch.place}: {missing_ranks(now, quiet, reason)}; {RESTART}"
             time.sleep(self.window / 10)
             now = self._beats()
         return self._store_gone()
-
-    def _missing(self, beats: list[Beat], quiet: set[int], left: set[int], reason: str) -> str:
-        def named(ranks: set[int]) -> str:
-            pids = f" (pid {', '.join(str(beats[rank].pid) for rank in sorted(ranks))})" if len(ranks) <= 4 else ""
-            return ranks_on_hosts({rank: beats[rank].host for rank in ranks}) + pids
-
-        front = max(beat.progress for beat in beats)
-        behind = {rank for rank, beat in enumerate(beats) if beat.progress < front}
-        waiting = {rank for rank, beat in enumerate(beats) if not beat.left} - quiet
-        followed = [beat.left for beat in beats if beat.left and beat.follows]
-        clauses = [f"{named(left)} ended ({beats[min(left)].left})"] if left else []
-        if quiet:
-            clauses.append(
-                f"lost {named(quiet)}, last heard of at {beats[min(quiet)].place}: no heartbeat for {self.window:g} s (killed, "
-                "crashed, stopped or cut off)"
-            )
-        if not clauses and followed:
-            return f"another rank had found: {followed[0].partition(f'; {RESTART}')[0]}"
-        if not clauses and behind:
-            waiting -= behind
-            clauses.append(f"{reason}: {named(behind)} is behind, at {beats[min(behind)].place}")
-        if not clauses:
-            return (
-                f"{reason}, though every rank is alive and none is behind (a job that is suspended for so long looks the same "
-                "when it goes on)"
-            )
-        return "; ".join(clauses) + (f"; {name_ranks(waiting)} waited" if waiting else "")
 
     def _store_gone(self) -> str:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -223,26 +184,27 @@ class Heartbeat:
         )
 
 
-def record_collectives(directory: Path) -> None:
-    """Let torch record collectives, and write them into `directory` after a timeout of NCCL. Call it before the group starts.
+def missing_ranks(beats: list[Beat], quiet: set[int], reason: str) -> str:
+    """Return a clause that names the ranks which ended or are `quiet` (without a heartbeat), else the ranks that are behind."""
 
-    https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html (names of torch 2.9 and later)
-    """
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
-    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    os.environ.setdefault(TRACE_FILE, str(directory / "collectives_rank_"))
+    def named(ranks: set[int]) -> str:
+        pids = f" (pid {', '.join(str(beats[rank].pid) for rank in sorted(ranks))})" if len(ranks) <= 4 else ""
+        return ranks_on_hosts({rank: beats[rank].host for rank in ranks}) + pids
 
-
-def write_trace(rank: int) -> str:
-    """Write this rank's flight recorder. Return a clause with its path, to append to a sentence, or "" if there is none."""
-    prefix, recorder = os.environ.get(TRACE_FILE), torch._C._distributed_c10d
-    dump = getattr(recorder, "_dump_nccl_trace", None) or getattr(recorder, "_dump_fr_trace", None)
-    if not prefix or not dump:
-        return ""
-    with contextlib.suppress(OSError, RuntimeError):
-        Path(f"{prefix}{rank}").write_bytes(dump())
-        return f"; the last collectives of the ranks that are left are in {prefix}*, which torchfrtrace reads"
-    return ""
+    ended = {rank for rank, beat in enumerate(beats) if beat.left and not beat.follows}
+    waiting = {rank for rank, beat in enumerate(beats) if not beat.left} - quiet
+    clauses = [f"{named(ended)} ended ({beats[min(ended)].left})"] if ended else []
+    if quiet:
+        place = beats[min(quiet)].place
+        clauses.append(f"lost {named(quiet)}, last heard of at {place} (killed, crashed, stopped or cut off)")
+    if not clauses:
+        front = max(beat.progress for beat in beats)
+        behind = {rank for rank, beat in enumerate(beats) if not beat.left and beat.progress < front}
+        if not behind:
+            return f"{reason}, though no rank is lost or behind (the job may have been suspended)"
+        waiting -= behind
+        clauses.append(f"{reason}: {named(behind)} is behind, at {beats[min(behind)].place}")
+    return "; ".join(clauses) + (f"; {name_ranks(waiting)} waited" if waiting else "")
 
 
 def is_peer_failure(error: BaseException | None) -> bool:

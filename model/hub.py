@@ -212,11 +212,11 @@ def explain(error: Exception, model_id: str) -> Exception:
     return error
 
 
-def push(folder: Path, repository: str, public: bool) -> str:
+def push(folder: Path, repository: str) -> str:
     """Upload a directory with a model card to the repository ORGANISATION/NAME. Return a sentence to print.
 
-    A repository that does not exist is created, private unless `public`. The visibility of an existing repository does not
-    change. Raises UserError if the directory has no model card with a licence, or if the hub cannot be reached or refuses.
+    A repository that does not exist is created as private; an existing one keeps its visibility. Raise UserError if the
+    directory has no model card with a licence, or if the hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi, ModelCard
 
@@ -229,7 +229,7 @@ def push(folder: Path, repository: str, public: bool) -> str:
         )
     api, unreachable = HfApi(), f"the Hugging Face hub cannot be reached, so {folder} is not pushed: {{reason}}"
     with asking_the_hub(repository, unreachable):
-        url = api.create_repo(repository, private=not public, exist_ok=True)
+        url = api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload {folder.name}")
     return f"pushed: {folder} -> {url}, commit {commit.oid[:12]}"
 

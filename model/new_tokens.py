@@ -13,7 +13,7 @@ import heapq
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,9 +34,8 @@ class NewToken:
     saved: int  # (tokens with the base tokenizer - 1) * count
 
 
-def expand_patterns(names: list[str], known: Mapping[str, Sequence[str]]) -> list[str]:
-    """Replace the keys of `known` in a list of regular expressions by their expressions. Raises UserError for an invalid one."""
-    patterns = [pattern for name in names for pattern in known.get(name, (name,))]
+def check_patterns(patterns: Iterable[str]) -> None:
+    """Raise UserError if a pattern is no regular expression, matches the empty text or has a group."""
     for pattern in patterns:
         try:
             compiled = re.compile(pattern)
@@ -46,7 +45,6 @@ def expand_patterns(names: list[str], known: Mapping[str, Sequence[str]]) -> lis
             raise UserError(f"--patterns: {pattern!r} matches the empty text")
         if compiled.groups:
             raise UserError(f"--patterns: {pattern!r} has a group; write (?:...)")
-    return patterns
 
 
 def find_new_tokens(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -18,7 +17,7 @@ from common.durable_files import new_directory, write_json
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config
-from configs.load import config_of, replace
+from configs.load import config_of
 from data.batches import collate
 from data.chat_template import write_chat_settings
 from data.encoding import ExampleEncoder
@@ -26,7 +25,6 @@ from data.tokens import load_tokenizer, save_tokenizer
 from distributed.checkpoint_directory import (
     MANIFEST,
     check_whole,
-    checkpoint_name,
     complete_checkpoints,
     marks_of,
     read_manifest,
@@ -54,13 +52,10 @@ from model.weights import (
 from training.chat_settings import chat_settings
 from training.checkpointer import Record
 from training.ending import (
-    CARD,
     CERTIFICATE,
     certificate_of,
     check_recorded,
-    damage,
     read_certificate,
-    read_contents,
     read_json,
     sums_of,
     write_contents,
@@ -73,11 +68,10 @@ from training.identity import of_model_config
 class Export:
     """A checkpoint of a run, and the weights that are written from it.
 
-    run: the directory. start: its config.json, which describes its newest start. config: its settings, with the directory of
-    the base in model.path. state: of the checkpoint. optimizer: its name. weights: of the whole model, before they are
-    converted to the dtype of the files. adapter: set if it is written in place of the whole model. contents: the description of
-    the weights in export.json; two exports with the same contents hold the same weights. registered: names of the objects that
-    the checkpoint also holds (checkpointer.register), such as an average, from which the run's own export may come.
+    start: config.json of the run, which describes its newest start. state: of the checkpoint. optimizer: its name. weights: of
+    the whole model, in the dtype of training. adapter: set if it is written in place of the whole model. contents: the
+    description of the weights in export.json. registered: names of the objects that the checkpoint also holds
+    (checkpointer.register), such as an average, from which the run's own export may come.
     """
 
     run: Path
@@ -109,23 +103,21 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     Raise UserError if there is no such checkpoint or base, if they do not fit the options, if they are damaged, or if the
     record of the run does not name the checkpoint.
     """
-    start, config = read_run(run)
+    start, config = _read_run(run)
     checkpoint, which, share = _choose_checkpoint(run, config, options)
     check_whole(checkpoint, ranks, "name a step with --step, or train again")
     manifest = read_manifest(checkpoint)
     Record(run).named(step_of(checkpoint), sha256(checkpoint / MANIFEST))
-    state, base = manifest["state"], options.base or Path(config.model.path)
+    state, base, settings = manifest["state"], Path(config.model.path), config.model
     if not (base / "config.json").is_file():
-        raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
-    config = replace(config, "model.path", str(base))
-    settings, lora = config.model, config.lora
+        raise UserError(f"the base model of {run}, {base}, is not there; put it there, or a link to it")
     model_config = model_config_of(settings)
     before, now = state["identity"]["config.json"], of_model_config(model_config)
     # Keys that only one version of transformers has are ignored.
     if differing := sorted(name for name in before.keys() & now.keys() if before[name] != now[name]):
         raise UserError(
             f"{checkpoint} was trained with another config.json or RoPE than {base} and {run / 'config.json'} have "
-            f"({', '.join(differing[:3])}); name its base with --base"
+            f"({', '.join(differing[:3])})"
         )
     tokenizer = load_tokenizer(str(base), config.data.chat_template)
     if settings.rope_type:
@@ -134,27 +126,23 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
 
     def base_weights() -> Weights:
         if state["identity"]["the weights"] != hash_weights(base):
-            raise UserError(
-                f"the weights in {base} are not those that {run} was started from; name its base with --base"
-            )
+            raise UserError(f"the weights in {base} are not those that {run} was started from; put them there")
         return weights_of_directory(base, model)
 
-    kind, adapter = "model", None
-    if lora.rank:
-        if settings.rope_type and not options.merge_lora:
-            raise UserError(f"{run} has model.rope_type, which peft cannot be told: its adapter needs --merge-lora")
-        adapter = adapter_of_checkpoint(checkpoint, lora)
+    if options.merge_lora and not config.lora.rank:
+        raise UserError(f"{run} trained all weights, not an adapter; leave out --merge-lora")
+    if config.lora.rank and not options.merge_lora and (settings.rope_type or share is not None):
+        raise UserError(f"{run} has an adapter: its RoPE, or its average with the base, needs --merge-lora")
+    adapter = None
+    if config.lora.rank:
+        adapter = adapter_of_checkpoint(checkpoint, config.lora)
         # peft adds an adapter to the base as it is stored; a merged one is added to the base as training has computed with it.
         weights = merge(base_weights(), adapter, DTYPES.get(settings.compute_dtype) if options.merge_lora else None)
-        kind, adapter = ("merged", None) if options.merge_lora else ("adapter", adapter)
-    elif options.merge_lora:
-        raise UserError(f"{run} trained all weights, not an adapter; leave out --merge-lora")
+        adapter = None if options.merge_lora else adapter
     else:
         weights = weights_of_checkpoint(checkpoint, model, base_weights)
     averaged = None
     if share is not None:
-        if adapter:
-            raise UserError(f"{run} has an adapter: an average with the base needs --merge-lora")
         averaged = {"share_of_tuned": share, "base": fingerprint_of_base(base)}
         weights = average(base_weights(), weights, share, first_new_row(base))
     # Adapters are small, and keep the dtype of their training.
@@ -163,7 +151,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "weights": which,
         "step": state["step"],
         **marks_of(checkpoint),
-        "kind": kind,
+        "kind": "adapter" if adapter else "merged" if options.merge_lora else "model",
         "dtype": dtype_name(DTYPES.get(options.dtype, stored)),
         "averaged": averaged,
     }
@@ -172,11 +160,8 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, contents, registered)
 
 
-def read_run(run: Path) -> tuple[dict, Config]:
-    """Return the config.json of a run, which describes its newest start, and the settings in it.
-
-    Raise UserError if `run` is not the directory of a run, or has settings that this version of the code does not have.
-    """
+def _read_run(run: Path) -> tuple[dict, Config]:
+    """Return the config.json of a run, which describes its newest start, and the settings in it."""
     path = run / "config.json"
     start = read_json(path, "copy it again") if path.is_file() else {}
     if not {"config", "start_step"} <= start.keys():  # the config.json of a model has neither
@@ -191,7 +176,7 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
     """Return the checkpoint to export, its role (last, best or chosen), and the share of its weights in an average with the
     base.
 
-    Without --step and --best it is the checkpoint that the run itself exports. Raise UserError if there is no such checkpoint.
+    Without --step and --best it is the checkpoint that the run itself exports.
     """
     folder, step, share = run / "checkpoints", options.step, options.average_with_base
     certificate = read_certificate(run)
@@ -202,37 +187,26 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
             hint = "start it again to its end, or name --step, --best or --average-with-base"
             raise UserError(f"{run} has no export under its budget for forgetting: {hint}")
         step, share = certificate["step"], certificate["alpha"] if certificate["averaged"] else None
-    complete = complete_checkpoints(folder)
+    complete = {step_of(path): path for path in complete_checkpoints(folder)}
     if not complete:
         raise UserError(f"{run} has no checkpoint; what a finished run has exported is in {run / 'export'}")
-    steps, which = ", ".join(str(step_of(path)) for path in complete), "chosen"
-    if step is None and (options.best or config.run.export == "best"):
-        step, which = read_manifest(complete[-1], "name a step with --step")["state"]["best_step"], "best"
-        if step is None and options.best:
-            raise UserError(f"{run} has no evaluation of a trained model; name a step with --step: {steps}")
+    steps, which = ", ".join(map(str, complete)), "chosen"
     if step is None:
-        return complete[-1], "last", share
-    if folder / checkpoint_name(step) not in complete:
-        raise UserError(f"{run} has no checkpoint of step {step}; those that it has: {steps}")
-    return folder / checkpoint_name(step), which, share
-
-
-def is_written(out: Path, contents: dict) -> bool:
-    """Return whether `out` already is the export with these contents. Raise UserError if it exists and is anything else."""
-    if not out.exists():
-        return False
-    written = read_contents(out)
-    if written | contents != written:
-        raise UserError(
-            f"{out} exists and does not hold these weights; remove it, or name another directory with --out"
+        which = "best" if options.best or config.run.export == "best" else "last"
+        last = max(complete)
+        step = (
+            read_manifest(complete[last], "name a step with --step")["state"]["best_step"] if which == "best" else last
         )
-    return True
+    if step not in complete:
+        missing = "evaluation of a trained model" if step is None else f"checkpoint of step {step}"
+        raise UserError(f"{run} has no {missing}; name a step with --step: {steps}")
+    return complete[step], which, share
 
 
-def write_export(out: Path, export: Export, profile: str | None, base_name: str, card: str) -> int:
-    """Write the directory `out`, which is complete or absent. Return the bytes of the weights.
+def write_export(out: Path, export: Export, base_name: str) -> int:
+    """Write the directory `out`, which is complete or absent, without its model card. Return the bytes of the weights.
 
-    profile: the form of the task's prompts, for xbrl/scripts/analyze.py. base_name: of the base, in the settings of an adapter.
+    base_name: the name of the base model in the settings of an adapter.
     """
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     chats = chat_settings(export.config.data)
@@ -254,9 +228,8 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
             write_files(folder, export.config, export.model_config, export.tokenizer, chats, stop_ids)
         if certificate := certificate_of(export.run, export.contents):
             write_json(folder / CERTIFICATE, certificate)
-        contents = export.contents | {"profile": profile, "files": sums_of(folder)}
+        contents = export.contents | {"files": sums_of(folder)}
         write_contents(folder, contents, Record(export.run), str(out.absolute()))
-        (folder / CARD).write_text(card, encoding="utf-8")
     return size
 
 
@@ -274,63 +247,41 @@ TEXTS = (
 )
 
 
-def damage_of(out: Path, ranks: Ranks) -> list[str]:
-    """Return a sentence for each file of an export whose SHA-256 differs from export.json. Every rank must call this."""
-    problems = damage({out / name: digest for name, digest in read_contents(out)["files"].items()}, ranks)
-    return [f"{problem}; remove {out} and export again" for problem in problems]
+def verify(out: Path, export: Export) -> tuple[bool, str]:
+    """Return whether `out` holds the weights that were trained, and a sentence for the user.
 
-
-def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
-    """Return whether `out` holds the weights that were trained, and one line for each finding.
-
-    transformers, for an adapter with peft, loads `out`. Its logits in fp32 must equal the logits of our own model with the
-    trained weights, rounded to the dtype of the export. Every tensor must equal the rounded one, too: no logit shows the
-    row of a token that no text has. The second line compares the export in its own dtype with the trained weights in fp32.
-    Needs the memory of one model in fp32.
+    transformers loads `out`. Its logits in fp32 must equal the logits of our own model with the trained weights, rounded to the
+    dtype of the export. Every tensor must equal the rounded one, too: no logit shows the row of a token that no text has. Needs
+    the memory of one model in fp32, and whole weights, not an adapter.
     """
     tokenizer = load_tokenizer(str(out))
     documents = [np.array(tokenizer(text)["input_ids"]) for text in TEXTS]
     model = build_on_meta(export.model_config)
     materialize(model, torch.device("cpu"))
-    if export.adapter:
-        base = weights_of_directory(export.base, model)
-        rounded_adapter = _rounded(export.adapter.weights, export.dtype)
-        rounded = merge(base, dataclasses.replace(export.adapter, weights=rounded_adapter))
-    else:
-        rounded = _rounded(export.weights, export.dtype)
-    trained, expected = (_logits_as_trained(model, weights, documents) for weights in (export.weights, rounded))
+    weights = export.weights
+    rounded = Weights(weights.shapes, lambda name: converted(name, weights.read(name), export.dtype))
+    expected = _logits_as_trained(model, rounded, documents)
     del model
-    loaded = _load(out, export, torch.float32)
-    logits = _logits(loaded, documents)
+    transformers_logging.disable_progress_bar()
+    # Tensors that are missing or of another shape get initial values, which the comparison reveals.
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, ignore_mismatched_sizes=True).eval()
+    with torch.no_grad():
+        logits = torch.cat([loaded(input_ids=torch.from_numpy(ids)[None]).logits[0] for ids in documents])
     difference, tolerance = (logits - expected).abs().max().item(), FP32_ROUNDING * expected.abs().max().item()
     differing = [
-        name
-        for name in rounded.shapes
-        if not export.adapter and not torch.equal(loaded.get_parameter(name), rounded.read(name).float())
+        name for name in rounded.shapes if not torch.equal(loaded.get_parameter(name), rounded.read(name).float())
     ]
     if not difference <= tolerance or differing:
         which = f"; {len(differing)} tensors are not the trained ones: {', '.join(differing[:3])}" if differing else ""
-        return False, [
+        return False, (
             f"{out} is NOT the weights that were trained: its logits, computed in fp32 by transformers, differ by up to "
             f"{difference:.3g} from theirs, where rounding explains {tolerance:.1g}{which}; remove it and export again"
-        ]
-    dtype = export.contents["dtype"]
-    if export.dtype != torch.float32:
-        del loaded
-        logits = _logits(_load(out, export, export.dtype), documents)
-    kl = F.kl_div(logits.log_softmax(-1), trained.log_softmax(-1), log_target=True, reduction="batchmean").item()
-    agreement = (logits.argmax(-1) == trained.argmax(-1)).float().mean().item()
+        )
     whose = "the averaged weights" if export.contents["averaged"] else "the trained weights"
-    return True, [
-        f"verified: transformers computes from {out} the logits of {whose} in {dtype}: in fp32 they differ by at most "
-        f"{difference:.2g}, where rounding explains {tolerance:.1g}",
-        f"the export in {dtype} against {whose} in fp32, over {len(logits)} tokens of text: KL {kl:.2g} nats per token, the same "
-        f"most probable token at {agreement:.1%}",
-    ]
-
-
-def _rounded(weights: Weights, dtype: torch.dtype) -> Weights:
-    return Weights(weights.shapes, lambda name: converted(name, weights.read(name), dtype))
+    return True, (
+        f"verified: transformers computes from {out} the logits of {whose} in {export.contents['dtype']}: in fp32 they differ by "
+        f"at most {difference:.2g}, where rounding explains {tolerance:.1g}"
+    )
 
 
 def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: list[np.ndarray]) -> torch.Tensor:
@@ -353,22 +304,3 @@ def packed_logits(model: PackedLanguageModel, documents: list[np.ndarray], where
         hidden = model(batch.to(next(model.parameters()).device))
         visit_logits(model.head, hidden, lambda logits, start: parts.append(logits.cpu()))
     return torch.cat(parts)
-
-
-def _logits(model: torch.nn.Module, documents: list[np.ndarray]) -> torch.Tensor:
-    """Return the logits `(tokens, vocabulary)` by a model of transformers, each document on its own."""
-    with torch.no_grad():
-        return torch.cat([model(input_ids=torch.from_numpy(ids)[None]).logits[0].float() for ids in documents])
-
-
-def _load(out: Path, export: Export, dtype: torch.dtype) -> torch.nn.Module:
-    """Load `out` with transformers, for an adapter with peft. transformers warns of tensors that are missing."""
-    transformers_logging.disable_progress_bar()
-    # Tensors that are missing or of another shape get initial values, which the comparison reveals.
-    home = export.base if export.adapter else out
-    model = AutoModelForCausalLM.from_pretrained(home, dtype=dtype, ignore_mismatched_sizes=True)
-    if export.adapter:
-        from peft import PeftModel  # only adapters need it
-
-        model = PeftModel.from_pretrained(model, out)
-    return model.eval()

@@ -5,7 +5,6 @@ This module collects the facts; model_card.md.jinja beside it is the text. The f
 """
 
 import json
-from argparse import Namespace
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,26 +38,22 @@ PATHS = ("path", "directory", "train", "validation", "paths", "chat_template", "
 PROMPTS = 100  # examples that are read to learn the system prompt
 
 
-def model_card(out: Path, export: Export, results: "Results", options: Namespace) -> str:
-    """Return the text of README.md in `out`.
-
-    options: the command line of scripts/export.py, whose license replaces the base model's.
-    """
-    base, adapter = base_model(export.base), export.adapter is not None
+def model_card(out: Path, export: Export, results: "Results") -> str:
+    """Return the text of README.md in `out`."""
+    base = base_model(export.base)
     base["files"] = export.state["identity"]["the weights"]  # from which training began
-    more: dict[str, Any] = {} if options.license else base["license_more"]
-    more |= {"base_model_fingerprint": fingerprint_of_sums(base["files"])}
     front_matter = ModelCardData(
-        license=options.license or base["license"],
+        license=base["license"],
         base_model=base["hub_id"],
-        library_name="peft" if adapter else "transformers",
+        library_name="peft" if export.adapter else "transformers",
         pipeline_tag="text-generation",
-        **more,
+        base_model_fingerprint=fingerprint_of_sums(base["files"]),
+        **base["license_more"],
     )
     card = ModelCard.from_template(
         front_matter,
         str(TEMPLATE),
-        name=options.name or out.absolute().name,
+        name=out.absolute().name,
         export=export,
         data=export.config.data,
         data_card=read_data_card(export.config),
@@ -66,7 +61,6 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
         settings=without_folders(as_dict(export.config)),
         base=base,
         results=results,
-        options=options,
         today=datetime.now(UTC).date().isoformat(),
         git=git_state(ROOT),
         versions=versions(),
@@ -159,7 +153,7 @@ def read_results(out: Path, export: Export) -> Results:
 
 
 def read_data_card(config: Config) -> dict:
-    """Return dataset.json beside the training file, as xbrl/scripts/make_reports.py writes it; {} if there is none."""
+    """Return dataset.json beside the training file, which says how the data were made; {} if there is none."""
     path = Path(config.data.train[0]).with_name("dataset.json")
     return read_json(path, COPY_AGAIN) if path.is_file() else {}
 
@@ -167,22 +161,14 @@ def read_data_card(config: Config) -> dict:
 def system_prompts(config: Config) -> list[str] | None:
     """Return the different system prompts of the first examples of data.train, "" for an example without one.
 
-    None if the files have gone or hold tokens. Remote data are read from the copies that the run has fetched.
+    None if the files are remote, have gone or hold tokens.
     """
     data = config.data
-    train = data.train
-    if any(is_store(path) for path in train):
+    if any(is_store(path) or is_elsewhere(path) for path in data.train):
         return None
+    reading = replace(reading_of(data, data.on_bad), max_samples=min(PROMPTS, data.max_samples or PROMPTS))
     try:
-        if any(map(is_elsewhere, train)):
-            from data.remote import fetched_into, local_paths
-
-            most, cache = data.max_samples, str(data.cache)
-            if not all(fetched_into(path, cache, most).is_dir() for path in filter(is_elsewhere, train)):
-                return None
-            train = local_paths(train, cache, most, lambda line: None)
-        reading = replace(reading_of(data, data.on_bad), max_samples=min(PROMPTS, data.max_samples or PROMPTS))
-        messages = [example.get("messages", ()) for _, example in read_files(expand(train), reading)]
+        messages = [example.get("messages", ()) for _, example in read_files(expand(data.train), reading)]
     except UserError:
         return None
     texts = ["".join(m["content"] for m in chat if m["role"] in ("system", "developer")) for chat in messages]

@@ -85,7 +85,7 @@ def join_run(
     runs other versions or code, and if run.resume=never and the run exists.
     """
     directory = Path(config.run.directory, config.run.name)
-    with process_group(config.run.timeout_minutes, directory=directory) as ranks:
+    with process_group(config.run.timeout_minutes) as ranks:
         identity = identity_of(config, inputs, model_config, tokenizer)
         dtype = agree_on_dtype(config.model.compute_dtype, ranks)
         settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")

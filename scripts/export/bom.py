@@ -5,7 +5,6 @@ training. It has names and digests of the data, and none of their text.
 """
 
 import json
-from argparse import Namespace
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,10 +30,10 @@ OURS = "full-fine-tuning:"  # the prefix of our properties
 THIRD, UNKNOWN_BASE = 1 / 3, 1e23
 
 
-def write_bom(out: Path, export: Export, results: Results, options: Namespace) -> str:
+def write_bom(out: Path, export: Export, results: Results, base_flops: float | None) -> str:
     """Write bom.json into the export `out`, and return a line for the user about the compute of training.
 
-    options: the command line of scripts/export.py. Raise UserError without the library, or if the schema refuses the result.
+    base_flops: FLOPs that trained the base, if they are known. Raise UserError without the library, or if the schema refuses the result.
     """
     names = ("model", "model.bom", "model.component", "contrib.license.factories", "output.json")
     types, boms, components, licences, output = (import_optional(f"cyclonedx.{name}") for name in names)
@@ -91,15 +90,15 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
     written = read_json(out / EXPORT, "remove the directory and export again")
     facts = {key: value for key, value in written.items() if isinstance(value, str | int | float)}
     facts |= {"share-of-tuned-weights": written["averaged"]["share_of_tuned"]} if written["averaged"] else {}
-    compute = _compute(export, options.base_flops)
+    compute = _compute(export, base_flops)
     bom = boms.Bom(components=parts)
     bom.metadata.component = part(
         "machine-learning-model",
-        options.name or out.absolute().name,
+        out.absolute().name,
         "model",
         facts | compute,
         written["files"].items(),
-        options.license or base["license"],
+        base["license"],
         version=f"step {export.contents['step']}",
         pedigree=components.Pedigree(ancestors=[components.Component(type=parts[0].type, name=parts[0].name)]),
     )

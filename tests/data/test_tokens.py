@@ -252,7 +252,7 @@ def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None
     assert "\n" not in sentence and "sentencepiece or tiktoken" not in sentence
 
 
-@pytest.mark.parametrize("read", [load_tokenizer, lambda folder: read_base_tokenizer(folder).backend])
+@pytest.mark.parametrize("read", [load_tokenizer, read_base_tokenizer])
 def test_text_is_split_as_tokenizer_json_says(tmp_path, read) -> None:
     """SmolLM2 and StarCoder2 name GPT2Tokenizer, which transformers builds without the single digits of their files."""
     tiny_tokenizer().save_pretrained(tmp_path)

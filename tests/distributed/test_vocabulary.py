@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.architectures import read_model_config
 from model.new_tokens import NewToken
-from model.vocabulary import Initialisation, read_base_tokenizer, write_extension
+from model.vocabulary import read_base_tokenizer, write_extension
 from tests.distributed.launch import largest_difference, launch, run_of, weights, workplace
 from tests.tiny import write_tiny_model
 
@@ -27,7 +27,10 @@ pytestmark = pytest.mark.slow
 def extend(source: Path, target: Path, texts: list[str]) -> None:
     target.mkdir()
     config, tokens = read_model_config(str(source)), [NewToken(text, 20, 20) for text in texts]
-    write_extension(source, target, config, read_base_tokenizer(source), tokens, Initialisation(), PADDED)
+    write_extension(source, target, config, read_base_tokenizer(source), tokens)
+    settings = json.loads((target / "config.json").read_text())
+    settings["make_vocab_size_divisible_by"] = PADDED
+    (target / "config.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import platform
 import re
 import resource
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from common.errors import UserError
 from distributed.device import choose_device, devices_line
 from distributed.process_group import FILES, Ranks, StopSignal, _end_listener, process_group
-from distributed.watch import UNKNOWN, Beat, Heartbeat, Watch, in_one_line, is_peer_failure
+from distributed.watch import UNKNOWN, Beat, Heartbeat, in_one_line, is_peer_failure, missing_ranks
 from tests.processes import run_ranks
 
 WORKER = Path(__file__).with_name("watch_worker.py")
@@ -26,9 +25,9 @@ HOST = platform.node()
 RESTART = "; start the same command again to continue from the last checkpoint"
 
 
-def end(faults: str, world_size: int = 2, directory: Path | str = "") -> tuple[str, dict[int, int], str]:
+def end(faults: str, world_size: int = 2) -> tuple[str, dict[int, int], str]:
     """Run faults of watch_worker.py, the last of which must end it. Return (stdout, rank -> pid, stderr without torch's warnings)."""
-    process = run_ranks(world_size, WORKER, faults, directory)
+    process = run_ranks(world_size, WORKER, faults)
     assert process.returncode, process.stdout + process.stderr
     pids = {int(rank): int(pid) for rank, pid in re.findall(r"rank (\d) has pid (\d+)", process.stdout)}
     return process.stdout, pids, "".join(line for line in process.stderr.splitlines(True) if not line.startswith("["))
@@ -76,26 +75,19 @@ def test_stuck_rank_ends_all_within_the_timeout(together) -> None:
     _, _, errors = together
     (line,) = (line for line in errors.splitlines() if "no progress" in line)
     assert re.fullmatch(
-        r"error: step 3: no progress for 6 s, though every rank is alive and none is behind \(a job that is suspended for so "
-        rf"long looks the same when it goes on\){RESTART}",
+        rf"error: step 3: no progress for 6 s, though no rank is lost or behind \(the job may have been suspended\){RESTART}",
         line,
     ), line
 
 
 @pytest.mark.slow
-def test_killed_rank_is_named_once_per_node(tmp_path) -> None:
-    prefix = f"{tmp_path}/collectives_rank_"
-    output, pids, errors = end("kill:1", 3, tmp_path)
+def test_killed_rank_is_named_once_per_node() -> None:
+    output, pids, errors = end("kill:1", 3)
     assert re.fullmatch(
-        rf"error: step 3: lost rank 1 on host {HOST} \(pid {pids[1]}\), last heard of at [^:]*: no "
-        rf"heartbeat for 5 s \(killed, crashed, stopped or cut off\); ranks 0, 2 waited{RESTART}; the last collectives of the "
-        rf"ranks that are left are in {prefix}\*, which torchfrtrace reads\n",
+        rf"error: step 3: lost rank 1 on host {HOST} \(pid {pids[1]}\), last heard of at [^:]* "
+        rf"\(killed, crashed, stopped or cut off\); ranks 0, 2 waited{RESTART}\n",
         errors,
     ), errors
-    assert sorted(tmp_path.iterdir()) == [Path(f"{prefix}{rank}") for rank in (0, 2)]
-    for rank in (0, 2):  # torch's flight recorder, pickled by the child processes of this test
-        entries = pickle.loads(Path(f"{prefix}{rank}").read_bytes())["entries"]
-        assert entries[-1]["profiling_name"] == "gloo:all_reduce" and entries[-1]["frames"]
     assert "rank 0 exits with 3" in output and "rank 2 exits with 3" in output
 
 
@@ -150,27 +142,21 @@ def test_failures_of_another_rank_are_told_from_bugs() -> None:
     )
 
 
-def sentence(beats: list[Beat], quiet: set[int], left: set[int]) -> str:
-    """Return the sentence of rank 0."""
-    heartbeat = object.__new__(Heartbeat)
-    heartbeat.rank, heartbeat.window, heartbeat.watch = 0, 5.0, Watch()
-    return heartbeat._missing(beats, quiet, left, "no progress for 30 minutes")
-
-
 def test_ranks_behind_are_named_and_followers_not() -> None:
     step_9, step_8 = [(progress, f"step {progress}") for progress in (9, 8)]
     alive = [Beat("a", 1, 7, *step_9), Beat("b", 2, 7, *step_8), Beat("b", 3, 7, *step_9)]
-    assert sentence(alive, set(), set()) == (
+    assert missing_ranks(alive, set(), "no progress for 30 minutes") == (
         "no progress for 30 minutes: rank 1 on host b (pid 2) is behind, at step 8; ranks 0, 2 waited"
     )
     # Rank 2 has already ended because it lost rank 1: rank 1 alone is to blame.
-    follower = Beat("b", 3, 8, *step_9, left=f"step 9: lost rank 1{RESTART}", follows=True)
-    assert "lost rank 1 on host b (pid 2), last heard of at step 8" in sentence([*alive[:2], follower], {1}, set())
-    # Rank 0 does not know that rank 1 is lost, and repeats the sentence of rank 2.
+    follower = Beat("b", 3, 8, *step_8, left="lost rank 1", follows=True)
+    assert missing_ranks([*alive[:2], follower], {1}, "x") == (
+        "lost rank 1 on host b (pid 2), last heard of at step 8 (killed, crashed, stopped or cut off); rank 0 waited"
+    )
     equal = Beat("b", 2, 7, *step_9)
-    assert sentence([alive[0], equal, follower], set(), set()) == "another rank had found: step 9: lost rank 1"
-    two = [Beat("b", pid, 8, *step_9, left="ValueError: x") for pid in (2, 3)]
-    assert sentence([alive[0], *two], set(), {1, 2}) == (
+    assert missing_ranks([alive[0], equal, follower], set(), "x").startswith("x, though no rank is lost or behind")
+    ended = [Beat("b", pid, 8, *step_9, left="ValueError: x") for pid in (2, 3)]
+    assert missing_ranks([alive[0], *ended], set(), "x") == (
         "ranks 1-2 on host b (pid 2, 3) ended (ValueError: x); rank 0 waited"
     )
 

@@ -1,6 +1,6 @@
 """A rank of several short runs with planted faults, for test_watch.py.
 
-torchrun --nproc_per_node=N tests/distributed/watch_worker.py "FAULT:TIMEOUT_MINUTES ..." DIRECTORY
+torchrun --nproc_per_node=N tests/distributed/watch_worker.py "FAULT:TIMEOUT_MINUTES ..."
 
 Each fault has a process group of its own. `kill`, `wait`, `signals` and `launcher` must be the last fault.
 """
@@ -24,7 +24,6 @@ from common.errors import exit_code_of, exit_process
 from distributed.process_group import Ranks, StopSignal, check_agreement, process_group
 
 FAULTS = [(name, float(minutes)) for name, _, minutes in (fault.partition(":") for fault in sys.argv[1].split())]
-DIRECTORY = Path(sys.argv[2]) if sys.argv[2] else None  # directory of the run
 FAULTY = 1  # the rank with the fault, at step 3
 
 
@@ -68,7 +67,7 @@ def second_signal(stop: StopSignal) -> None:
 
 
 def train(fault: str, timeout_minutes: float) -> None:
-    with process_group(timeout_minutes, directory=DIRECTORY) as ranks:
+    with process_group(timeout_minutes) as ranks:
         pids: list = [None] * ranks.world_size
         dist.all_gather_object(pids, os.getpid(), group=ranks.flags)
         print(f"rank {ranks.rank} has pid {os.getpid()}", flush=True)

@@ -290,22 +290,21 @@ def test_push_is_private_and_needs_a_card(tmp_path, api):
         if card:
             (folder / "README.md").write_text(card)
         with pytest.raises(UserError, match="has no model card with a licence .*, and is not pushed without one"):
-            hub.push(folder, "me/m", False)
+            hub.push(folder, "me/m")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     with pytest.raises(UserError, match="--push m must be ORGANISATION/NAME"):
-        hub.push(folder, "m", False)
+        hub.push(folder, "m")
     assert api.calls == []
-    for public in (False, True):
-        sentence = hub.push(folder, "me/m", public)
-        assert sentence == f"pushed: {folder} -> https://huggingface.co/me/m, commit 0123456789ab"
-        created, uploaded = api.calls[-2:]
-        assert created == ("me/m", {"private": not public, "exist_ok": True})
-        assert uploaded == {"repo_id": "me/m", "folder_path": folder, "commit_message": "Upload release"}
+    sentence = hub.push(folder, "me/m")
+    assert sentence == f"pushed: {folder} -> https://huggingface.co/me/m, commit 0123456789ab"
+    created, uploaded = api.calls
+    assert created == ("me/m", {"private": True, "exist_ok": True})
+    assert uploaded == {"repo_id": "me/m", "folder_path": folder, "commit_message": "Upload release"}
     for api.error, message in (
         (hub_errors.OfflineModeIsEnabled("no"), "hub cannot be reached, so .* is not pushed: OfflineModeIsEnabled: no"),
         (CLIENT.ConnectError("refused"), "is not pushed: ConnectError: refused"),
         (answer(401), "the Hugging Face hub does not give me/m .*Repository Not Found"),
     ):
         with pytest.raises(UserError, match=message):
-            hub.push(folder, "me/m", False)
-    assert len(api.calls) == 4 + 3  # nothing is uploaded to a repository that was refused
+            hub.push(folder, "me/m")
+    assert len(api.calls) == 2 + 3  # nothing is uploaded to a repository that was refused

@@ -35,7 +35,7 @@ from model.language_model import (
 from model.lora import Adapter, init_adapters, merge, write_adapter
 from model.loss import visit_logits
 from model.new_tokens import NewToken
-from model.vocabulary import Initialisation, read_base_tokenizer, write_extension
+from model.vocabulary import read_base_tokenizer, write_extension
 from model.weights import Weights, weights_of_directory
 from tests.in_memory import InMemory
 from tests.losses import loss_of
@@ -185,7 +185,7 @@ def test_peft_agrees_on_rows_of_new_tokens(tmp_path, family, tied) -> None:
     extended, folder = tmp_path / "extended", tmp_path / "adapter"
     extended.mkdir(), folder.mkdir()
     shape, tokens = read_model_config(str(source)), [NewToken(text, 20, 20) for text in (" new words", " at all")]
-    write_extension(source, extended, shape, read_base_tokenizer(source), tokens, Initialisation(), 64)
+    write_extension(source, extended, shape, read_base_tokenizer(source), tokens)
     model, generator = loaded(str(extended)), torch.Generator().manual_seed(0)
     trained = {name: p.detach() for name, p in trained_parameters(model).items() if ".lora_A." not in name}
     assert sum(name.endswith(NEW_ROWS) for name in trained) == (1 if tied else 2)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +32,6 @@ pytest.importorskip("cyclonedx")
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
 ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
 rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
-OPTIONS = {"name": None, "license": None, "author": None, "base_flops": None}
 SAID = "The bank Zylophon said that it holds less than it must."
 
 
@@ -61,7 +59,8 @@ def exported(tmp_path_factory) -> tuple[Path, Export]:
         "start", directory=str(folder), files={"the data": {str(path): sha256(path) for path in (train, replay)}}
     )
     train.write_text("changed since")
-    write_export(out, export, None, "", "---\nlicense: mit\n---\n")
+    write_export(out, export, "")
+    (out / "README.md").write_text("---\nlicense: mit\n---\n")
     measured = evaluation(fingerprint_of_base(out))
     measured["answers"][0]["answer"] = SAID
     (export.run / "eval" / "test.json").write_text(json.dumps(measured))
@@ -69,8 +68,8 @@ def exported(tmp_path_factory) -> tuple[Path, Export]:
     return out, export
 
 
-def bom_of(out: Path, export: Export, **options: object) -> tuple[dict, str]:
-    line = write_bom(out, export, read_results(out, export), Namespace(**(OPTIONS | options)))
+def bom_of(out: Path, export: Export, base_flops: float | None = None) -> tuple[dict, str]:
+    line = write_bom(out, export, read_results(out, export), base_flops)
     return json.loads((out / "bom.json").read_text()), line
 
 
@@ -87,7 +86,7 @@ def files(component: dict) -> dict[str, str]:
 
 def test_the_bom_has_base_data_and_results(exported) -> None:
     out, export = exported
-    bom, _ = bom_of(out, export, name="my model")
+    bom, _ = bom_of(out, export)
     check_bom(json.dumps(bom))
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.7")
     parts, model = {part["bom-ref"]: part for part in bom["components"]}, bom["metadata"]["component"]
@@ -115,7 +114,7 @@ def test_the_bom_has_base_data_and_results(exported) -> None:
     results = {name: sha256(export.run / "eval" / name) for name in ("test.json", "general.json")}
     assert files(parts["results"]) == {"test.jsonl": "f" * 64} | results
     written = json.loads((out / "export.json").read_text())
-    assert model["name"] == "my model" and files(model) == written["files"]
+    assert model["name"] == "out" and files(model) == written["files"]
     assert facts(model).get("head", "") == written["head"] and facts(model)["step"] == "2"
     (depends,) = [each["dependsOn"] for each in bom["dependencies"] if each["ref"] == "model"]
     assert set(depends) == set(parts)
@@ -171,7 +170,7 @@ def test_an_invalid_bom_is_not_written(exported, tmp_path, monkeypatch) -> None:
     results = read_results(out, export)
     results.evaluations[0]["figures"] = [Figure("f1", 0.5, "12")]  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="performanceMetrics/1/value"):
-        write_bom(out, export, results, Namespace(**OPTIONS))
+        write_bom(out, export, results, None)
     assert (out / "bom.json").read_bytes() == before
     for module in ("jsonschema", "model_signing.signing"):
         monkeypatch.setitem(sys.modules, module, None)

@@ -105,7 +105,7 @@ def certificate(run: Path) -> dict:
 
 def options_of(**changes: object) -> Namespace:
     """The command line of scripts/export.py."""
-    defaults = {"step": None, "best": False, "average_with_base": None, "merge_lora": False, "base": None}
+    defaults = {"step": None, "best": False, "average_with_base": None, "merge_lora": False}
     return Namespace(**defaults | {"dtype": "auto"} | changes)
 
 
@@ -294,7 +294,7 @@ def test_average_of_other_weights_is_named(runs, ranks, tmp_path, name, by):
     run = Path(shutil.copytree(runs / ("straight" if name == "by hand" else name), tmp_path / "run"))
     if name == "by hand":
         options = options_of(step=2, average_with_base=0.3, dtype="bf16")
-        write_export(tmp_path / "out", read_export(run, options, ranks), None, "", "")
+        write_export(tmp_path / "out", read_export(run, options, ranks), "")
     said = [line for line in check_files(run, read_record(run), None) if line.startswith("export ")]
     assert len(said) == 1 + (name == "by hand") and all("averages of the base and 0." in line for line in said)
     path = run / "export" / "certificate.json"
@@ -315,7 +315,7 @@ def test_export_script_follows_the_budget(runs, ranks, tmp_path):
         assert torch.allclose(export.weights.read(name), value, rtol=2**-23, atol=0)
     assert read_results(runs / "out", export).certificate == tuple(certificate_lines(said))
     assert certificate_lines(said)[-1] == "    trained with no remedy; measured in float32"
-    write_export(runs / "released", export, None, "", "")
+    write_export(runs / "released", export, "")
     released = json.loads((runs / "released" / "export.json").read_text())["files"]
     assert released["certificate.json"] == sha256(runs / "straight" / "export" / "certificate.json")
     other = read_export(runs / "straight", options_of(step=2), ranks)

@@ -4,7 +4,6 @@
 
 import json
 import re
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from transformers import AutoConfig
 
 from common.sha256 import sha256
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
-from data.remote import fetch
 from eval.intervals import intervals
 from model.fingerprint import fingerprint_of_base
 from model.weights import Weights
@@ -87,9 +85,8 @@ def export(tmp_path) -> Export:
     return Export(run, START, config, STATE, "SGD", shape, tiny_tokenizer(), weights, None, CONTENTS, [])
 
 
-def card(export: Export, results: Results = Results(), **stated) -> str:  # noqa: B008 (it is frozen)
-    options = {"name": "my model", "license": None}
-    return model_card(Path("out"), export, results, Namespace(**(options | stated)))
+def card(export: Export, results: Results = Results()) -> str:  # noqa: B008 (it is frozen)
+    return model_card(Path("out"), export, results)
 
 
 def test_card_figures_equal_the_json(export) -> None:
@@ -171,14 +168,11 @@ def test_card_code_has_the_system_prompt(export, tmp_path) -> None:
         assert "several system prompts: the first examples have 2" in text and "One." not in text
     assert "trained without a system prompt" in trained_with("", "")
     trained_with("One.")
-    path, cache = f"file://{tmp_path}/data/train.jsonl", str(tmp_path / "cache")
-    elsewhere = replace(
-        export, config=replace(export.config, data=replace(export.config.data, train=(path,), cache=cache))
-    )
+    path = f"file://{tmp_path}/data/train.jsonl"
+    elsewhere = replace(export, config=replace(export.config, data=replace(export.config.data, train=(path,))))
     assert "system prompt" not in card(elsewhere)  # nothing is fetched for a card
-    fetch(path, cache, None, lambda line: None)
     (tmp_path / "data" / "train.jsonl").unlink()
-    assert "system prompt" not in card(export) and "the system prompt above" in card(elsewhere)
+    assert "system prompt" not in card(export)
 
 
 def test_base_is_identified_by_its_digest(export) -> None:
@@ -209,9 +203,6 @@ def test_licence_and_id_come_from_the_base(export) -> None:
     data = ModelCard(text).data
     assert (data.license, data.license_name, data.license_link) == ("other", "gemma", "a.md")
     assert data.base_model == "org/base" and "org/base from the Hugging Face hub, revision 1" in text
-    text = card(export, license="mit")
-    assert ModelCard(text).data.license == "mit"
-    assert "stated by who exported the model. That of the base model: other." in text
     again = export.run / "eval" / "news.json"
     again.write_text((export.run / "eval" / "general.json").read_text())
     assert "general.json is on forgetting, and so is " in read_results(Path("out"), export).left_out[0]

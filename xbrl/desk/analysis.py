@@ -206,16 +206,13 @@ def find_files(paths: Iterable[Path], out: Path) -> tuple[list[Path], list[Path]
 
 
 def choose_profile(option: str | None, model: Path) -> tuple[Profile, str]:
-    """Return (the profile on which a model was trained, its source): --profile, the model's export.json, or a data card.
+    """Return (the profile on which a model was trained, its source): --profile, or the data card.
 
-    scripts/export.py records the profile in export.json. The export of a run lies in the run's directory, where config.json
-    names the training file; the data card beside the training file names the profile. Raise UserError if this chain is broken.
+    The export of a run lies in the run's directory, where config.json names the training file; the data card beside the training
+    file names the profile. Raise UserError if this chain is broken.
     """
     if option:
         return PROFILES[option], "--profile"
-    record = model / "export.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return PROFILES[_read_json(record)["profile"]], str(record)
     config = model.resolve().parent / "config.json"
     try:
         card = Path(_read_json(config)["config"]["data"]["train"][0]).parent / DATA_CARD

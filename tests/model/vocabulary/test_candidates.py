@@ -6,7 +6,7 @@ import re
 import pytest
 
 from common.errors import UserError
-from model.new_tokens import NewToken, expand_patterns, find_new_tokens, is_valid, split
+from model.new_tokens import NewToken, check_patterns, find_new_tokens, is_valid, split
 
 CODES = (r"[rc]\d{4}",)
 
@@ -109,4 +109,4 @@ def test_is_valid(text, valid) -> None:
 )
 def test_invalid_patterns_are_refused(pattern, message) -> None:
     with pytest.raises(UserError, match=message):
-        expand_patterns([pattern], {})
+        check_patterns([pattern])

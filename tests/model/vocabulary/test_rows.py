@@ -1,6 +1,7 @@
 """Rows of new tokens: initialisation, tensors and files, and that padding exists during training only."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from model.architectures import first_new_row, read_model_config
 from model.language_model import build_on_meta, load_weights, vocabulary_names
 from model.loss import visit_logits
 from model.new_tokens import NewToken
-from model.vocabulary import Initialisation, new_rows, read_base_tokenizer, sub_tokens, write_extension
+from model.vocabulary import MULTIPLE, new_rows, read_base_tokenizer, sub_tokens, write_extension
 from tests.in_memory import load_documents
 from tests.losses import loss_of
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
@@ -23,40 +24,36 @@ TEXTS = [" r0010", "C 03.00", " H2O ratio | ", ", of which"]
 SUB_TOKENS = [[5, 9], [5, 9], [7, 8, 300], [301]]  # the first two would be equal without noise
 
 
-def extend(source: Path, target: Path, texts: list[str] = TEXTS, **options) -> dict[str, torch.Tensor]:
+def extend(source: Path, target: Path, texts: list[str] = TEXTS) -> dict[str, torch.Tensor]:
     target.mkdir(exist_ok=True)
     tokens = [NewToken(text, 1, 1) for text in texts]
     base = read_base_tokenizer(source)
-    write_extension(source, target, read_model_config(str(source)), base, tokens, **options)
+    write_extension(source, target, read_model_config(str(source)), base, tokens)
     return {name: tensor for file in target.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def test_sub_token_and_mean_rows_without_noise() -> None:
+def test_rows_without_noise_are_means() -> None:
     old = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
-    rows = new_rows(old, SUB_TOKENS, Initialisation("subtokens", noise=0.0))
+    rows = new_rows(old, SUB_TOKENS, noise=0.0)
     assert torch.allclose(rows[0], (old[5] + old[9]) / 2, atol=1e-6)
     assert torch.allclose(rows[2], (old[7] + old[8] + old[300]) / 3, atol=1e-6)
     assert torch.equal(rows[3], old[301])
-    means = new_rows(old, SUB_TOKENS, Initialisation("mean", noise=0.0))
-    assert torch.allclose(means, old.mean(0).expand(4, -1), atol=1e-6)
 
 
 def test_noise_has_the_covariance_of_the_old_rows() -> None:
     generator = torch.Generator().manual_seed(1)
     old = torch.randn(600, 4, generator=generator) @ torch.randn(4, 4, generator=generator) + 3
-    rows = new_rows(old, [[1]] * 20_000, Initialisation("mean", noise=0.5, seed=2))
+    rows = new_rows(old, [[1]] * 20_000, noise=0.5, seed=2)
     expected = 0.25 * torch.cov(old.T)
     assert torch.allclose(torch.cov(rows.T), expected, atol=0.03 * expected.abs().max())
-    assert torch.allclose(rows.mean(0), old.mean(0), atol=0.03)
+    assert torch.allclose(rows.mean(0), old[1], atol=0.03)
 
 
 def test_seed_determines_rows_with_equal_means() -> None:
     old = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
-    rows, again, other_seed = (new_rows(old, SUB_TOKENS, Initialisation(noise=0.1, seed=seed)) for seed in (0, 0, 1))
+    rows, again, other_seed = (new_rows(old, SUB_TOKENS, seed=seed) for seed in (0, 0, 1))
     assert 0.02 < (rows[0] - rows[1]).abs().mean() < 0.5
     assert torch.equal(rows, again) and not torch.equal(rows, other_seed)
-    random = new_rows(old + 5, [[1]] * 5000, Initialisation("random"), random_std=0.02)
-    assert random.std().item() == pytest.approx(0.02, rel=0.02) and abs(random.mean().item()) < 1e-3
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", False), ("gemma2", True)])
@@ -103,8 +100,10 @@ def test_a_model_of_several_files_keeps_its_dtype(tmp_path) -> None:
 def test_unused_rows_of_the_old_model_are_replaced(tmp_path) -> None:
     source = write_tiny_model(tmp_path / "old")  # 384 rows
     tiny_tokenizer(370).save_pretrained(source)
-    new = extend(source, tmp_path / "new", init=Initialisation("mean", noise=0.0))["model.embed_tokens.weight"]
-    assert new.shape[0] == 374 and torch.allclose(new[370:], new[:370].mean(0), atol=1e-6)
+    old = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    new = extend(source, tmp_path / "new")["model.embed_tokens.weight"]
+    spelled = sub_tokens(read_base_tokenizer(source), TEXTS[2])
+    assert new.shape[0] == 374 and torch.allclose(new[372], old[spelled].mean(0), atol=0.1)
     tiny_tokenizer(385).save_pretrained(source)
     with pytest.raises(UserError, match="has 385 tokens, but the model has only 384 rows"):
         extend(source, tmp_path / "other")
@@ -125,8 +124,10 @@ def test_rows_of_reextended_model_stay_new(tmp_path) -> None:
 @pytest.mark.parametrize("family, tied", [("llama", False), ("gemma2", True)])  # gemma2 has a softcap
 def test_padding_affects_neither_losses_nor_gradients(tmp_path, family, tied) -> None:
     source = write_tiny_model(tmp_path / "old", family, tied)
-    extend(source, tmp_path / "plain", multiple=1)
-    extend(source, tmp_path / "padded", multiple=64)
+    extend(source, tmp_path / "padded")
+    settings = json.loads((shutil.copytree(tmp_path / "padded", tmp_path / "plain") / "config.json").read_text())
+    assert settings.pop("make_vocab_size_divisible_by") == MULTIPLE
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(settings))
     documents = load_documents((str(write_chat_file(tmp_path / "chat.jsonl", 3)),), tiny_tokenizer(), 512, "error")
     batch = collate((0, 1, 2), documents)
     losses, gradients = [], []

@@ -1,19 +1,24 @@
-"""Extended tokenizers: new tokens are found, every text decodes as before, and tokenizer.model gives the same ids."""
+"""Extended tokenizers: new tokens are found, and every text decodes as before."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 from common.errors import UserError
-from model.vocabulary import can_be_token, extend_tokenizer, read_base_tokenizer, sub_tokens, write_tokenizer
-from tests.tiny import SENTENCES, WORDS, tiny_tokenizer
+from model.vocabulary import (
+    can_be_token,
+    extend_tokenizer,
+    first_new_id,
+    read_base_tokenizer,
+    sub_tokens,
+    write_tokenizer,
+)
+from tests.tiny import WORDS, tiny_tokenizer
 
 NEW = [
     "r0010",
@@ -26,22 +31,9 @@ NEW = [
     ", of which",
     " {c0040}",
 ]
-KINDS = ("byte-level", "normalising", "sentencepiece", "sentencepiece-prepended")
+KINDS = ("byte-level", "normalising")
 domain = st.lists(st.sampled_from([*NEW, *WORDS, " ", "\n", "12.3%", " | ", "é", "<0x0A>", "▁x", "<s>"]), max_size=12)
 texts = st.one_of(domain.map("".join), domain.map(" ".join), st.text(max_size=40))
-
-
-def write_sentencepiece(directory: Path) -> None:
-    """Write a tiny tokenizer in the format of Llama 2 and Mistral: tokenizer.model and the converted tokenizer.json."""
-    directory.mkdir()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_prefix=str(directory / "tokenizer"), vocab_size=380, model_type="bpe",
-        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True, hard_vocab_limit=False, num_threads=1, minloglevel=2,
-    )  # fmt: skip
-    special = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(special))
-    AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
 
 
 def change(path: Path, **values: object) -> None:
@@ -50,15 +42,6 @@ def change(path: Path, **values: object) -> None:
 
 def write_base(directory: Path, kind: str) -> Path:
     """Write a tokenizer of a kind in KINDS. Return its directory."""
-    if kind.startswith("sentencepiece"):
-        write_sentencepiece(directory)
-        if kind == "sentencepiece-prepended":  # as in Llama 2's tokenizer.json, whose normalizer replaces the spaces
-            prepend = {"type": "Prepend", "prepend": "▁"}
-            spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-            normalizer = {"type": "Sequence", "normalizers": [prepend, spaces]}
-            change(directory / "tokenizer.json", pre_tokenizer=None, normalizer=normalizer)
-            change(directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-        return directory
     tokenizer = tiny_tokenizer()
     if kind == "normalising":  # as Qwen
         tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
@@ -68,12 +51,12 @@ def write_base(directory: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory) -> tuple:
-    """Return (kind, base tokenizer, extended tokenizer as loaded from its directory, the directory)."""
+    """Return (kind, base tokenizer, extended tokenizer as loaded from its directory)."""
     folder = write_base(tmp_path_factory.mktemp("tokenizers") / request.param, request.param)
     base = read_base_tokenizer(folder)
     new = [text for text in NEW if can_be_token(base, text)]
-    write_tokenizer(extend_tokenizer(base, new), base, new, folder)
-    return request.param, base, AutoTokenizer.from_pretrained(folder), folder
+    write_tokenizer(extend_tokenizer(base, new), folder)
+    return request.param, base, AutoTokenizer.from_pretrained(folder)
 
 
 def decoded(tokenizer: Tokenizer, text: str) -> str:
@@ -83,9 +66,9 @@ def decoded(tokenizer: Tokenizer, text: str) -> str:
 @settings(max_examples=60)
 @given(text=texts)
 def test_every_text_decodes_as_before(pair, text) -> None:
-    kind, base, extended, _ = pair
+    kind, base, extended = pair
     if kind != "normalising":  # NFC depends on where the text is split
-        assert decoded(extended.backend_tokenizer, text) == decoded(base.backend, text)
+        assert decoded(extended.backend_tokenizer, text) == decoded(base, text)
     if kind == "byte-level":
         assert decoded(extended.backend_tokenizer, text) == text
 
@@ -95,30 +78,20 @@ def test_every_text_decodes_as_before(pair, text) -> None:
     words=st.lists(st.sampled_from([word for word in WORDS if "0" not in word and "capital" not in word]), max_size=12)
 )
 def test_texts_without_new_tokens_are_encoded_as_before(pair, words) -> None:
-    _, base, extended, _ = pair
-    ids = base.backend.encode(" ".join(words), add_special_tokens=False).ids
+    _, base, extended = pair
+    ids = base.encode(" ".join(words), add_special_tokens=False).ids
     assert extended.backend_tokenizer.encode(" ".join(words), add_special_tokens=False).ids == ids
 
 
 def test_longest_new_token_wins(pair) -> None:
-    _, base, extended, _ = pair
-    first = base.size
+    _, base, extended = pair
+    first = first_new_id(base)
     assert len(extended) == first + len([text for text in NEW if can_be_token(base, text)])
     text = "x r0010 c0010 H2O capital ratio | 4.31%"
     ids = extended.encode(text, add_special_tokens=False)
     assert [i - first for i in ids if i >= first] == [1, 2, 5] and extended.decode(ids).strip() == text
-    with_code, without = (base.backend.encode(text, add_special_tokens=False).ids for text in ("x r0010", "x"))
+    with_code, without = (base.encode(text, add_special_tokens=False).ids for text in ("x r0010", "x"))
     assert len(sub_tokens(base, " r0010")) == len(with_code) - len(without)
-
-
-@settings(max_examples=60)
-@given(text=texts.map(lambda text: "x" + text).filter(lambda text: not re.search("<s>|\0|▁", text)))
-def test_tokenizer_model_and_tokenizer_json_agree(pair, text) -> None:
-    kind, _, extended, folder = pair
-    if kind == "sentencepiece":
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        ids = extended.encode(text, add_special_tokens=False)
-        assert processor.encode(text) == ids and processor.decode(ids) == extended.decode(ids)
 
 
 def test_can_be_token(tmp_path) -> None:
@@ -135,6 +108,9 @@ def test_other_tokenizers_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="has no valid tokenizer"):
         read_base_tokenizer(tmp_path / "nothing")
     path = write_base(tmp_path / "a", "byte-level")
+    change(path / "tokenizer.json", pre_tokenizer=None)  # as sentencepiece BPE: Llama 2 and Gemma
+    with pytest.raises(UserError, match="only byte-level BPE .* can be extended"):
+        read_base_tokenizer(path)
     change(
         path / "tokenizer.json",
         pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},

@@ -300,12 +300,6 @@ def test_profile_comes_from_option_export_or_data_card(tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert choose_profile(None, export)[0].name == "quickstart"
     assert choose_profile("full", export)[0].name == "full"
-    (export / "export.json").write_text(json.dumps({"step": 1}))  # written by train.py, without the profile
-    assert choose_profile(None, export)[0].name == "quickstart"
-    released = tmp_path / "release" / "model"  # written by scripts/export.py
-    released.mkdir(parents=True)
-    (released / "export.json").write_text(json.dumps({"profile": "full"}))
-    assert choose_profile(None, released) == (PROFILES["full"], str(released / "export.json"))
 
 
 @pytest.mark.parametrize("profile", ["full", "short"])
