@@ -50,8 +50,6 @@ from training.owner import LOCK_FILE, own_directory
 STEP_PROGRAM = ROOT / "scripts" / "check" / "step.py"
 FISHER_DOCUMENTS = 8
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-COPIED_BYTES = 200_000_000  # a larger file does not belong to the tokenizer
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -138,7 +136,8 @@ def all_checks(check: Check, layers: int | None) -> None:
 
 def owned_checks(check: Check, layers: int | None) -> None:
     """Do all checks in a scratch directory that this check owns. A collective."""
-    check.on_first(lambda: clean(check.scratch))  # an earlier check that was killed may have left files
+    left = lambda: [path for path in check.scratch.iterdir() if path.name != LOCK_FILE]  # noqa: E731  by a killed check
+    check.on_first(lambda: [shutil.rmtree(path) for path in left()])
     if layers:
         check.say(f"  a model of the first {layers} layers")
         out = check.scratch / "model"
@@ -149,15 +148,6 @@ def owned_checks(check: Check, layers: int | None) -> None:
     check.say("  data and model")
     probe(check)
     run_checks(check)
-
-
-def clean(directory: Path) -> None:
-    """Empty the scratch directory, except for its lock. Raise OSError if that fails."""
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK_FILE:
-            path.unlink()
 
 
 def probe(check: Check) -> None:
@@ -216,9 +206,8 @@ def cut_model(path: Path, layers: int, out: Path) -> str:
                 tensors[name] = file.get_tensor(name)
     save_file(tensors, out / SINGLE, metadata={"format": "pt"})
     for file in path.iterdir():  # the tokenizer, and the settings of generation
-        is_kept = file.is_file() and file.suffix not in NOT_COPIED and file.name not in ("config.json", INDEX)
-        if is_kept and file.stat().st_size <= COPIED_BYTES:
-            shutil.copyfile(file, out / file.name)
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in ("config.json", INDEX):
+            (out / file.name).symlink_to(file.resolve())
     return f"the first {layers} of {num_layers} decoder layers at full width"
 
 
@@ -312,16 +301,16 @@ def fewer_ranks(check: Check) -> None:
     """Resume the straight run from step 2 on half of the ranks. A collective. Raise ChildFailed or UserError."""
     name, run, why = "other ranks", check.scratch / "fewer", ""
     total, per_node = world_size_from_environment()
-    world_size = total // 2
+    if (world_size := total // 2) == 0:
+        why = "there is one rank; start with torchrun to check a resume on another number of ranks"
+        return check.add(Result(SKIPPED, why), name)
     context = math.gcd(world_size, check.config.sharding.context)  # fewer ranks may share a micro-batch
     half = replace(check.config, sharding=replace(check.config.sharding, context=context))
     try:
         check_world(half, world_size, min(per_node, world_size))
     except UserError as error:
         why = f"this config does not run on {world_size} ranks: {error}"
-    if total == 1:
-        why = "there is one rank; start with torchrun to check a resume on another number of ranks"
-    elif world_size > per_node and world_size % per_node:
+    if world_size > per_node and world_size % per_node:
         why = f"half of the ranks are no whole number of nodes with {per_node} ranks each"
     elif router_aux(check.config):
         why = (

@@ -1,25 +1,21 @@
-"""Read a run before its first step, and check its data: the tokens before an answer, and the token that ends it."""
+"""Read a run before its first step, and check the tokens that end its answers."""
 
 import importlib.util
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.errors import UserError
-from configs.config import Config, Data
-from data.encoding import ExampleEncoder, Outcome
+from configs.config import Config
+from data.encoding import ExampleEncoder
 from data.examples import Documents
 from data.show import one_line, run_text
 from data.sources import MAIN
 from distributed.optimizer import check_memory
-from eval.asked_examples import has_answer
 from model.build import build
 from model.dtypes import DTYPES, has_native_bf16
 from model.flops import count_work, document_costs
@@ -27,16 +23,9 @@ from scripts.check.result import FAILS, OK, SKIPPED, Result
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.inputs import Inputs, read_inputs
 from training.micro_batch import settle_micro_batch
-from training.show_data import examples_of
 
-NUM_PROMPTS = 256  # examples of a source whose prompts are compared
 STEPS = 200  # first steps whose documents are read
 COMPARED = 20_000  # documents that are read, at most
-
-Sampled = tuple[str, dict, Outcome]  # ("FILE, line 3", example, its encoding)
-
-
-# ---- The run -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -79,90 +68,17 @@ def load_code(path: Path) -> ModuleType:
     return module
 
 
-# ---- Its data ------------------------------------------------------------------------------------------------------------
-
-
-def check_data(run: RunInputs) -> list[Result]:
-    """Return the lines of the group `data`."""
-    data = run.inputs.local.data  # with paths on this machine
-    encoder = ExampleEncoder(run.tokenizer, chat_settings(data))
-    samples = {name: _sample(data, encoder, name) for name in (MAIN, *(source.name for source in data.mix))}
-    chats = {name for name, items in samples.items() if items and all("messages" in item[1] for item in items)}
-    results = {
-        "prompt": check_prompts(samples[MAIN], encoder, data.chat_template_options),
-        "EOS": check_ends(run.inputs, run.config.data.sequence_length, chats, encoder),
-    }
-    return [replace(result, group="data", name=name) for name, result in results.items()]
-
-
-def _sample(data: Data, encoder: ExampleEncoder, name: str) -> list[Sampled]:
-    """Encode the first examples of a source. A token store has none."""
-    try:
-        examples = list(itertools.islice(examples_of(data, name), NUM_PROMPTS))
-    except UserError:
-        return []
-    outcomes = encoder.encode([example for _, example in examples])
-    return [(*item, outcome) for item, outcome in zip(examples, outcomes, strict=True) if not outcome.error]
-
-
-def check_prompts(samples: list[Sampled], encoder: ExampleEncoder, options: dict[str, object]) -> Result:
-    """Check that the tokens before the last answer equal the prompt of evaluation and of `apply_chat_template`."""
-    num_chats, different, doubled = 0, [], 0
-    bos = encoder.tokenizer.bos_token_id
-    for where, example, outcome in samples:
-        answered = [sequence for sequence in outcome.sequences if sequence.spans]
-        weighted = any("weight" in message for message in example.get("messages", ()))
-        # transformers makes a control token of a text that looks like one, and we do not.
-        if not answered or weighted or "control" in outcome.notes or not has_answer(example):
-            continue
-        num_chats += 1
-        trained = answered[-1].ids[: answered[-1].spans[-1].start].tolist()
-        doubled += bos is not None and trained[:2] == [bos, bos]
-        prompts = _prompts(example, encoder, options)
-        different += [(where, trained, prompt) for prompt in prompts if prompt != trained][:1]
-    if not num_chats:
-        return Result(SKIPPED, "no chat with an answer in the sample of data.train")
-    if doubled:
-        text = f"{doubled} of {num_chats} examples begin with BOS twice: remove bos_token from the chat template or the data"
-        return Result(FAILS, text)
-    if not different:
-        return Result(OK, f"training and generation have the same tokens before the answer in {num_chats} examples")
-    where, trained, prompt = different[0]
-    pairs = enumerate(zip(trained, prompt, strict=False))
-    num_equal = next((i for i, (a, b) in pairs if a != b), min(len(trained), len(prompt)))
-    training, generation = (
-        one_line(run_text(encoder.tokenizer, ids, max(0, num_equal - 1), min(len(ids), num_equal + 4)))
-        for ids in (trained, prompt)
-    )
-    text = (
-        f"in {len(different)} of {num_chats} examples training and generation begin the answer after other tokens "
-        f"({one_line(where)}: training '...{training}', generation '...{generation}'); let the chat template end its prompt "
-        "where the answer's first token begins"
-    )
-    return Result(FAILS, text)
-
-
-def _prompts(example: dict, encoder: ExampleEncoder, options: dict[str, object]) -> Iterator[list[int]]:
-    """Yield the prompt of scripts/evaluate.py and, if the template writes no date, the prompt of transformers alone."""
-    messages, tools = example["messages"], example.get("tools")
-    yield encoder.prompt(messages, tools)
-    if encoder.settings.date or any(message["role"] == "developer" for message in messages):
-        return
-    arguments: dict[str, Any] = {"tools": tools, "tokenize": True, "return_dict": False, **options}
-    ids: Any = encoder.tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **arguments)
-    yield ids
-
-
-def check_ends(inputs: Inputs, length: int, chats: set[str], encoder: ExampleEncoder) -> Result:
+def check_ends(run: RunInputs) -> Result:
     """Check that the last target of every answer is a stop token, in the documents of the first steps as training reads them.
 
-    Every answer of the sources `chats` counts, and the last target of a prompt with completion or of a text. A document of
-    `length` tokens may lack its end: it is a piece of a long text, or was cut off, which train.py counts and prints.
+    A document of data.sequence_length tokens may lack its end: it is a piece of a long text, or was cut off, which train.py
+    counts and prints.
     """
-    train, plan, stops = inputs.train, inputs.plan, {*encoder.stop_ids}
-    names = ", ".join(one_line(str(encoder.tokenizer.convert_ids_to_tokens(i))) for i in sorted(stops))
+    train, plan, length = run.inputs.train, run.inputs.plan, run.config.data.sequence_length
+    stops = {*ExampleEncoder(run.tokenizer, chat_settings(run.inputs.local.data)).stop_ids}
+    names = ", ".join(one_line(str(run.tokenizer.convert_ids_to_tokens(i))) for i in sorted(stops))
     # A step may hold only a part of a document of a mixed-in source. `locate` leads to the whole document.
-    items = (item for step in range(min(STEPS, inputs.total_steps)) for item in plan.batch(step).items)
+    items = (item for step in range(min(STEPS, run.inputs.total_steps)) for item in plan.batch(step).items)
     places = list(dict.fromkeys(map(train.locate, itertools.islice(items, COMPARED))))
     documents = answers = 0
     unended: list[str] = []
@@ -171,12 +87,12 @@ def check_ends(inputs: Inputs, length: int, chats: set[str], encoder: ExampleEnc
         if not isinstance(source, Documents):
             continue
         ids, weights = source.get(index)
-        ends = _ends_of_runs(weights)
-        ends = ends if name in chats else ends[-1:]
+        is_target = np.append(weights != 0, False)
+        ends = (np.flatnonzero(is_target[:-1] & ~is_target[1:]) + 1).tolist()
         missed = [end for end in ends if int(ids[end - 1]) not in stops]
         documents, answers = documents + 1, answers + len(ends)
         if missed and not (len(ids) >= length and missed == [len(ids)]):
-            tail = one_line(run_text(encoder.tokenizer, ids.tolist(), max(0, missed[0] - 8), missed[0]))
+            tail = one_line(run_text(run.tokenizer, ids.tolist(), max(0, missed[0] - 8), missed[0]))
             source_name = "data.train" if name == MAIN else name
             unended.append(f"sequence {index} of {source_name} ends an answer with '...{tail}'")
     if not documents:
@@ -190,9 +106,3 @@ def check_ends(inputs: Inputs, length: int, chats: set[str], encoder: ExampleEnc
         f"({unended[0]}): correct the chat template or the labels, or the model will not learn where to stop"
     )
     return Result(FAILS, text)
-
-
-def _ends_of_runs(weights: np.ndarray) -> list[int]:
-    """Return the position after each run of target tokens. weights: `(tokens,)`."""
-    is_target = np.append(weights != 0, False)
-    return (np.flatnonzero(is_target[:-1] & ~is_target[1:]) + 1).tolist()

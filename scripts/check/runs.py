@@ -36,8 +36,7 @@ Rows = Mapping[int, Mapping[str, float]]  # by step
 GROUP = "run"
 KILLED_AFTER = 2  # steps; the kill falls into the last step
 LOSS, NORM, RATE = "train/loss", "train/grad_norm", "train/learning_rate"
-UNKNOWN = "transformers' loss and gradient of step 1 are not known: see the lines of the model"
-GROWTH = 1.5  # of the loss over three steps, above which it is suspicious
+UNKNOWN = f"the reference of step 1 (see the lines of the model) or a row with {LOSS} and {NORM} is missing"
 # Relative error of a gradient because it and its moments are stored, by optimizer.memory. The measured rounding is added.
 STORED = {"16N": 1e-4, "14N": 2.0**-8, "12N": 2.0**-8, "8N": 2.0**-7, "6N": 0.05}
 # Relative differences that step 3 of another run may have: (loss and gradient norm, weights by the length of the step). They are
@@ -160,7 +159,7 @@ def judge_straight(check: Check, seconds: float) -> None:
 
 
 def judge_steps(rows: Rows, seconds: float) -> Result:
-    """Check that each step is logged once and is finite, and that the loss does not run away."""
+    """Check that each step is logged once and is finite."""
     losses, norms = ([row.get(key, math.nan) for row in rows.values()] for key in (LOSS, NORM))
     if not rows:
         return Result(FAILS, f"no row with {LOSS} in metrics.jsonl: log it at every step")
@@ -171,9 +170,6 @@ def judge_steps(rows: Rows, seconds: float) -> Result:
             ": a step is not finite or is logged twice; lower optimizer.learning_rate, and see the lines of the model"
         )
         return Result(FAILS, text)
-    if losses[-1] > GROWTH * losses[0]:
-        text += ": the loss grows at the peak learning rate without warm-up; lower optimizer.learning_rate"
-        return Result(WARNING, text)
     return Result(OK, f"{text}, in {seconds:.0f} s")
 
 
@@ -194,14 +190,12 @@ def judge_first(check: Check, run: Path, settings: Mapping) -> None:
 
     def look() -> tuple[str, str, dict[str, tuple[int, int]]]:
         """Return why the loss and why the gradient cannot be compared, "" if they can, and the tensors of the reference."""
+        reference, row = compared()
+        if reference is None or not {LOSS, NORM} <= row.keys():
+            return UNKNOWN, UNKNOWN, {}
         if any(source.anchor for source in config.data.mix):
             why = "the reference knows no KL to the base, by which a source of data.mix is trained"
             return why, why, {}
-        reference, row = compared()
-        if reference is None or LOSS not in row:
-            return UNKNOWN, UNKNOWN, {}
-        if NORM not in row:
-            return "", f"the run has not logged {NORM} in step 1", {}
         if router_aux(config):
             why = "the reference knows no auxiliary loss of the routers, whose gradient the run adds; model.router_aux=0 shows the rest"
             return "", why, {}
@@ -277,12 +271,8 @@ def judge_gradient(
     gradient = torch.cat([by_name[name] for name in reference.tensors]).double() * clip / (1 - settings["betas"][0])
     if not bool(gradient.any()):
         return Result(FAILS, "AdamW's first moment is zero after step 1: call optimizer.step() after backward()")
-    scale = float(
-        gradient @ expected / expected.norm() ** 2
-    )  # a wrong divisor is left to the line of the gradient norm
-    length, allowed_length = scale / (row[NORM] / reference.grad_norm), floor + reference.norm_rounding()
     parts = [-(-numel // stride) for numel, stride in reference.tensors.values()]
-    vectors = (gradient / scale - expected, reference.rounding, expected)
+    vectors = (gradient - expected, reference.rounding, expected)
     rows = [[float(part.norm()) for part in row] for row in zip(*(x.split(parts) for x in vectors), strict=True)]
     usual = float(torch.tensor([rounding / size for _, rounding, size in rows if size]).median())
     # A gradient that is zero but for rounding, such as that of the keys' bias, is compared with the length of the whole.
@@ -294,37 +284,33 @@ def judge_gradient(
     )
     text = (
         f"of {len(rows)} tensors {name} is the farthest from transformers' gradient: {apart / size:.2g} of its length, where rounding "
-        f"explains {limit / size:.2g}; all are {length:.3f} times as long as the clipped gradient"
+        f"explains {limit / size:.2g}"
     )
-    advice = ""
-    if excess > 1:
-        advice = (
-            ": divide the sum of all losses once, by the targets of the whole step (no mean over micro-batches), lose no part of the "
-            "gradient, and compute the same model in training (no dropout; a term beside token_losses is no fault)"
-        )
-    elif abs(length - 1) > allowed_length:
-        advice = f": clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by train/grad_norm, if train.py adds no term"
-    return Result(FAILS if advice else OK, text + advice)
+    if excess <= 1:
+        return Result(OK, text)
+    text += (
+        ": divide the sum of all losses once, by the targets of the whole step (no mean over micro-batches), lose no part of the "
+        f"gradient, clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, and compute the same model in training "
+        "(no dropout; a term beside token_losses is no fault)"
+    )
+    return Result(FAILS, text)
 
 
 # --- Checkpoints, export, resumes -------------------------------------------------------------------------------------
 
 
 def judge_export(export: Path, compared: Sequence[tuple[str, bool]]) -> Result:
-    """Check that the export has every weight of transformers' model by name and shape, with the values of the last checkpoint.
+    """Check that the export has every weight of transformers' model by name, with the values of the last checkpoint.
 
     compared: by `compare_export`. It has no weight into which adapters were merged. The model is built on meta, so that any size
     fits into memory.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(export))
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(export).items()}
-    form, parameters = stored_form(model.config), [(name, p.detach()) for name, p in model.named_parameters()]
-    expected = {stored: tuple(part.shape) for name, p in parameters for stored, part in form(name, p).items()}
-    wrong = [f"{name} is {shapes.get(name, 'missing')}" for name in expected if shapes.get(name) != expected[name]]
-    if wrong:
-        text = f"transformers does not read the exported model as it was trained ({'; '.join(wrong[:3])})"
-        return Result(FAILS, text)
+    form = stored_form(model.config)
+    expected = {stored for name, p in model.named_parameters() for stored in form(name, p.detach())}
+    if missing := sorted(expected - stored_tensors(export).keys()):
+        return Result(FAILS, f"transformers' model has tensors that are not in the export, such as {missing[0]}")
     is_equal = {name: same for name, same in compared if name in expected}
     if differing := sorted(name for name, same in is_equal.items() if not same):
         text = (

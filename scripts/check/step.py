@@ -29,7 +29,7 @@ from distributed.device import choose_device
 from distributed.host_memory import keep_freed_memory
 from model.architectures import has_experts
 from model.language_model import PackedLanguageModel, load_for_evaluation
-from scripts.check.data import RunInputs, check_data, read_run
+from scripts.check.data import RunInputs, check_ends, read_run
 from scripts.check.reference import EPS, REFERENCE, ROUNDINGS, compute_reference
 from scripts.check.result import FAILS, OK, SKIPPED, Result
 from training.checkpoint_export import packed_logits
@@ -60,11 +60,11 @@ def check(run: RunInputs, out: Path) -> None:
     lines = list[Result]()
     out.mkdir(exist_ok=True)
 
-    def add(*results: Result, **names: str) -> None:
-        lines.extend(dataclasses.replace(result, **names) for result in results)
+    def add(result: Result, **names: str) -> None:
+        lines.append(dataclasses.replace(result, **names))
         write_json(out / LINES, [vars(line) for line in lines])
 
-    add(*check_data(run))
+    add(check_ends(run), group="data", name="EOS")
     try:
         add(check_isolation(run, load_packed(run)), group="model", name="isolation")
         compute_reference(run).save(out / REFERENCE)

@@ -23,7 +23,7 @@ def seen(entries: list[Entry], query: str) -> Iterator[str]:
     query: a file of examples, ids or hashes; a hash; an id; or a text that the examples contain. No line has the text of an
     example. Raise Differs if the data have changed since they were recorded.
     """
-    from scripts.check.step import read_run  # loads the models of transformers
+    from scripts.check.data import read_run  # loads the models of transformers
 
     history = not_given_up(entries)
     starts = [entry for entry in history if entry.kind == "start"]

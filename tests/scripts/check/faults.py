@@ -29,6 +29,10 @@ EDITS = {
         "    data = dataclasses.replace(data, plan=of_ranks)\n"
         "    steps = data.steps(",
     ),
+    "wrong weights": (
+        "    model.train()\n",
+        '    model.train()\n    parameters["model.layers.0.mlp.down_proj.weight"].data.mul_(1.1)\n',
+    ),
     "ranks averaged": (LOSS, "loss = loss_sum / num_targets / ranks.world_size\n"),
     "vectors not updated": (RATE, f'{RATE} * (group["params"][0].dim() >= 2)'),
     "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
