@@ -6,6 +6,7 @@ from tests.processes import ROOT
 
 LOSS = "loss = loss_sum / num_targets\n"
 STEP = "            optimizer.step()\n"
+PARAMETERS = "    parameters = trained_parameters(model)\n"
 RATE = 'group["lr"] = rate'
 # Name -> (text of train.py, its replacement).
 EDITS = {
@@ -30,8 +31,8 @@ EDITS = {
         "    steps = data.steps(",
     ),
     "wrong weights": (
-        "    model.train()\n",
-        '    model.train()\n    parameters["model.layers.0.mlp.down_proj.weight"].data.mul_(1.1)\n',
+        PARAMETERS,
+        f'{PARAMETERS}    parameters["model.layers.0.mlp.down_proj.weight"].data.mul_(1.1)\n',
     ),
     "ranks averaged": (LOSS, "loss = loss_sum / num_targets / ranks.world_size\n"),
     "vectors not updated": (RATE, f'{RATE} * (group["params"][0].dim() >= 2)'),
