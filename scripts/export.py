@@ -59,7 +59,6 @@ def parse_arguments() -> argparse.Namespace:
     release.add_argument("--sign", type=Path, metavar="KEY", help="sign the directory by a private key; implies --bom")
     release.add_argument("--push", metavar="ORG/NAME", help="upload the directory to the Hugging Face hub (private)")
     release.add_argument("--public", action="store_true", help="a repository that --push creates is public")
-    release.add_argument("--base-flops", type=float, metavar="N", help="FLOPs that trained the base, for bom.json")
     card = parser.add_argument_group(
         "the model card", "results in RUN/eval/*.json are used if they were measured on these weights"
     )
