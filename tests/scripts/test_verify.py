@@ -344,7 +344,7 @@ def test_seen_refuses_changed_data(monkeypatch, tmp_path) -> None:
     inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
     monkeypatch.setattr(check_data, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
     monkeypatch.setattr(seen_module, "config_of", lambda config: SimpleNamespace(data=None))
-    monkeypatch.setattr(seen_module, "find", lambda *arguments: [example])
+    monkeypatch.setattr(seen_module, "find_examples", lambda *arguments: [example])
     first = plan_after("", 1, ["of the data"], batches[0])
     plan = plan_after(first, 2, ["of the data"], batches[1])
     of_start = {"step": 0, "plan": "", "directory": "/of/another machine", "config": {}, "world_size": 1}
