@@ -275,7 +275,7 @@ def judge_gradient(
     vectors = (gradient - expected, reference.rounding, expected)
     rows = [[float(part.norm()) for part in row] for row in zip(*(x.split(parts) for x in vectors), strict=True)]
     usual = float(torch.tensor([rounding / size for _, rounding, size in rows if size]).median())
-    # A gradient that is zero but for rounding, such as that of the keys' bias, is compared with the length of the whole.
+    # The gradient of the keys' bias is zero but for rounding. Such a gradient is compared with the length of the whole gradient.
     tiny = 1e-6 * float(expected.norm())
     limits = [ROUNDINGS * max(rounding, usual * size) + floor * size + tiny for _, rounding, size in rows]
     excess, name, size, apart, limit = max(

@@ -38,9 +38,9 @@ def seen(entries: list[Entry], query: str) -> Iterator[str]:
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = inputs.local.data
-            wanted = query_from_file(path, data) if path else query_by_name(query)
-            examples = find_examples(inputs.train, data, wanted)
-        warnings = unmatched_names(wanted, examples, inputs.train)  # the newest start's replace the earlier ones
+            requested = query_from_file(path, data) if path else query_by_name(query)
+            examples = find_examples(inputs.train, data, requested)
+        warnings = unmatched_names(requested, examples, inputs.train)  # the newest start's replace the earlier ones
         copies = dict[str, list[str]]()
         for example in examples:  # copies have the same digest
             copies.setdefault(example.digest, []).append(example.where)
