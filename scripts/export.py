@@ -55,7 +55,6 @@ def parse_arguments() -> argparse.Namespace:
     release.add_argument("--bom", action="store_true", help=bom)
     release.add_argument("--sign", type=Path, metavar="KEY", help="sign the directory by a private key; implies --bom")
     release.add_argument("--push", metavar="ORG/NAME", help="upload the directory to the Hugging Face hub (private)")
-    release.add_argument("--base-flops", type=float, metavar="N", help="FLOPs that trained the base, for bom.json")
     return parser.parse_args()
 
 
@@ -91,7 +90,7 @@ def main() -> int:
         if not is_good:
             return 1
     if arguments.bom or arguments.sign:
-        print(write_bom(out, export, results, arguments.base_flops))
+        print(write_bom(out, export, results))
     if arguments.sign:
         sign_release(out, arguments.sign)
         print(f"signed: {out / SIGNATURE}")

@@ -21,7 +21,7 @@ from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
 from scripts.sweep.grid import FOLDER, make_grid
 from scripts.sweep.results import Sweep
-from scripts.sweep.runs import list_trainings, parse_until, run_trainings
+from scripts.sweep.runs import list_trainings, run_trainings
 
 
 def main() -> int:
@@ -34,7 +34,6 @@ def main() -> int:
     parser.add_argument("--by", default="validation/loss", metavar="CURVE", help=by)
     add_number(parser, "--parallel", "runs at the same time", 1, least=1, metavar="P")
     add_number(parser, "--processes", "processes of each run", 1, least=1, metavar="N")
-    parser.add_argument("--until", type=parse_until, metavar="HH:MM", help="start no run after this time")
     parser.add_argument("--out", help=f"directory of the runs and results (default: {FOLDER}/NAME, by run.name)")
     remove = "remove the checkpoints of a finished run; its export is kept"
     parser.add_argument("--remove-checkpoints", action="store_true", help=remove)
@@ -44,10 +43,10 @@ def main() -> int:
     sweep = Sweep(grid, arguments.by, arguments.processes, not arguments.remove_checkpoints)
     trainings = sweep.trainings()
     if arguments.list:
-        print(list_trainings(trainings, sweep.out, arguments.parallel))
+        print(list_trainings(trainings))
         return 0
     try:
-        run_trainings(trainings, sweep.out, arguments.parallel, arguments.until, sweep.report)
+        run_trainings(trainings, sweep.out, arguments.parallel, sweep.report)
     except KeyboardInterrupt:
         done = sum(training.is_done for training in trainings)
         print(f"{done} of {len(grid.runs)} runs are done; run the same command again to continue")

@@ -218,7 +218,7 @@ def test_the_check_of_a_recipe_runs(folder) -> None:
     results = {result["name"]: result for result in json.loads(out.read_text())["results"]}
     wrong = {key: result["text"] for key, result in results.items() if result["status"] == "fails"}
     assert set(wrong) == {"export"}, wrong  # the average, and not the last checkpoint
-    assert results["kill and resume"]["figures"]["relative"] == 0.0 and results["loss"]["status"] == "ok"
+    assert "to the bit" in results["kill and resume"]["text"] and results["loss"]["status"] == "ok"
     assert results["gradient"]["status"] == "skipped", results["gradient"]["text"]  # of layers that are not all trained
 
 

@@ -13,7 +13,7 @@ from common.errors import UserError
 from distributed.process_group import Ranks, gather_objects, world_size_from_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-POLL, SAY_EVERY = 0.02, 15.0  # seconds between two looks at the children, and between two lines about them
+POLL = 0.02  # seconds between two looks at the children
 GRACE = 10.0  # seconds in which the other children may end by themselves and say why, after one has failed
 
 
@@ -26,7 +26,6 @@ def run_children(
     world_size: int,
     ranks: Ranks,
     folder: Path,
-    say: Callable[[str], None],
     kill_when: Callable[[], bool] | None = None,
 ) -> bool:
     """Run `python COMMAND` on the first `world_size` ranks until it ends. A collective. No child is left, whatever happens.
@@ -41,17 +40,13 @@ def run_children(
     own_folder, failed, patience = folder / f"rank{ranks.rank}", folder / "failed", GRACE
     own_folder.mkdir(parents=True, exist_ok=True)
     output = own_folder / "output"
-    process, killed, started = None, False, time.monotonic()
-    spoke = started
+    process, killed = None, False
     try:
         if ranks.rank < max(1, world_size):
             process = start_process(list(command), child_environment(world_size, own_folder), output)
         while process and process.poll() is None and patience > 0 and not killed:
             ranks.watch.tick()
             killed = bool(kill_when and kill_when())
-            if time.monotonic() - spoke > SAY_EVERY:
-                spoke = time.monotonic()
-                say(f"    {spoke - started:.0f} s: {last_words_in(output)[:100] or 'it starts'}")
             time.sleep(POLL)
             patience -= POLL if failed.exists() else 0
         code = process.poll() if process else None
@@ -62,7 +57,7 @@ def run_children(
             os.killpg(process.pid, signal.SIGKILL)
             while process.poll() is None:
                 time.sleep(POLL)
-    words = last_words_in(output) if process else ""
+    words = last_words(output.read_text(encoding="utf-8", errors="replace")) if process else ""
     ends = gather_objects((killed, code, socket.gethostname(), words), ranks)
     codes = {rank: code for rank, (_, code, *_) in enumerate(ends) if code}
     was_killed = any(end[0] for end in ends)
@@ -102,8 +97,3 @@ def start_process(command: list[str], environment: dict[str, str], output: Path)
     """Start `python COMMAND`, which ends when its parent ends, with all output in one file."""
     with output.open("wb") as file:
         return start_child(tied_to_parent(command), environment, file)
-
-
-def last_words_in(output: Path) -> str:
-    """Return the last words in a file of output."""
-    return last_words(output.read_text(encoding="utf-8", errors="replace"))

@@ -8,10 +8,9 @@ import argparse
 import json
 import math
 import os
-import platform
+import re
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,42 +18,38 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
 from common.durable_files import check_can_write, write_json
 from common.errors import UserError
-from configs.config import Config
 from configs.load import check_world, override, read_command_line
 from distributed.checkpoint_directory import complete_checkpoints
-from distributed.process_group import library_versions, process_group, world_size_from_environment
+from distributed.process_group import process_group, world_size_from_environment
 from model.architectures import read_model_config
+from model.weight_files import INDEX, SINGLE, stored_tensors
 from scripts.check import children
 from scripts.check.children import ROOT, ChildFailed
-from scripts.check.cut_model import cut_model
 from scripts.check.result import FAILS, OK, SKIPPED, WARNING, Result
 from scripts.check.runs import (
-    GROUP,
     KILLED_AFTER,
     Check,
-    T,
     compare_runs,
-    in_words,
     judge_straight,
     router_aux,
     saved_steps,
 )
 from scripts.check.step import LINES
 from scripts.check.updates import STEPS, checkpoint_of
-from scripts.plan.planner import Plan, plan_of
 from training.checkpointer import FILE as RECORD
 from training.checkpointer import METRICS
 from training.description import counted
 from training.owner import LOCK_FILE, own_directory
 
 STEP_PROGRAM = ROOT / "scripts" / "check" / "step.py"
-MACHINE = "machine"
 FISHER_DOCUMENTS = 8
-WORTH_A_WARNING = 0.5  # hours; a shorter run is over before anybody has found out why it is slow
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -99,8 +94,6 @@ def main(description: str | None) -> int:
                 "exit_code": code,
                 "seconds": round(seconds, 1),
                 "results": [vars(result) for result in results],
-                "versions": library_versions(),
-                "machine": {"host": socket.gethostname(), "system": platform.platform(), "ranks": world_size},
             }
             write_json(options.json, content)
         return code
@@ -109,18 +102,14 @@ def main(description: str | None) -> int:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of scripts/check.py beside the config and its overrides."""
     parser.add_argument("--layers", type=int, metavar="N", help="a model of the first N decoder layers, at full width")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results with their figures to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all lines to FILE")
     parser.add_argument("--train", type=Path, metavar="FILE", default=ROOT / "train.py", help="your copy of train.py")
 
 
 def report_lines(results: Sequence[Result], seconds: float) -> list[str]:
-    """Format the report: a line for each result, by group, and the totals."""
-    groups = ("data", "model", GROUP, MACHINE)
+    """Format the report: a line for each result, and the totals."""
     width = max(len(result.name) for result in results)
-    lines = [
-        f"{result.status:<7}  {result.group:<9}  {result.name:<{width}}  {result.text}"
-        for result in sorted(results, key=lambda result: groups.index(result.group))
-    ]
+    lines = [f"{result.status:<7}  {result.group:<5}  {result.name:<{width}}  {result.text}" for result in results]
     count = {status: sum(result.status == status for result in results) for status in (OK, WARNING, FAILS, SKIPPED)}
     counts = ", ".join(f"{number} {status}" for status, number in count.items())
     verdict = "nothing stands in the way of this run" + "; read the warnings" * bool(count[WARNING])
@@ -147,34 +136,18 @@ def all_checks(check: Check, layers: int | None) -> None:
 
 def owned_checks(check: Check, layers: int | None) -> None:
     """Do all checks in a scratch directory that this check owns. A collective."""
-    config = check.config
-    check.on_first(lambda: clean(check.scratch))  # an earlier check that was killed may have left files
+    left = lambda: [path for path in check.scratch.iterdir() if path.name != LOCK_FILE]  # noqa: E731  by a killed check
+    check.on_first(lambda: [shutil.rmtree(path) for path in left()])
     if layers:
         check.say(f"  a model of the first {layers} layers")
         out = check.scratch / "model"
-        description = check.on_first(lambda: cut_model(Path(config.model.path), layers, out))
+        description = check.on_first(lambda: cut_model(Path(check.config.model.path), layers, out))
         check.add(Result(OK, description), "layers", "model")
         path = f"model.path={out}"
-        check = replace(check, config=override(config, [path]), arguments=(*check.arguments, path))
+        check = replace(check, config=override(check.config, [path]), arguments=(*check.arguments, path))
     check.say("  data and model")
     probe(check)
-    plan = plan_or_problem(config) if check.ranks.rank == 0 else ""  # the plan holds the data, and stays on rank 0
-    check.line("planned memory", lambda: judge_plan(plan, is_cut=bool(layers)), group=MACHINE)
-    if check.results[-1].status == FAILS:
-        why = "the whole model does not fit this machine (planned memory): add --layers 2"
-        return check.add(Result(SKIPPED, why), "three steps")
-    measured = run_checks(check)
-    if measured and not layers:
-        check.line("time", lambda: run_time(plan, config, measured), group=MACHINE)
-
-
-def clean(directory: Path) -> None:
-    """Empty the scratch directory, except for its lock. Raise OSError if that fails."""
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK_FILE:
-            path.unlink()
+    run_checks(check)
 
 
 def probe(check: Check) -> None:
@@ -202,7 +175,40 @@ def run_children(
 ) -> bool:
     """Call `children.run_children` for a run of this check."""
     folder = check.scratch / "outputs" / name
-    return children.run_children(command, world_size, check.ranks, folder, check.say, kill_when)
+    return children.run_children(command, world_size, check.ranks, folder, kill_when)
+
+
+# --- A smaller model --------------------------------------------------------------------------------------------------
+
+
+def cut_model(path: Path, layers: int, out: Path) -> str:
+    """Write the first `layers` decoder layers of the model in `path`, with embedding, norm and head, to `out`.
+
+    Read only the tensors that are needed. Return a sentence for the report. Raise UserError if the weights are missing or damaged;
+    a single missing tensor is missing in `out` too.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    num_layers = settings["num_hidden_layers"]
+    # Cut lists with a value for each layer (layer_types, no_rope_layers), but no other list that happens to be as long.
+    for key, value in settings.items():
+        if isinstance(value, list) and len(value) == num_layers and "layer" in key:
+            settings[key] = value[:layers]
+    settings["num_hidden_layers"] = layers
+    if isinstance(settings.get("max_window_layers"), int):  # Qwen 2: the layers before it attend to everything
+        settings["max_window_layers"] = min(settings["max_window_layers"], layers)
+    write_json(out / "config.json", settings)
+    tensors = {}
+    for name, tensor in stored_tensors(path).items():
+        layer = LAYER.search(name)
+        if layer is None or int(layer[1]) < layers:
+            with safe_open(tensor.file, framework="pt") as file:  # mapped, so that other tensors are not read
+                tensors[name] = file.get_tensor(name)
+    save_file(tensors, out / SINGLE, metadata={"format": "pt"})
+    for file in path.iterdir():  # the tokenizer, and the settings of generation
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in ("config.json", INDEX):
+            (out / file.name).symlink_to(file.resolve())
+    return f"the first {layers} of {num_layers} decoder layers at full width"
 
 
 # --- Three steps, a kill and a resume, fewer ranks --------------------------------------------------------------------
@@ -246,37 +252,36 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
     return settings
 
 
-def run_checks(check: Check) -> dict:
-    """Add all lines of the group `run`, and return the measurements of the straight run. A collective."""
-    measured = attempt(check, "three steps", lambda: three_steps(check))
-    if measured is None:
-        return {}
+def run_checks(check: Check) -> None:
+    """Add all lines of the group `run`. A collective."""
+    if not attempt(check, "three steps", lambda: three_steps(check)):
+        return
     steps = check.on_first(lambda: saved_steps(check.scratch / "straight"))
     check.remove(checkpoint_of(Path("straight"), 1))
     if steps[-2:] != [KILLED_AFTER, STEPS]:
         why = f"the plan has fewer than {STEPS} steps" if len(steps) < STEPS else f"it saved steps {steps}"
-        check.add(Result(SKIPPED, why), "kill and resume")
-        return measured
+        return check.add(Result(SKIPPED, why), "kill and resume")
     attempt(check, "kill and resume", lambda: kill_and_resume(check))
     check.remove("killed")
     attempt(check, "other ranks", lambda: fewer_ranks(check))
-    return measured
 
 
-def attempt(check: Check, name: str, do: Callable[[], T]) -> T | None:
-    """Return `do()`, or add a line that fails if a run in it fails."""
+def attempt(check: Check, name: str, do: Callable[[], object]) -> bool:
+    """Call `do()`. If a run in it fails, add a line that fails, and return False."""
     try:
-        return do()
+        do()
     except (ChildFailed, UserError) as error:
         check.add(Result(FAILS, str(error)), name)
+        return False
+    return True
 
 
-def three_steps(check: Check) -> dict:
+def three_steps(check: Check) -> None:
     """Train the straight run, and add all lines about it. A collective. Raise ChildFailed or UserError if it fails."""
     ranks, begin = check.ranks.world_size, time.monotonic()
     check.say(f"  {STEPS} steps on {counted(ranks, 'rank')} of {check.script.name}")
     run_children(check, "straight", train_command(check, "straight"), ranks)
-    return judge_straight(check, time.monotonic() - begin)
+    judge_straight(check, time.monotonic() - begin)
 
 
 def kill_and_resume(check: Check) -> None:
@@ -293,13 +298,21 @@ def kill_and_resume(check: Check) -> None:
 
 
 def fewer_ranks(check: Check) -> None:
-    """Resume the straight run from step 2 on half as many ranks, or fewer. A collective. Raise ChildFailed or UserError."""
-    name, run = "other ranks", check.scratch / "fewer"
+    """Resume the straight run from step 2 on half of the ranks. A collective. Raise ChildFailed or UserError."""
+    name, run, why = "other ranks", check.scratch / "fewer", ""
     total, per_node = world_size_from_environment()
-    world_size, why = half_or_fewer(check.config, total, per_node)
-    if total == 1:
+    if (world_size := total // 2) == 0:
         why = "there is one rank; start with torchrun to check a resume on another number of ranks"
-    elif world_size and router_aux(check.config):
+        return check.add(Result(SKIPPED, why), name)
+    context = math.gcd(world_size, check.config.sharding.context)  # fewer ranks may share a micro-batch
+    half = replace(check.config, sharding=replace(check.config.sharding, context=context))
+    try:
+        check_world(half, world_size, min(per_node, world_size))
+    except UserError as error:
+        why = f"this config does not run on {world_size} ranks: {error}"
+    if world_size > per_node and world_size % per_node:
+        why = f"half of the ranks are no whole number of nodes with {per_node} ranks each"
+    elif router_aux(check.config):
         why = (
             "the routers' auxiliary loss counts choices of the micro-batches so far, and other ranks get other "
             "micro-batches, so gradients differ; model.router_aux=0 shows the rest"
@@ -308,27 +321,11 @@ def fewer_ranks(check: Check) -> None:
         return check.add(Result(SKIPPED, why), name)
     check.say(f"  resume on {counted(world_size, 'rank')}")
     check.on_first(lambda: move_checkpoint(check.scratch / "straight", run))
-    context = math.gcd(world_size, check.config.sharding.context)
     run_children(check, "fewer", (*train_command(check, "fewer"), f"sharding.context={context}"), world_size)
     description = (
         f"step {STEPS} again from the checkpoint of step {KILLED_AFTER}, on {world_size} instead of {total} ranks"
     )
     compare_runs(check, run, name, description, is_exact=False)
-
-
-def half_or_fewer(config: Config, total: int, per_node: int) -> tuple[int, str]:
-    """Return the largest number of ranks up to half of `total` on which a config runs, in whole nodes, or (0, the reason)."""
-    errors = []
-    for ranks in range(total // 2, 0, -1):
-        context = math.gcd(ranks, config.sharding.context)  # fewer ranks may share a micro-batch
-        fewer = replace(config, sharding=replace(config.sharding, context=context))
-        try:
-            check_world(fewer, ranks, min(per_node, ranks))
-            if ranks <= per_node or ranks % per_node == 0:
-                return ranks, ""
-        except UserError as error:
-            errors.append(error)
-    return 0, f"this config runs on no number of ranks up to {total // 2}: {errors[0] if errors else ''}"
 
 
 def move_checkpoint(source: Path, target: Path) -> None:
@@ -340,49 +337,3 @@ def move_checkpoint(source: Path, target: Path) -> None:
     for part in ("ewc", "anchor"):
         if (source / part).is_dir():
             shutil.move(source / part, target)
-
-
-# --- The machine ------------------------------------------------------------------------------------------------------
-
-
-def plan_or_problem(config: Config) -> Plan | str:
-    """Return the plan of a run on this machine, or why there is none. A check goes on without a plan."""
-    try:
-        return plan_of(config)
-    except Exception as error:
-        return in_words(error)
-
-
-def judge_plan(plan: Plan | str, is_cut: bool) -> Result:
-    """Check by arithmetic that the largest micro-batch of the whole run fits. is_cut: the check runs a smaller model."""
-    if isinstance(plan, str):
-        return Result(WARNING, f"there is no plan of this run: {plan}")
-    worst, available = plan.workload.worst, plan.cluster.device.memory
-    needed = " to ".join(dict.fromkeys(f"{size / 2**30:.2f}" for size in plan.needed))
-    text = (
-        f"{needed} of {available / 2**30:.1f} GiB on the fullest rank, in step {worst.step + 1} of "
-        f"{plan.workload.total_steps} ({worst.tokens:,} tokens in a micro-batch)"
-    )
-    figures = {"needed": plan.needed, "available": available, "steps": plan.workload.total_steps}
-    if plan.needed[0] <= available:  # on a CPU a process may hold more than its tensors
-        return Result(OK if plan.fits else WARNING, text, figures)
-    text = f"it needs {text}, which does not fit: python scripts/plan.py CONFIG lists settings that do"
-    return Result(SKIPPED if is_cut else FAILS, text, figures)
-
-
-def run_time(plan: Plan | str, config: Config, measured: dict) -> Result:
-    """Return the time of the whole run at the measured speed of steps and saves, beside the planned time."""
-    if isinstance(plan, str):
-        return Result(SKIPPED, "there is no plan of the run (planned memory)")
-    every, steps, (short, long) = config.run.save_every, plan.workload.total_steps, plan.speed.hours
-    saves = 1 + (steps - 1) // every if every else 1
-    speed = measured["tokens_per_second"]
-    hours = (plan.workload.tokens / speed + saves * measured["save_seconds"]) / 3600
-    figures = {"steps": steps, "hours": hours, "planned_hours": [short, long], "saves": saves}
-    text = (
-        f"{counted(steps, 'step')} of {plan.workload.mean_tokens:,.0f} tokens at {speed:,.0f} tokens/s, "
-        f"{counted(saves, 'save')}: {hours:.2f} h without evaluations; {short:.2f} to {long:.2f} h planned"
-    )
-    if hours <= max(1.5 * long, WORTH_A_WARNING):
-        return Result(OK, text, figures)
-    return Result(WARNING, f"{text}: look for what slows the steps down (docs/performance.md)", figures)

@@ -23,13 +23,11 @@ from distributed.optimizer import parameter_dtype
 from model.architectures import has_experts
 from model.dtypes import DTYPES
 from model.lora import add_adapters, init_adapters
-from scripts.check.inputs import RunInputs
+from scripts.check.data import RunInputs
 
 USABLE = 0.8  # of the free memory
-EAGER_TOKENS, RECOMPUTED_TOKENS = (
-    4096,
-    512,
-)  # longer documents: attention by SDPA; layers are computed again in backward
+EAGER_TOKENS = 4096  # in longer documents attention is computed by SDPA
+RECOMPUTED_TOKENS = 512  # in longer documents layers are computed again in backward
 SAMPLED = 2**22  # elements of the gradient that are kept
 REFERENCE = "reference.safetensors"
 EPS = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
@@ -43,29 +41,20 @@ class Document(NamedTuple):
     weights: np.ndarray
 
 
-class Losses(NamedTuple):
-    """The losses of the documents of step 1 in transformers' model, nats times weight: `(targets,)` of each document."""
+def allowed_error(exact: list[np.ndarray], rounded: list[np.ndarray], targets: float, eps: float) -> float:
+    """Return how far rounding may move the mean loss of a step, in nats per target.
 
-    divisors: np.ndarray  # `(documents,)`: the sum of each document's weights
-    exact: list[np.ndarray]  # in fp32
-    rounded: list[np.ndarray]  # in bf16
-
-    def mean(self) -> float:
-        """Return the mean loss in nats per target token, by weight."""
-        return float(sum(map(np.sum, self.exact))) / (float(self.divisors.sum()) or 1.0)
-
-    def allowed(self, targets: float, dtype: torch.dtype) -> float:
-        """Return how far rounding may move the mean loss of so many targets, in nats.
-
-        It has a constant part and a part that averages out, both measured as bf16 against fp32. An fp32 run rounds 2^16 times
-        finer, but sums in another order; 1e-5 of the loss allows for that.
-        """
-        errors = [x - exact for x, exact in zip(self.rounded, self.exact, strict=True) if len(x)]
-        each = np.concatenate(errors)
-        of_documents = [error.sum() ** 2 / len(error) for error in errors]  # errors within a document are correlated
-        falling = math.sqrt(max((each**2).mean(), np.mean(of_documents)))
-        measured = float(abs(each.mean()) + falling / math.sqrt(max(1.0, targets)))
-        return ROUNDINGS * EPS[dtype] / EPS[torch.bfloat16] * measured + 1e-5 * (1 + abs(self.mean()))
+    exact, rounded: the losses of each document in fp32 and in bf16, `(targets,)`. targets: the sum of their weights. eps: of the
+    compute dtype. The error has a constant part and a part that averages out, both measured as bf16 against fp32. An fp32 run
+    rounds 2^16 times finer, but sums in another order; 1e-5 of the loss allows for that.
+    """
+    errors = [x - y for x, y in zip(rounded, exact, strict=True) if len(x)]
+    each = np.concatenate(errors)
+    of_documents = [error.sum() ** 2 / len(error) for error in errors]  # errors within a document are correlated
+    falling = math.sqrt(max((each**2).mean(), np.mean(of_documents)))
+    measured = float(abs(each.mean()) + falling / math.sqrt(max(1.0, targets)))
+    mean = sum(map(np.sum, exact)) / (targets or 1.0)
+    return ROUNDINGS * eps / EPS[torch.bfloat16] * measured + 1e-5 * (1 + abs(float(mean)))
 
 
 @dataclass(frozen=True)
@@ -149,18 +138,29 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
     return model
 
 
-def compute_reference(run: RunInputs, documents: list[Document]) -> tuple[Losses, Reference]:
-    """Compute losses and gradients of the documents one by one in transformers' model, in fp32 and then in bf16.
+def documents_of_step(run: RunInputs) -> list[Document]:
+    """Return the documents of step 1 in the order of its micro-batches. A window of a token store has several."""
+    documents = []
+    for item in (item for micro_batch in run.inputs.deal(0).items for items in micro_batch for item in items):
+        ids, weights = run.inputs.train.get(item)
+        ends = np.cumsum(run.inputs.train.document_lengths(item))[:-1]
+        parts = zip(np.split(ids, ends), np.split(weights, ends), strict=True)
+        documents += [Document(part, factors) for part, factors in parts]
+    return documents
+
+
+def compute_reference(run: RunInputs) -> Reference:
+    """Compute losses and gradients of step 1's documents one by one in transformers' model, in fp32 and then in bf16.
 
     Raise MemoryError and UserError as `load_reference` does.
     """
+    documents = documents_of_step(run)
     model = load_reference(run, max(len(document.ids) for document in documents))
     # The gradient of LoRA's A is zero as long as B is.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad and ".lora_A." not in name}
     elements = max(1, SAMPLED // len(trained))
     tensors = {name: (p.numel(), -(-p.numel() // elements)) for name, p in trained.items()}
-    divisors = np.array([document.weights.sum(dtype=np.float64) for document in documents])
-    divisor = float(divisors.sum()) or 1.0
+    divisor = float(sum(document.weights.sum(dtype=np.float64) for document in documents)) or 1.0
 
     def gradient() -> torch.Tensor:
         """Return the sampled elements of all gradients so far."""
@@ -182,10 +182,10 @@ def compute_reference(run: RunInputs, documents: list[Document]) -> tuple[Losses
         rounded.append(document_losses(run, model, document, divisor))
         in_bf16 = in_bf16 + gradient()
         model.zero_grad(set_to_none=True)  # a sum in bf16 would lose small gradients
-    losses, eps = Losses(divisors, exact, rounded), EPS[run.compute_dtype]
+    eps, loss = EPS[run.compute_dtype], float(sum(map(np.sum, exact))) / divisor
     rounding = (in_bf16 - in_fp32) * (eps / EPS[torch.bfloat16])
-    allowed = losses.allowed(divisor, run.compute_dtype)
-    return losses, Reference(losses.mean(), allowed, norm, eps, tensors, in_fp32, rounding)
+    allowed = allowed_error(exact, rounded, divisor, eps)
+    return Reference(loss, allowed, norm, eps, tensors, in_fp32, rounding)
 
 
 def document_losses(run: RunInputs, model: PreTrainedModel, document: Document, divisor: float) -> np.ndarray:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.config import Config
-from distributed.checkpoint_directory import ALSO_KEPT, complete_checkpoints, torchrun_grace
+from distributed.checkpoint_directory import complete_checkpoints
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from eval.comparison.arms import metric_rows
 from model.architectures import has_experts, read_model_config
@@ -28,7 +28,6 @@ from scripts.check.reference import REFERENCE, ROUNDINGS, Reference
 from scripts.check.result import FAILS, OK, SKIPPED, WARNING, Result
 from scripts.check.tensors import compare_export, is_adamw, load_state, trained
 from scripts.check.updates import STEPS, checkpoint_of, judge_moves, measure_moves
-from scripts.plan.against import timed_steps
 from training.checkpointer import newest_start
 from training.description import counted
 
@@ -37,8 +36,7 @@ Rows = Mapping[int, Mapping[str, float]]  # by step
 GROUP = "run"
 KILLED_AFTER = 2  # steps; the kill falls into the last step
 LOSS, NORM, RATE = "train/loss", "train/grad_norm", "train/learning_rate"
-UNKNOWN = "transformers' loss and gradient of step 1 are not known: see the lines of the model"
-GROWTH = 1.5  # of the loss over three steps, above which it is suspicious
+UNKNOWN = f"the reference of step 1 (see the lines of the model) or a row with {LOSS} and {NORM} is missing"
 # Relative error of a gradient because it and its moments are stored, by optimizer.memory. The measured rounding is added.
 STORED = {"16N": 1e-4, "14N": 2.0**-8, "12N": 2.0**-8, "8N": 2.0**-7, "6N": 0.05}
 # Relative differences that step 3 of another run may have: (loss and gradient norm, weights by the length of the step). They are
@@ -78,7 +76,6 @@ class Check:
         measure: Callable[[list[str]], list] | None = None,
         checkpoint: Path = Path(),
         skip: str = "",
-        group: str = GROUP,
     ) -> None:
         """Add the result of `judge()`, which reads files on rank 0. A collective. skip: the reason why there is nothing to judge.
 
@@ -87,13 +84,13 @@ class Check:
         must come to its end.
         """
         if skip:
-            return self.add(Result(SKIPPED, skip), name, group)
+            return self.add(Result(SKIPPED, skip), name)
         measured, problem = list[Any](), ""
         try:
             if measure:
                 measured = measure(trained(checkpoint)[self.ranks.rank :: self.ranks.world_size])
         except Exception as error:
-            problem = in_words(error)
+            problem = f"{type(error).__name__}: {error}"
         gathered = gather_objects((measured, problem), self.ranks)
 
         def look() -> Result:
@@ -102,18 +99,13 @@ class Check:
             try:
                 return judge([item for part, _ in gathered for item in part]) if measure else judge()
             except Exception as error:
-                return Result(FAILS, in_words(error))
+                return Result(FAILS, f"{type(error).__name__}: {error}")
 
-        self.add(self.on_first(look), name, group)
+        self.add(self.on_first(look), name)
 
     def remove(self, *names: str | Path) -> None:
         """Remove directories of the scratch directory, because checkpoints are large. A collective."""
         self.on_first(lambda: [shutil.rmtree(self.scratch / name, ignore_errors=True) for name in names])
-
-
-def in_words(error: Exception) -> str:
-    """Return the type and the message of an error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -147,10 +139,10 @@ def optimizer_of(run: Path) -> dict:
 # --- Three steps ------------------------------------------------------------------------------------------------------
 
 
-def judge_straight(check: Check, seconds: float) -> dict:
-    """Add all lines about the run that is not killed, and return its measurements. A collective. seconds: how long it took."""
+def judge_straight(check: Check, seconds: float) -> None:
+    """Add all lines about the run that is not killed. A collective. seconds: how long it took."""
     run, config = check.scratch / "straight", check.config
-    measured, steps, settings = check.on_first(lambda: (measure(run), saved_steps(run), optimizer_of(run)))
+    steps, settings = check.on_first(lambda: (saved_steps(run), optimizer_of(run)))
     rates = check.on_first(lambda: {step: row[RATE] for step, row in read_rows(run).items() if RATE in row})
     check.line("three steps", lambda: judge_steps(read_rows(run), seconds))
     judge_first(check, run, settings)
@@ -161,32 +153,14 @@ def judge_straight(check: Check, seconds: float) -> dict:
         checkpoint_of(run, 1),
         skip="" if steps == list(range(1, STEPS + 1)) else f"it saved steps {steps}, and every step is needed",
     )
-    keep, last = config.run.keep_last, checkpoint_of(run, steps[-1]) if steps else run
-    check.line("checkpoint", lambda: judge_checkpoint(check.scratch, measured, keep, torchrun_grace()))
+    last = checkpoint_of(run, steps[-1]) if steps else run
     compare = lambda names: [*compare_export(run / "export", last, names).items()]  # noqa: E731
-    check.line("export", functools.partial(judge_export, run, config), compare, last)
-    return measured
-
-
-def measure(run: Path) -> dict:
-    """Measure speed, saves and files of the straight run, in seconds and bytes. Return {} if it does not log as train.py does."""
-    rows, steps = metric_rows(run), saved_steps(run)
-    timed, saves = timed_steps(rows), [row["save/total_seconds"] for row in rows if "save/total_seconds" in row]
-    if not timed or not steps or not saves:
-        return {}
-    tokens, seconds = (sum(column) for column in zip(*timed, strict=True))
-    return {
-        "tokens_per_second": tokens / seconds,
-        "checkpoint": sum(path.stat().st_size for path in checkpoint_of(run, steps[-1]).iterdir()),
-        "save_seconds": max(saves),
-        "export": sum(path.stat().st_size for path in (run / "export").glob("*.safetensors")),
-    }
+    check.line("export", functools.partial(judge_export, run / "export"), compare, last)
 
 
 def judge_steps(rows: Rows, seconds: float) -> Result:
-    """Check that each step is logged once and is finite, and that the loss does not run away."""
+    """Check that each step is logged once and is finite."""
     losses, norms = ([row.get(key, math.nan) for row in rows.values()] for key in (LOSS, NORM))
-    figures = {"losses": losses, "gradient_norms": norms, "seconds": round(seconds, 1)}
     if not rows:
         return Result(FAILS, f"no row with {LOSS} in metrics.jsonl: log it at every step")
     text = f"loss {', '.join(f'{loss:.4f}' for loss in losses)} nats per target, "
@@ -195,11 +169,8 @@ def judge_steps(rows: Rows, seconds: float) -> Result:
         text += (
             ": a step is not finite or is logged twice; lower optimizer.learning_rate, and see the lines of the model"
         )
-        return Result(FAILS, text, figures)
-    if losses[-1] > GROWTH * losses[0]:
-        text += ": the loss grows at the peak learning rate without warm-up; lower optimizer.learning_rate"
-        return Result(WARNING, text, figures)
-    return Result(OK, f"{text}, in {seconds:.0f} s", figures)
+        return Result(FAILS, text)
+    return Result(OK, f"{text}, in {seconds:.0f} s")
 
 
 # --- Step 1 against the reference -------------------------------------------------------------------------------------
@@ -219,14 +190,12 @@ def judge_first(check: Check, run: Path, settings: Mapping) -> None:
 
     def look() -> tuple[str, str, dict[str, tuple[int, int]]]:
         """Return why the loss and why the gradient cannot be compared, "" if they can, and the tensors of the reference."""
+        reference, row = compared()
+        if reference is None or not {LOSS, NORM} <= row.keys():
+            return UNKNOWN, UNKNOWN, {}
         if any(source.anchor for source in config.data.mix):
             why = "the reference knows no KL to the base, by which a source of data.mix is trained"
             return why, why, {}
-        reference, row = compared()
-        if reference is None or LOSS not in row:
-            return UNKNOWN, UNKNOWN, {}
-        if NORM not in row:
-            return "", f"the run has not logged {NORM} in step 1", {}
         if router_aux(config):
             why = "the reference knows no auxiliary loss of the routers, whose gradient the run adds; model.router_aux=0 shows the rest"
             return "", why, {}
@@ -264,11 +233,10 @@ def judge_norm(reference: Reference, row: Mapping[str, float], floor: float) -> 
 
 def _judge_number(logged: float, expected: float, allowed: float, advice: str) -> Result:
     relative = abs(logged - expected) / max(abs(expected), 1e-12)
-    figures = {"found": logged, "expected": expected, "relative": relative, "allowed": allowed}
     text = f"step 1: {logged:.5g}; {expected:.5g} from its documents one by one ({relative:.2g} apart, relative"
     if relative <= allowed:
-        return Result(OK, f"{text}; rounding explains {allowed:.2g})", figures)
-    return Result(FAILS, f"{text}; rounding explains only {allowed:.2g}): {advice}", figures)
+        return Result(OK, f"{text}; rounding explains {allowed:.2g})")
+    return Result(FAILS, f"{text}; rounding explains only {allowed:.2g}): {advice}")
 
 
 def first_moments(
@@ -303,99 +271,55 @@ def judge_gradient(
     gradient = torch.cat([by_name[name] for name in reference.tensors]).double() * clip / (1 - settings["betas"][0])
     if not bool(gradient.any()):
         return Result(FAILS, "AdamW's first moment is zero after step 1: call optimizer.step() after backward()")
-    scale = float(
-        gradient @ expected / expected.norm() ** 2
-    )  # a wrong divisor is left to the line of the gradient norm
-    length, allowed_length = scale / (row[NORM] / reference.grad_norm), floor + reference.norm_rounding()
     parts = [-(-numel // stride) for numel, stride in reference.tensors.values()]
-    vectors = (gradient / scale - expected, reference.rounding, expected)
+    vectors = (gradient - expected, reference.rounding, expected)
     rows = [[float(part.norm()) for part in row] for row in zip(*(x.split(parts) for x in vectors), strict=True)]
     usual = float(torch.tensor([rounding / size for _, rounding, size in rows if size]).median())
-    # A gradient that is zero but for rounding, such as that of the keys' bias, is compared with the length of the whole.
+    # The gradient of the keys' bias is zero but for rounding. Such a gradient is compared with the length of the whole gradient.
     tiny = 1e-6 * float(expected.norm())
     limits = [ROUNDINGS * max(rounding, usual * size) + floor * size + tiny for _, rounding, size in rows]
     excess, name, size, apart, limit = max(
         (apart / limit, name, max(size, tiny), apart, limit)
         for name, (apart, _, size), limit in zip(reference.tensors, rows, limits, strict=True)
     )
-    figures = {"tensors": len(rows), "worst": name, "apart": apart / size, "allowed": limit / size, "length": length}
     text = (
         f"of {len(rows)} tensors {name} is the farthest from transformers' gradient: {apart / size:.2g} of its length, where rounding "
-        f"explains {limit / size:.2g}; all are {length:.3f} times as long as the clipped gradient"
+        f"explains {limit / size:.2g}"
     )
-    advice = ""
-    if excess > 1:
-        advice = (
-            ": divide the sum of all losses once, by the targets of the whole step (no mean over micro-batches), lose no part of the "
-            "gradient, and compute the same model in training (no dropout; a term beside token_losses is no fault)"
-        )
-    elif abs(length - 1) > allowed_length:
-        advice = f": clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by train/grad_norm, if train.py adds no term"
-    return Result(FAILS if advice else OK, text + advice, figures)
+    if excess <= 1:
+        return Result(OK, text)
+    text += (
+        ": divide the sum of all losses once, by the targets of the whole step (no mean over micro-batches), lose no part of the "
+        f"gradient, clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, and compute the same model in training "
+        "(no dropout; a term beside token_losses is no fault)"
+    )
+    return Result(FAILS, text)
 
 
 # --- Checkpoints, export, resumes -------------------------------------------------------------------------------------
 
 
-def judge_checkpoint(scratch: Path, measured: dict, keep: int, grace: float | None) -> Result:
-    """Check that the disk holds all checkpoints of a run, and that torchrun leaves enough time for a save after a signal.
+def judge_export(export: Path, compared: Sequence[tuple[str, bool]]) -> Result:
+    """Check that the export has every weight of transformers' model by name, with the values of the last checkpoint.
 
-    The disk must hold `keep` checkpoints, the best one, the last good one, the one being written, and the export. A save must fit
-    three times into the `grace` seconds of torchrun (None: no torchrun).
+    compared: by `compare_export`. It has no weight into which adapters were merged. The model is built on meta, so that any size
+    fits into memory.
     """
-    if not measured:
-        return Result(SKIPPED, "the three steps have not logged their saves")
-    size, seconds = measured["checkpoint"], measured["save_seconds"]
-    needed = (keep + ALSO_KEPT + 1) * size + measured["export"]
-    held = sum(
-        file.stat().st_size for file in scratch.rglob("*") if file.is_file()
-    )  # the check removes them at its end
-    free = shutil.disk_usage(scratch).free + held
-    figures = {"bytes": size, "seconds": seconds, "grace": grace, "needed": needed, "free": free}
-    text = (
-        f"{size / 2**20:,.0f} MiB, saved in {seconds:.1f} s, checksums included; {keep + ALSO_KEPT + 1} of them and the export need "
-        f"{needed / 2**30:.1f} of {free / 2**30:.1f} GiB free"
-    )
-    if needed > free:
-        return Result(FAILS, f"{text}: free some space or lower run.keep_last", figures)
-    if grace is None or 3 * seconds <= grace:
-        return Result(OK, text, figures)
-    timeout = 10 * math.ceil(0.3 * seconds + 1)
-    text += f"; torchrun leaves {grace:g} s after a signal: start it with --shutdown-timeout={timeout}"
-    return Result(WARNING, text, figures)
-
-
-def judge_export(run: Path, config: Config, compared: Sequence[tuple[str, bool]]) -> Result:
-    """Check that transformers can read the export: the tokenizer, and every weight by its name and shape.
-
-    compared: by `compare_export`. After LoRA, whose adapters are merged, values are not compared. The model is built on meta, so
-    that any size fits into memory.
-    """
-    folder = run / "export"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(folder).items()}
-    form, parameters = stored_form(model.config), [(name, p.detach()) for name, p in model.named_parameters()]
-    expected = {stored: tuple(part.shape) for name, p in parameters for stored, part in form(name, p).items()}
-    wrong = [
-        f"{name} is {shapes.get(name, 'missing')}" for name, shape in expected.items() if shapes.get(name) != shape
-    ]
-    differing = [] if config.lora.rank else sorted(name for name, same in compared if not same and name in expected)
-    figures = {"parameters": model.num_parameters(), "problems": wrong, "otherwise": differing[:10]}
-    if wrong:
-        text = f"transformers does not read the exported model as it was trained ({'; '.join(wrong[:3])})"
-        return Result(FAILS, text, figures)
-    if differing:
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(export))
+    form = stored_form(model.config)
+    expected = {stored for name, p in model.named_parameters() for stored in form(name, p.detach())}
+    if missing := sorted(expected - stored_tensors(export).keys()):
+        return Result(FAILS, f"transformers' model has tensors that are not in the export, such as {missing[0]}")
+    is_equal = {name: same for name, same in compared if name in expected}
+    if differing := sorted(name for name, same in is_equal.items() if not same):
         text = (
             f"{len(differing)} of the exported tensors are not those of the last checkpoint, the first is {differing[0]}: export the "
             "weights of the last step"
         )
-        return Result(FAILS, text, figures)
-    values = "its tensors are those of the last checkpoint"
-    values = "adapters are merged, so values are not compared" if config.lora.rank else values
-    text = f"transformers has a place for all of it: {model.num_parameters():,} parameters, {type(tokenizer).__name__}; {values}"
-    return Result(OK, text, figures)
+        return Result(FAILS, text)
+    text = f"transformers has a place for all {len(expected)} tensors; {len(is_equal)} are those of the last checkpoint"
+    return Result(OK, text)
 
 
 def measure_difference(
@@ -435,21 +359,20 @@ def compare_runs(check: Check, run: Path, name: str, description: str, is_exact:
         loss, norm = (abs(row[key] / expected_row[key] - 1) for key in (LOSS, NORM))
         if is_exact and not loss and not norm and all(same for *_, same in differences):
             text = f"{description}: weights, moments, loss and gradient norm equal those of the other run to the bit"
-            return Result(OK, text, {"relative": 0.0})
+            return Result(OK, text)
         square, update = (sum(difference[i] for difference in differences) for i in (0, 1))
         relative = math.sqrt(square / update) if update else math.inf if square else 0.0
-        figures = {"relative": relative, "loss": loss, "gradient_norm": norm}
         text = f"{description}: loss {loss:.2g} and gradient norm {norm:.2g} apart (relative), "
         text += f"weights {relative:.2g} of the step's length"
         if run.name == "fewer" and max(loss, norm) > allowed_of_row:
             text += ": the data of a step depends on the number of ranks, or gradients are not summed over them as they should be"
-            return Result(FAILS, text, figures)
+            return Result(FAILS, text)
         if max(loss, norm) > allowed_of_row or relative > allowed_of_weights:
             text += ": not all state is saved and restored: weights, both moments, their step count, and the data's position"
-            return Result(FAILS, text, figures)
+            return Result(FAILS, text)
         if is_exact:
             text += "; on this device a resume should be equal to the bit: something in the loop is not deterministic"
-            return Result(WARNING, text, figures)
-        return Result(OK, f"{text} (as rounding explains)", figures)
+            return Result(WARNING, text)
+        return Result(OK, f"{text} (as rounding explains)")
 
     check.line(name, judge, functools.partial(measure_difference, resumed, expected, before), expected)

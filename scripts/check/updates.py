@@ -108,25 +108,24 @@ def judge_moves(settings: Mapping, rates: Mapping[int, float], peak: float, move
     still = [moved.name for moved in moves if not moved.changed and (moved.sums[0, 1] or not moved.is_adamw)]
     total = sum((moved.sums[0] for moved in moves), torch.zeros(3))
     whole, noise = fit(total) if total[1] else (0.0, 0.0)  # moments that are all zero come from no gradient
-    figures = {"tensors": len(moves), "still": still[:10], "rate": rate, "whole": whole, "noise": noise}
     if still:
         text = (
             f"{len(still)} of {len(moves)} trained tensors did not move in steps 2 and 3, the first is {still[0]}: call optimizer.step() "
             "with every trained parameter, and with a learning rate that the dtype of the weights can hold"
         )
-        return Result(FAILS, text, figures)
+        return Result(FAILS, text)
     if rate > peak * (1 + 1e-6):
-        return Result(FAILS, f"train/learning_rate is {rate:g}, more than optimizer.learning_rate={peak:g}", figures)
+        return Result(FAILS, f"train/learning_rate is {rate:g}, more than optimizer.learning_rate={peak:g}")
     if not all(moved.is_adamw for moved in moves):
         text = (
             f"all {len(moves)} trained tensors moved, and only that was checked: the optimizer of this train.py is not AdamW, whose "
             "updates follow from the moments that it stores"
         )
-        return Result(OK, text, figures)
+        return Result(OK, text)
     betas = max((moved.betas for moved in moves), key=lambda ratio: abs(ratio - 1))
     if abs(betas - 1) > 0.02 + tolerance:
         text = f"the second moment is {betas:.3g} times what the first one says: the optimizer has other betas than optimizer.betas"
-        return Result(FAILS, text, figures)
+        return Result(FAILS, text)
     for is_matrix, expected, kind in (
         (True, settings["weight_decay"], "matrices"),
         (False, 0.0, "vectors (norms, biases)"),
@@ -136,7 +135,7 @@ def judge_moves(settings: Mapping, rates: Mapping[int, float], peak: float, move
         is_wrong = sums[1] and abs(decay - expected) > 0.005 + 0.2 * expected + ROUNDINGS * deviation
         if is_wrong and abs(whole - 1) < 0.2:  # a wrong learning rate would look like a wrong decay
             text = f"{kind} shrink by a weight decay of {decay:.3g}, where {expected:g} is expected (optimizer.weight_decay, on matrices only)"
-            return Result(FAILS, text, figures)
+            return Result(FAILS, text)
     ratios = {moved.name: fit(moved.sums[0]) for moved in moves}
     wrong = [name for name, (ratio, deviation) in ratios.items() if abs(ratio - 1) > tolerance + ROUNDINGS * deviation]
     if wrong or abs(whole - 1) > tolerance + ROUNDINGS * noise:
@@ -146,6 +145,6 @@ def judge_moves(settings: Mapping, rates: Mapping[int, float], peak: float, move
             f"{ratios[worst][0]:.3g} times as far: set the rate in every group before optimizer.step(), call it once a step, clip "
             "gradients and not updates, and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
         )
-        return Result(FAILS, text, figures)
+        return Result(FAILS, text)
     text = f"all {len(moves)} tensors moved {whole:.3f} times as far as AdamW's stored moments say at learning rate {rate:g}"
-    return Result(OK, text, figures)
+    return Result(OK, text)

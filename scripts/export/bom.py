@@ -24,16 +24,12 @@ from training.model_card import Results, base_model
 from training.provenance import PACKAGES, short_commit
 
 OURS = "full-fine-tuning:"  # the prefix of our properties
-# Commission guidelines on general-purpose AI models of 18 July 2025 (adopted as C(2025) 7719), section 3.2: who modifies such a
-# model with more than a third of the compute that trained it counts as the provider of the modified model. If the base's compute
-# is not known, 1e23 FLOPs stand for it: from there on a model is presumed to be general-purpose. Annex A: only updates count.
-THIRD, UNKNOWN_BASE = 1 / 3, 1e23
 
 
-def write_bom(out: Path, export: Export, results: Results, base_flops: float | None) -> str:
-    """Write bom.json into the export `out`, and return a line for the user about the compute of training.
+def write_bom(out: Path, export: Export, results: Results) -> str:
+    """Write bom.json into the export `out`, and return a line for the user with the FLOPs of training.
 
-    base_flops: FLOPs that trained the base, if they are known. Raise UserError without the library, or if the schema refuses the result.
+    Raise UserError without the library, or if the schema refuses the result.
     """
     names = ("model", "model.bom", "model.component", "contrib.license.factories", "output.json")
     types, boms, components, licences, output = (import_optional(f"cyclonedx.{name}") for name in names)
@@ -90,13 +86,13 @@ def write_bom(out: Path, export: Export, results: Results, base_flops: float | N
     written = read_json(out / EXPORT, "remove the directory and export again")
     facts = {key: value for key, value in written.items() if isinstance(value, str | int | float)}
     facts |= {"share-of-tuned-weights": written["averaged"]["share_of_tuned"]} if written["averaged"] else {}
-    compute = _compute(export, base_flops)
+    least, most = training_flops(export)
     bom = boms.Bom(components=parts)
     bom.metadata.component = part(
         "machine-learning-model",
         out.absolute().name,
         "model",
-        facts | compute,
+        facts | {"flops-at-least": f"{least:.4g}", "flops-at-most": f"{most:.4g}"},
         written["files"].items(),
         base["license"],
         version=f"step {export.contents['step']}",
@@ -115,8 +111,7 @@ def write_bom(out: Path, export: Export, results: Results, base_flops: float | N
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     check_bom(text)
     write_durably(out / BOM, text)
-    least, most, share, of, means = compute.values()
-    return f"{out / BOM}: training took {least} to {most} FLOPs, at most {share} of {of} (--base-flops): {means}"
+    return f"{out / BOM}: training took {least:.4g} to {most:.4g} FLOPs"
 
 
 def check_bom(text: str) -> None:
@@ -128,8 +123,8 @@ def check_bom(text: str) -> None:
         raise UserError(f"{BOM} is not CycloneDX 1.7 and is not written: {where}: {problem.data.message[:200]}")
 
 
-def _compute(export: Export, base_flops: float | None) -> dict[str, str]:
-    """Return a lower and an upper bound of the FLOPs of all steps up to the checkpoint, and their share of the base's FLOPs.
+def training_flops(export: Export) -> tuple[float, float]:
+    """Return a lower and an upper bound of the FLOPs of all steps up to the checkpoint.
 
     There are two bounds, because the checkpoint counts tokens and target tokens, but not the lengths of documents. The lower bound
     takes attention as free, the upper bound takes every document as long as data.sequence_length. With LoRA the upper bound takes
@@ -139,27 +134,15 @@ def _compute(export: Export, base_flops: float | None) -> dict[str, str]:
     work, targets = count_work(build_on_meta(export.model_config), export.model_config), sum(counted["targets"])
     documents, rest = divmod(counted["tokens"], longest)
     least = work.per_token * counted["tokens"] + work.per_target * targets
-    most = step_flops(work, [longest] * documents + [rest], targets)
-    share = most / (base_flops or UNKNOWN_BASE)
-    more = "more than a third: who modifies a general-purpose AI model so counts as the provider of the modified one"
-    less = "not more than a third: by that alone, who modified the base is not the provider of such a model"
-    return {
-        "flops-at-least": f"{least * (2 / 3 if export.config.lora.rank else 1):.4g}",
-        "flops-at-most": f"{most:.4g}",
-        "share-at-most": f"{share:.3g}",
-        "share-of": f"the base's {base_flops:.4g}" if base_flops else f"{UNKNOWN_BASE:.0e}: the base's are not known",
-        "share-means": more if share > THIRD else less,
-    }
+    return least * (2 / 3 if export.config.lora.rank else 1), step_flops(work, [longest] * documents + [rest], targets)
 
 
 def _metrics(export: Export, results: Results) -> Iterator[dict]:
     """Yield the validation loss, the scores of answers and the forgetting, each with its 95% interval if it has one."""
 
     def metric(kind: str, value: str, of: str, low: float | None = None, high: float | None = None) -> dict:
-        bounds = (
-            {} if low is None else {"confidenceInterval": {"lowerBound": f"{low:.6g}", "upperBound": f"{high:.6g}"}}
-        )
-        return {"type": kind, "value": value, "slice": of} | bounds
+        interval = {"lowerBound": f"{low:.6g}", "upperBound": f"{high:.6g}"} if low is not None else None
+        return {"type": kind, "value": value, "slice": of} | ({"confidenceInterval": interval} if interval else {})
 
     state = export.state
     if state["evaluated"].get("validation") == state["step"] and not export.contents["averaged"]:

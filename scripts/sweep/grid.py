@@ -43,7 +43,7 @@ class Trial:
 class Grid:
     """All runs of a sweep, point by point.
 
-    axes: swept key -> {value as the user wrote it: parsed value}, in the user's order. fixed: overrides of all runs.
+    axes: swept key -> {value as the user wrote it: parsed value}, by key. fixed: overrides of all runs.
     """
 
     config_file: str
@@ -83,11 +83,8 @@ def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out
         )
     base = load_config(config_file, fixed)
     folder = out or f"{FOLDER}/{base.run.name}"
-    begun_axes = read_json(Path(folder, "sweep.json")).get("begun_with", {}).get("axes", ())
-    if sorted(begun_axes) == sorted(texts):  # the same sweep, perhaps with its arguments in another order
-        texts = {key: texts[key] for key in begun_axes}
     axes: dict[str, dict[str, typing.Any]] = {}
-    for key, parts in texts.items():
+    for key, parts in sorted(texts.items()):  # the same sweep with its arguments in another order has the same names
         axes[key] = {}
         for part in parts:
             value = attrgetter(key)(override(base, [f"{key}={part}"]))

@@ -19,7 +19,7 @@ from configs.config import Config, as_dict
 from configs.load import is_of_answers, parse_best_by
 from eval.comparison.arms import metric_rows
 from scripts.sweep.grid import Grid, Trial, read_json
-from scripts.sweep.runs import Training, duration, read_times
+from scripts.sweep.runs import Training
 
 _TEST = re.compile(r"(^|[^a-z])tests?([^a-z]|$)")
 
@@ -178,14 +178,11 @@ class Sweep:
     def _table(self, points: Sequence[Point], best: Point | None) -> str:
         better = "lower" if self.sign > 0 else "higher"
         head = [*self.grid.axes, f"{self.curve} ({better} is better)", "spread", "by seed", "exported step", "tokens"]
-        rows, seconds = [[*head, "time of a run", ""]], dict[str, float]()
-        for row in read_times(self.out):
-            seconds[row["name"]] = seconds.get(row["name"], 0.0) + row["seconds"]
+        rows = [[*head, ""]]
         for point in points:
             results, states = point.results, [result.state for result in point.results]
             counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
             steps = sorted({result.step for result in results if result.step is not None})
-            times = [seconds[result.name] for result in results if result.name in seconds]
             rows.append(
                 [
                     *(text.partition("=")[2] for text in point.overrides),
@@ -193,7 +190,6 @@ class Sweep:
                     " ".join(result.state if result.value is None else f"{result.value:.4g}" for result in results),
                     " to ".join(map(str, dict.fromkeys((*steps[:1], *steps[-1:])))),
                     f"{statistics.fmean(result.tokens for result in results):,.0f}",
-                    duration(statistics.fmean(times)) if times else "",
                     "best" if point is best else "" if point.is_complete else counted,
                 ]
             )
@@ -204,7 +200,6 @@ class Sweep:
         results = [result for point in points for result in point.results]
         lines, best = [], points[0]
         if best.is_complete and best.mean is not None:
-            lines += [*self._edges(best, results), *_difference(points)]
             bases = [result.base for result in best.results if result.base is not None]
             if bases and self.sign * (best.mean - statistics.fmean(bases)) >= 0:
                 lines.append(
@@ -214,43 +209,6 @@ class Sweep:
                 lines.append(f"runs that are not finished: {unfinished}; the best point can still change")
         diverged = [result for result in results if result.state == "diverged"]
         return [*lines, *(f"{result.name} diverged: {result.why.partition('; ')[0]}" for result in diverged)]
-
-    def _edges(self, best: Point, results: Sequence[Result]) -> list[str]:
-        """Return a sentence for each number whose best value is the smallest or largest of the grid.
-
-        A number is judged once all of its values have a result.
-        """
-        done = {result.name for result in results if result.state in ("finished", "diverged")}
-        known = {text for run in self.grid.runs if run.name in done for text in run.point}
-        lines = []
-        for key, text in (override.split("=", 1) for override in best.overrides):
-            values = self.grid.axes[key]
-            are_numbers = all(type(value) in (int, float) for value in values.values())
-            if not are_numbers or not known.issuperset(f"{key}={value}" for value in values):
-                continue
-            for extreme, name, more in ((min, "smallest", "smaller"), (max, "largest", "larger")):
-                if text == extreme(values, key=values.__getitem__):
-                    lines.append(
-                        f"the best {key}, {text}, is the {name} of the grid: the optimum may lie beyond it; add {more} values "
-                        "to the same command (finished runs are kept)"
-                    )
-        return lines
-
-
-def _difference(points: Sequence[Point]) -> list[str]:
-    """Return a sentence if the spread over seeds cannot tell the two best points apart, or if it is not known."""
-    first, second = [*(point for point in points if point.is_complete), None, None][:2]
-    if first is None or second is None or first.mean is None or second.mean is None:
-        return []
-    names = [" ".join(point.overrides) or "the runs" for point in (first, second)]
-    words, difference = f"{names[0]} and {names[1]} differ by", abs(first.mean - second.mean)
-    if first.spread is None or second.spread is None:
-        return [f"{words} {difference:.4g}; with one seed the spread is not known (--seeds 3)"]
-    spread = math.sqrt((first.spread**2 + second.spread**2) / 2)
-    if difference > spread:
-        return []
-    within = f"within the spread over {len(first.results)} seeds (standard deviation {spread:.4g})"
-    return [f"{words} {difference:.4g}, {within}: this sweep does not tell them apart"]
 
 
 def _data_of(config: Config) -> list[str]:

@@ -4,7 +4,6 @@ The sweep can be interrupted anywhere: its children save a checkpoint and end, a
 """
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -13,16 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from common.child_process import environment_of_no_rank, last_words, start_child, tied_to_parent, under_torchrun
-from common.durable_files import write_durably, write_json_lines
+from common.durable_files import write_durably
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.1  # seconds between two looks at the children
-TIMES = "times.jsonl"
 DIVERGED = "not finite"  # in the error of a train.py that stops because of a non-finite loss
 
 
@@ -58,19 +55,17 @@ class _Child:
     training: Training
     log: Path
     process: subprocess.Popen
-    started: float
 
 
 def run_trainings(
     trainings: Sequence[Training],
     out: Path,
     parallel: int = 1,
-    until: datetime | None = None,
     on_change: Callable[[], object] = lambda: None,
 ) -> None:
     """Run all trainings that are not done, in order, `parallel` at once, each on its share of the cores and GPUs.
 
-    No training is started after the time `until`. `on_change` is called at the start and after each training. On Ctrl-C and
+    `on_change` is called at the start and after each training. On Ctrl-C and
     SIGTERM the running trainings save and end before this process does; a second signal ends them at once. Raise UserError if a
     training fails, as soon as the others have ended.
     """
@@ -83,17 +78,20 @@ def run_trainings(
         try:
             while True:
                 while len(running) < parallel and not failures:
-                    training = _next(trainings, [child.training for child in running.values()], out, parallel, until)
+                    taken = [child.training for child in running.values()]
+                    training = next((each for each in trainings if not each.is_done and each not in taken), None)
                     if training is None:
                         break
+                    done = sum(each.is_done for each in trainings)
+                    print(f"{done} of {len(trainings)} done | {training.name}", flush=True)
                     slot = min(set(range(parallel)) - running.keys())
                     log = out / "logs" / f"{training.name}.log"
                     process = start(training.script, training.options, log, training.processes, slot, parallel)
-                    running[slot] = _Child(training, log, process, time.monotonic())
+                    running[slot] = _Child(training, log, process)
                 if not running:
                     break
                 for slot in _await_ended(running):
-                    failures += _end(running.pop(slot), out, parallel)
+                    failures += _end(running.pop(slot))
                     on_change()
         except BaseException:  # KeyboardInterrupt, too
             if running:
@@ -102,26 +100,10 @@ def run_trainings(
                 child.process.send_signal(signal.SIGTERM)
             while running:
                 for slot in _await_ended(running):
-                    _end(running.pop(slot), out, parallel)
+                    _end(running.pop(slot))
             raise
         if failures:
             raise failures[0]
-
-
-def _next(
-    trainings: Sequence[Training], running: Sequence[Training], out: Path, parallel: int, until: datetime | None
-) -> Training | None:
-    """Return the next training to start, or None if all others are done or running, or if it is past `until`."""
-    left = [training for training in trainings if not training.is_done]
-    waiting = [training for training in left if training not in running]
-    if not waiting:
-        return None
-    if until and datetime.now() >= until:
-        print(f"it is past {until:%H:%M}: no other run is started; start again to continue", flush=True)
-        return None
-    done = len(trainings) - len(left)
-    print(f"{done} of {len(trainings)} done | {time_left(trainings, out, parallel)} | {waiting[0].name}", flush=True)
-    return waiting[0]
 
 
 def _await_ended(running: dict[int, _Child]) -> list[int]:
@@ -133,21 +115,18 @@ def _await_ended(running: dict[int, _Child]) -> list[int]:
         time.sleep(POLL)
 
 
-def _end(child: _Child, out: Path, parallel: int) -> list[UserError]:
-    """Record how a training has ended and how long it took. Return its failure, if it is not done."""
-    training, seconds = child.training, time.monotonic() - child.started
+def _end(child: _Child) -> list[UserError]:
+    """Record that a training has diverged, and remove checkpoints that nobody needs. Return its failure, if it is not done."""
+    training = child.training
     problem = "" if training.is_done else _last_words_of(child)
     if DIVERGED in problem:
         training.directory.mkdir(parents=True, exist_ok=True)
         write_durably(training.diverged, problem + "\n")
         print(f"{training.name} diverged: {problem}", flush=True)
-    row = {"name": training.name, "done": training.is_done, "seconds": round(seconds, 1), "parallel": parallel}
-    write_json_lines(out / TIMES, [*read_times(out), row])
     if not training.is_done:
         return [UserError(f"{training.name} failed: {problem}; its log is {child.log}; start again to continue")]
     if not training.keeps_checkpoints:
         shutil.rmtree(training.directory / "checkpoints", ignore_errors=True)
-    print(f"{training.name}: {duration(seconds)}", flush=True)
     return []
 
 
@@ -199,48 +178,12 @@ def _gpus(slot: int, parallel: int, processes: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(visible[slot * processes : (slot + 1) * processes])}
 
 
-# ---- Progress ------------------------------------------------------------------------------------------------------------
-
-
-def read_times(out: Path) -> list[dict]:
-    """Return a row for each start of a training: name, seconds, and whether the training was done then."""
-    path = out / TIMES
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def time_left(trainings: Sequence[Training], out: Path, parallel: int) -> str:
-    """Return `left: about 12 min`, by the mean time of the trainings that are done."""
-    seconds = [row["seconds"] for row in read_times(out) if row["done"]]
-    num_left = sum(not training.is_done for training in trainings)
-    if not seconds and num_left:
-        return f"left: {num_left} runs"
-    return f"left: about {duration(num_left * sum(seconds) / max(1, len(seconds)) / parallel)}"
-
-
-def list_trainings(trainings: Sequence[Training], out: Path, parallel: int) -> str:
-    """Return a line for each training with its command, and the time that is left."""
-    lines = [
+def list_trainings(trainings: Sequence[Training]) -> str:
+    """Return a line for each training with its command."""
+    return "\n".join(
         f"{'done ' if training.is_done else 'to do'} {training.name}: {training.script} {' '.join(training.options)}"
         for training in trainings
-    ]
-    return "\n".join([*lines, time_left(trainings, out, parallel)])
-
-
-def parse_until(text: str) -> datetime:
-    """Parse HH:MM as the next time at which a clock shows it. Raise UserError."""
-    now = datetime.now()
-    try:
-        time_of_day = datetime.combine(now.date(), datetime.strptime(text, "%H:%M").time())
-    except ValueError:
-        raise UserError(f"--until {text}: write the time as HH:MM, e.g. 07:30") from None
-    return time_of_day if time_of_day > now else time_of_day + timedelta(days=1)
-
-
-def duration(seconds: float) -> str:
-    """Format a duration as `45 s`, `12 min` or `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    )
 
 
 @contextmanager

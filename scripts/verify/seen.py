@@ -23,7 +23,7 @@ def seen(entries: list[Entry], query: str) -> Iterator[str]:
     query: a file of examples, ids or hashes; a hash; an id; or a text that the examples contain. No line has the text of an
     example. Raise Differs if the data have changed since they were recorded.
     """
-    from scripts.check.step import read_run  # loads the models of transformers
+    from scripts.check.data import read_run  # loads the models of transformers
 
     history = not_given_up(entries)
     starts = [entry for entry in history if entry.kind == "start"]
@@ -38,9 +38,9 @@ def seen(entries: list[Entry], query: str) -> Iterator[str]:
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = inputs.local.data
-            wanted = query_from_file(path, data) if path else query_by_name(query)
-            examples = find_examples(inputs.train, data, wanted)
-        warnings = unmatched_names(wanted, examples, inputs.train)  # the newest start's replace the earlier ones
+            requested = query_from_file(path, data) if path else query_by_name(query)
+            examples = find_examples(inputs.train, data, requested)
+        warnings = unmatched_names(requested, examples, inputs.train)  # the newest start's replace the earlier ones
         copies = dict[str, list[str]]()
         for example in examples:  # copies have the same digest
             copies.setdefault(example.digest, []).append(example.where)

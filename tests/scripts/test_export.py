@@ -87,8 +87,8 @@ def test_release_is_signed_by_the_script(folder) -> None:
 
     run, out = folder / "runs" / "trial", folder / "out" / "signed"
     private, public = new_keys(folder, "release")
-    output = export(run, "--out", out, "--sign", private, "--base-flops", "1e12")
-    assert f"signed: {out / 'model.sig'}" in output and "of the base's 1e+12" in output
+    output = export(run, "--out", out, "--sign", private)
+    assert f"signed: {out / 'model.sig'}" in output and " FLOPs\n" in output
     assert verify_release(out, public) == []
     check_bom((out / "bom.json").read_text())
 

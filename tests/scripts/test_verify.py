@@ -23,7 +23,7 @@ from configs.config import Data
 from data.sources import Windows
 from distributed.checkpoint_directory import checkpoint_name, replace_state, write_manifest
 from scripts.chaos.launch import ROOT
-from scripts.check import step as check_step
+from scripts.check import data as check_data
 from scripts.verify import files, replay
 from scripts.verify import seen as seen_module
 from scripts.verify.files import Differs, compare
@@ -342,7 +342,7 @@ def test_seen_refuses_changed_data(monkeypatch, tmp_path) -> None:
     inputs = SimpleNamespace(local=SimpleNamespace(data=Data(())), train=train)
     inputs.plan = SimpleNamespace(items=batches.__getitem__)
     inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
-    monkeypatch.setattr(check_step, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
+    monkeypatch.setattr(check_data, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
     monkeypatch.setattr(seen_module, "config_of", lambda config: SimpleNamespace(data=None))
     monkeypatch.setattr(seen_module, "find_examples", lambda *arguments: [example])
     first = plan_after("", 1, ["of the data"], batches[0])

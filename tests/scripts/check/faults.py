@@ -6,6 +6,7 @@ from tests.processes import ROOT
 
 LOSS = "loss = loss_sum / num_targets\n"
 STEP = "            optimizer.step()\n"
+PARAMETERS = "    parameters = trained_parameters(model)\n"
 RATE = 'group["lr"] = rate'
 # Name -> (text of train.py, its replacement).
 EDITS = {
@@ -28,6 +29,10 @@ EDITS = {
         "    of_ranks = dataclasses.replace(plan, batch=lambda step: plan.batch(step * ranks.world_size % 4))\n"
         "    data = dataclasses.replace(data, plan=of_ranks)\n"
         "    steps = data.steps(",
+    ),
+    "wrong weights": (
+        PARAMETERS,
+        f'{PARAMETERS}    parameters["model.layers.0.mlp.down_proj.weight"].data.mul_(1.1)\n',
     ),
     "ranks averaged": (LOSS, "loss = loss_sum / num_targets / ranks.world_size\n"),
     "vectors not updated": (RATE, f'{RATE} * (group["params"][0].dim() >= 2)'),

@@ -5,6 +5,7 @@ test_step.py and test_data.py plant the faults of data, model and precision.
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +18,11 @@ from common.errors import UserError
 from configs.load import load_config
 from scripts.check.command import all_checks, changed_settings, fewer_ranks
 from scripts.check.reference import REFERENCE, Reference
-from scripts.check.result import FAILS, OK, SKIPPED, WARNING
+from scripts.check.result import FAILS, OK, SKIPPED
 from scripts.check.runs import (
     STORED,
     Check,
     first_moments,
-    judge_checkpoint,
     judge_export,
     judge_gradient,
     read_rows,
@@ -38,6 +38,16 @@ from tests.tiny import write_chat_file
 
 WORKER = Path(__file__).with_name("check_worker.py")
 AUXILIARY, BF16 = "model.router_aux=0.1", "model.compute_dtype=bf16"
+LINES_OF_RUNS = (
+    "three steps",
+    "loss",
+    "gradient norm",
+    "gradient",
+    "updates",
+    "export",
+    "kill and resume",
+    "other ranks",
+)
 pytestmark = pytest.mark.slow
 
 
@@ -91,6 +101,7 @@ LOOPS = {
         "5 of 20 trained tensors did not move",
     ),
 }
+IN_BF16 = ("dropout before the head", "wrong weights")  # faults of a run in bf16
 # Name -> (folder, overrides) of runs without a fault. The run in fp32 is the straight run of `optimizer not restored`.
 SOUND = {
     "bf16": ("", [BF16]),
@@ -117,8 +128,8 @@ def on_one_rank(folder) -> tuple[dict[str, dict[str, dict]], str]:
     for name, (family, overrides) in SOUND.items():
         part = {"do": "straight", "overrides": overrides, "config": str(folder / family / "config.py")}
         todo.append({"name": name, "script": sound, "reference": reference(folder / family, *overrides)} | part)
-    dropout = {"name": "dropout", "script": str(write_train(folder, "dropout before the head"))}
-    todo.append(next(part for part in todo if part["name"] == "bf16") | dropout)
+    in_bf16 = next(part for part in todo if part["name"] == "bf16")
+    todo += [in_bf16 | {"name": fault, "script": str(write_train(folder, fault))} for fault in IN_BF16]
     (folder / "empty.jsonl").write_text("")
     runs = f"run.directory={folder / 'mistakes'}"
     checks = [[str(folder / "config.py"), mistake.format(folder=folder), runs] for mistake in MISTAKES]
@@ -142,8 +153,9 @@ def test_a_sound_run_passes_in_every_precision(on_one_rank, name) -> None:
     assert not unknown or "the reference knows no auxiliary loss of the routers" in lines["gradient"]["text"]
 
 
-def test_dropout_is_more_than_bf16_rounding(on_one_rank) -> None:
-    assert "gradient" in with_status(on_one_rank[0]["dropout"]), on_one_rank[0]["dropout"]
+@pytest.mark.parametrize("fault", IN_BF16)
+def test_a_fault_is_more_than_bf16_rounding(on_one_rank, fault) -> None:
+    assert "gradient" in with_status(on_one_rank[0][fault]), on_one_rank[0][fault]
 
 
 def test_mistakes_end_in_one_sentence(folder, on_one_rank) -> None:
@@ -169,12 +181,11 @@ def test_a_wrong_clip_and_export_fail(folder, on_one_rank, tmp_path) -> None:
     tensors["model.norm.weight"] += 1
     save_file(tensors, run / "export" / "model.safetensors", {"format": "pt"})
     compared = compare_export(run / "export", checkpoint_of(run, 3), trained(first))
-    result = judge_export(run, config, [*compared.items()])
+    result = judge_export(run / "export", [*compared.items()])
     assert result.status == FAILS and "not those of the last checkpoint, the first is model.norm.weight" in result.text
     unchanged = [item for item in compared.items() if item[0] != "model.norm.weight"]
-    assert (
-        judge_export(run, config, [*unchanged, ("value_head.weight", False)]).status == OK
-    )  # a tensor that an edited train.py added
+    added = ("value_head.weight", False)  # by an edited train.py
+    assert judge_export(run / "export", [*unchanged, added]).status == OK
 
 
 # ---- two ranks ---------------------------------------------------------------------------------------------------------
@@ -208,13 +219,11 @@ def test_a_sound_run_passes_on_two_ranks(folder, on_two_ranks) -> None:
     report, output = json.loads((folder / "report.json").read_text()), on_two_ranks[1]
     lines = {(result["group"], result["name"]): result for result in report["results"]}
     assert {key: line["status"] for key, line in lines.items() if line["status"] != OK} == {}, output
-    assert lines["run", "kill and resume"]["figures"]["relative"] == 0.0
+    assert lines.keys() == {("data", "EOS"), ("model", "isolation"), *(("run", name) for name in LINES_OF_RUNS)}
     assert "to the bit" in lines["run", "kill and resume"]["text"]
-    assert 0 < lines["run", "other ranks"]["figures"]["relative"] < 1e-3
-    assert lines["run", "gradient norm"]["figures"]["relative"] < 1e-5
-    assert lines["run", "gradient"]["figures"]["tensors"] == lines["run", "updates"]["figures"]["tensors"] > 20
-    assert lines["machine", "planned memory"]["figures"]["steps"] == 4
-    assert report["machine"]["ranks"] == 2 and report["exit_code"] == 0 and report["versions"]["torch"]
+    (weights,) = re.findall("weights (.*) of the step's length", lines["run", "other ranks"]["text"])
+    assert 0 < float(weights) < 1e-3
+    assert report["exit_code"] == 0
     assert output.count("kill and resume") == 1 and f"{len(lines)} checks in" in output  # only rank 0 prints
     assert not (folder / "sound").exists()
 
@@ -224,7 +233,7 @@ def test_faults_of_two_ranks(on_two_ranks) -> None:
     lines_by_part = on_two_ranks[0]
     assert with_status(lines_by_part["by ranks"]) == {"other ranks"}
     assert "depends on the number of ranks" in lines_by_part["by ranks"]["other ranks"]["text"]
-    assert with_status(lines_by_part["averaged"]) == {"gradient norm"}
+    assert with_status(lines_by_part["averaged"]) == {"gradient norm", "gradient"}
     assert "rank 1 on host" in lines_by_part["fails"]["one fails"]["text"]
     assert lines_by_part["fails"]["one fails"]["text"].endswith("ValueError: only here")
     stale = lines_by_part["stale"]["three steps"]
@@ -247,26 +256,11 @@ def test_a_directory_that_the_nodes_do_not_share(folder) -> None:
 # ---- no launch ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_is_too_small(tmp_path, monkeypatch) -> None:
-    """run.keep_last=1: the kept, the best, the last good and the unfinished checkpoint are 4 GiB, and the export is 0.25 GiB."""
-    measured = {"checkpoint": 2**30, "save_seconds": 12.0, "export": 2**28}
-    usage = shutil.disk_usage(tmp_path)
-    results = []
-    for free, grace in ((4, None), (5, None), (5, 30.0)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free * 2**30))
-        results.append(judge_checkpoint(tmp_path, measured, 1, grace))
-    assert [result.status for result in results] == [FAILS, OK, WARNING]
-    assert "4.2 of 4.0 GiB free: free some space or lower run.keep_last" in results[0].text
-    assert results[2].text.endswith("--shutdown-timeout=50")
-
-
 def test_files_of_a_killed_check_are_removed(folder, ranks, tmp_path, monkeypatch) -> None:
-    """The scratch directory, whose path is relative, has a directory, a file and a link."""
+    """The path of the scratch directory is relative."""
     monkeypatch.chdir(tmp_path)
     check = Check(load_config(folder / "config.py", ["run.directory=runs"]), Path("train.py"), (), ranks, print)
     (check.scratch / "straight" / "checkpoints").mkdir(parents=True)
-    (check.scratch / "left").write_text("")
-    (check.scratch / "link").symlink_to(folder)
     names = []
 
     def probe(check: Check) -> None:
@@ -276,7 +270,7 @@ def test_files_of_a_killed_check_are_removed(folder, ranks, tmp_path, monkeypatc
     monkeypatch.setattr("scripts.check.command.probe", probe)
     with pytest.raises(UserError, match="it ends here"):
         all_checks(check, None)
-    assert names == ["run.lock"] and folder.is_dir() and not Path("runs").exists()
+    assert names == ["run.lock"] and not Path("runs").exists()
 
 
 def test_other_ranks_are_skipped_with_a_reason(folder, monkeypatch) -> None:
@@ -288,9 +282,7 @@ def test_other_ranks_are_skipped_with_a_reason(folder, monkeypatch) -> None:
     fewer_ranks(check)
     (result,) = check.results
     assert result.status == SKIPPED, result.text
-    assert result.text.startswith(
-        "this config runs on no number of ranks up to 2: sharding.strategy=hybrid: 2 ranks"
-    ), result.text
+    assert result.text.startswith("this config does not run on 2 ranks: sharding.strategy=hybrid: 2 ranks"), result.text
 
 
 def test_other_ranks_are_skipped_with_auxiliary_loss(folder, monkeypatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
-from scripts.check.inputs import RunInputs, read_run
+from scripts.check.data import RunInputs, read_run
 from tests.processes import ROOT
 from tests.tiny import write_chat_file, write_tiny_model
 

@@ -1,13 +1,12 @@
-"""The trainings of a sweep run in order and once; failures, divergence and --until end in one sentence."""
+"""The trainings of a sweep run in order and once; failures and divergence end in one sentence."""
 
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
 from scripts.sweep import runs
-from scripts.sweep.runs import Training, list_trainings, owned, parse_until, run_trainings
+from scripts.sweep.runs import Training, list_trainings, owned, run_trainings
 
 
 class Ended:
@@ -56,10 +55,9 @@ def test_trainings_run_in_order_and_once(tmp_path, started):
     assert kept == ["second"]
     run_trainings(listed, tmp_path)
     assert len(started) == 2  # nothing is left
-    lines = list_trainings([*listed, training(tmp_path, "third")], tmp_path, 1).splitlines()
-    assert [line.partition(":")[0] for line in lines[:3]] == ["done  second", "done  first", "to do third"]
+    lines = list_trainings([*listed, training(tmp_path, "third")]).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["done  second", "done  first", "to do third"]
     assert lines[2] == f"to do third: train.py {tmp_path / 'third' / 'export' / 'export.json'}"
-    assert lines[3] == "left: about 0 s"  # by the mean of the trainings that are done
 
 
 def test_a_failure_ends_the_sweep(tmp_path, started):
@@ -75,14 +73,3 @@ def test_a_diverged_training_is_a_result(tmp_path, started):
     run_trainings([diverges, training(tmp_path, "next")], tmp_path)
     assert diverges.is_done and diverges.diverged.read_text() == "the loss was not finite in 5 steps\n"
     assert started == ["run", "next"]
-
-
-def test_nothing_starts_after_until(tmp_path, started, capsys):
-    run_trainings([training(tmp_path, "run")], tmp_path, until=datetime.now() - timedelta(seconds=1))
-    assert not started and "no other run is started; start again to continue" in capsys.readouterr().out
-    now = datetime.now()
-    late, early = (parse_until(f"{now + timedelta(minutes=sign * 90):%H:%M}") for sign in (1, -1))
-    assert timedelta(minutes=88) < late - now < timedelta(minutes=91)
-    assert timedelta(hours=22) < early - now < timedelta(hours=23)  # tomorrow
-    with pytest.raises(UserError, match="--until noon: write the time as HH:MM"):
-        parse_until("noon")
