@@ -2,7 +2,7 @@
 
     python scripts/chat.py runs/quickstart/export
     python scripts/chat.py artifacts/models/SmolLM2-135M-Instruct runs/quickstart/export
-    python scripts/chat.py MODEL --system "You check bank reports." < questions.txt
+    python scripts/chat.py MODEL --system "You answer in one sentence." < questions.txt
 
 Each line is a question, and each model answers it in its own conversation. /new begins a new conversation, /quit ends. Answers are
 greedy unless --temperature is given.

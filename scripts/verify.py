@@ -4,7 +4,7 @@
     python scripts/verify.py runs/quickstart --head 3f0c52...      # a copy of the head that was kept elsewhere
     python scripts/verify.py runs/quickstart --replay 50           # train from step 50 to the next checkpoint again
     python scripts/verify.py runs/quickstart --replay all
-    python scripts/verify.py runs/quickstart --seen "Bank of X"    # a file, an id, a hash, or a text
+    python scripts/verify.py runs/quickstart --seen "Jane Roe"     # a file, an id, a hash, or a text
     python scripts/verify.py release/quickstart --key public.pem   # a signed export, which needs no run beside it
 
 Exit codes: 0, nothing differs from the record; 1, a line names the first difference; 2, a mistake in the command, or the replay
