@@ -70,8 +70,8 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
     """Return the optimizer of `parameters`, which are this rank's shards by name. Any optimizer of torch can stand here.
 
-    The `lr` of a group is its peak; `learning_rate` lowers all rates by the same factor. This AdamW takes 16 to 6 bytes per
-    parameter.
+    The `lr` of a group is its peak; `learning_rate` lowers all rates by the same factor. This AdamW takes 6 to 16 bytes per
+    parameter, by optimizer.memory.
     """
     return adamw(parameters, settings, seed)
 
@@ -151,11 +151,12 @@ def train(run: TrainingRun) -> int:
     gathering = parallelize(model, layers, units, mesh, run.compute_dtype, config.model, config.sharding)
     first_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
     model.train()
-    # The run trains exactly the parameters that require a gradient here. For later training, give them a rate of 0 until then.
+    # The run trains exactly the parameters that require a gradient here. To train one only from a later step on, give it a rate of 0 until then.
     parameters = trained_parameters(model)
 
     # --- 3. Evaluations, and remedies against forgetting. They use the base's weights, which the model still has here --
-    # A resume reads them only if the config needs them. For a reference of your own set is_resumed=False above, or register it.
+    # A resume reads the base's weights only if the config needs them. If your own code needs them here, pass
+    # is_resumed=False to `first_weights` above, or register a copy of them with the checkpointer.
     if data.validation:
         measure = functools.partial(validate, model, data.validation_batches, data, data.validation, stop)
         if data.questions:  # run.eval_generate
@@ -228,14 +229,14 @@ def train(run: TrainingRun) -> int:
             stopping = stopping or stop.agreed() or state["step"] >= (config.run.stop_at or math.inf)
             finished = state["step"] == total_steps or evaluations.is_stalled
             if finished and not stopping:
-                # No step is left that would reveal bad weights, so they must have a finite loss on the last good step.
+                # No later step would reveal bad weights, so the loss on the documents of the last good step must be finite.
                 last_good = max(0, state["step"] - 1 - state["bad_steps_in_a_row"])
                 figures = validate(model, [data.plan.batch(last_good)], data, data.train, stop)
                 stopping = figures is None  # a signal came
                 if figures and not all(map(math.isfinite, figures.values())):
                     bad = f"the loss of the last steps is not finite with the weights after step {state['step']}"
                     checkpointer.give_up(bad, state["updates"])
-            # After a step that was not finite the weights may be bad: they are saved once a finite loss proves them.
+            # After a step that was not finite the weights may be bad: they are saved only once a finite loss has proven them.
             are_proven = improved or (finished and not stopping) or not state["bad_steps_in_a_row"]
             if are_proven and (improved or finished or stopping or checkpointer.is_due(state["step"])):
                 ranks.watch.at(f"the save of step {state['step']}")
@@ -278,7 +279,7 @@ def train(run: TrainingRun) -> int:
                 loss = loss + routers.loss(micro_batch, is_last)
             loss.backward()
             loss_sums.total.add_(loss_sum.detach())
-        if stopping:  # discard the unfinished step: the save above takes the state after the last finished one
+        if stopping:  # discard the unfinished step: the next pass saves the state after the last finished one
             optimizer.zero_grad()
             reshard(model)
             set_random_state(random_before, ranks)

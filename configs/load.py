@@ -226,7 +226,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_of(values: dict) -> Config:
-    """Return the config that `as_dict` turned into `values`, read from JSON.
+    """Rebuild a config from the JSON that `as_dict` has written.
 
     Raise TypeError for an unknown key, and for sections of another version of the code.
     """

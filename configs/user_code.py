@@ -30,7 +30,6 @@ def load_function(key: str, name: str) -> Callable[..., Any]:
 
 def explain(error: BaseException) -> str:
     """Describe an exception of the user's code in one line, with the place where it was raised."""
-
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

@@ -396,5 +396,4 @@ def _first_token_after(encoding: Encoding, position: int) -> int:
     if token is not None:
         return token
     ends = [end for _, end in encoding.offsets]  # no token has this character, or the text ends here
-
     return bisect.bisect_right(ends, position)

@@ -44,7 +44,7 @@ class Reading:
     max_samples: int | None = None  # rows to read, counted over all files
     validation_share: float = 0.0
     part: str = "all"  # all | training | validation: which side of validation_share to read
-    all_columns: bool = False  # of .parquet and .arrow files, also read columns that belong to no form
+    all_columns: bool = False  # also read the columns of .parquet and .arrow files that belong to no form
 
     @cached_property
     def example_names(self) -> dict[str, str]:

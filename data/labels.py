@@ -115,7 +115,7 @@ class Labels:
         return Turn(prompt, answer, weight, exact, stops, loss)
 
     def _rest(self, messages: Sequence[dict], i: int, tools: list | None) -> str:
-        """Return the text of an answer that the template renders otherwise in a chat than after its prompt.
+        """Return the text of an answer that the template renders differently inside a chat than after the answer's own prompt.
 
         Both renderings are compared from the end of the previous message on. The text may begin with a thinking block.
         """

@@ -164,7 +164,7 @@ class Stream:
         raise NotImplementedError
 
     def index(self, item: int) -> int:
-        """Return the number in the source of an item of the stream."""
+        """Return the index in the source of the stream's item number `item`."""
         raise NotImplementedError
 
     def items_of_step(self, before: float, after: float) -> list[int]:

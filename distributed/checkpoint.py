@@ -365,7 +365,7 @@ class Saver:
             self.finished.append(save.result())
 
     def update_state(self, state: dict, **entry: Any) -> None:
-        """Replace the saved state of a step by one with an evaluation that finished after the save, as a signal had cut it short."""
+        """Replace the saved state of a step, after an evaluation that a signal interrupted has finished after the save."""
         self.wait()
         checkpoint = self.directory / checkpoint_name(state["step"])
         read_on_first(lambda: replace_state(checkpoint, state, self.append, **entry), self.ranks)
@@ -445,7 +445,7 @@ def _kind(name: str) -> str:
 
 
 def _refuse(checkpoint: Path, differences: list[str]) -> None:
-    """Raise UserError if `differences` has any."""
+    """Raise UserError unless `differences` is empty."""
     if differences:
         raise UserError(
             f"{checkpoint} does not fit this run: {'; '.join(differences)}; resume with the model, vocabulary, optimizer, "

@@ -240,9 +240,8 @@ def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: di
 
 def manifest_of(state: dict, files: dict[str, dict], values: dict) -> dict:
     """Return the content of manifest.json."""
-    content = json.loads(
-        json.dumps({"format": FORMAT, "state": state, "values": values, "files": files})
-    )  # as it will be read
+    # Through JSON, so that the checksum is of the content as it will be read.
+    content = json.loads(json.dumps({"format": FORMAT, "state": state, "values": values, "files": files}))
     return content | {"checksum": checksum(content)}
 
 
@@ -252,7 +251,7 @@ def digests(content: dict) -> dict[str, str]:
 
 
 def tensors_digest(manifest: dict) -> str:
-    """Return a SHA-256 of all tensors and plain values: the same number of ranks that repeats the steps gets the same digest.
+    """Return a SHA-256 of all tensors and plain values: equal if the same number of ranks repeats the same steps.
 
     It hashes the checksums of the files, without DCP's index, which holds a random number.
     """

@@ -1,4 +1,4 @@
-"""Every rank writes heartbeats, so that a lost rank ends the others with a sentence and not with a silent wait.
+"""Every rank writes heartbeats, so that the loss of a rank ends the others with an error message, not in a silent wait.
 
 If a rank is killed, stuck or cut off, the other ranks wait inside a collective until it times out. Here every rank writes a
 heartbeat into the launcher's store each second. When a collective fails, or when the main thread has made no progress for
@@ -26,7 +26,9 @@ from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
-WINDOW = 5.0  # seconds without a heartbeat after which a rank counts as lost
+WINDOW = (
+    5.0  # seconds; once a collective has failed or timed out, a rank without a heartbeat for so long counts as lost
+)
 RESTART = "start the same command again to continue from the last checkpoint"
 # Messages of gloo and NCCL for a failure of another rank or of the network. A collective that this rank uses wrongly raises
 # another message, and keeps its traceback.
@@ -165,7 +167,7 @@ class Heartbeat:
         return within(self.window, read)
 
     def _explain(self, reason: str) -> str:
-        """Watch the heartbeats for `window` seconds. Return a sentence about the missing ranks and the waiting ones."""
+        """Watch the heartbeats for at most `window` seconds. Return a sentence that names lost and waiting ranks."""
         before = now = self._beats()
         end = time.monotonic() + self.window
         while before and now:

@@ -33,7 +33,7 @@ def compute_over_ranks(
 
     tokens: the number of tokens of each item. A batch has at most `max_items` items, and at most `max_tokens` tokens with its
     padding. `compute` returns one result per item. Every rank calls it equally often, in the last turn possibly with an empty
-    list. stop: of a sharded model, whose ranks stop together after a signal, with KeyboardInterrupt.
+    list. stop: the stop signal of a sharded model, after which all ranks raise KeyboardInterrupt together.
     """
     turns = make_turns(tokens, ranks.world_size, max_items or len(items), max_tokens)
     batches = [turn[ranks.rank :: ranks.world_size] for turn in turns]

@@ -19,7 +19,8 @@ from eval.rouge import score_whole_answers
 
 # (examples, their file): raises UserError for the first field that is missing or malformed; the result is ignored.
 Check = Callable[[Sequence[dict], str], object]
-# (examples, answers, file of the examples, training examples or None, their file, **options) -> keys of the result
+# (examples, answers, file of the examples, training examples or None, their file, **options) -> a result: `answers` (one
+# dictionary per example, with `id` and `answer`), and what `figures` and `more_lines` read
 Score = Callable[..., dict]
 # (examples, training examples or None, file of the examples, **options) -> name -> result with the key `answers`
 Baselines = Callable[..., dict[str, dict]]

@@ -252,6 +252,7 @@ def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarr
     factors = np.random.default_rng(0).integers(2**63, size=MIDDLE).astype(np.uint64)
 
     def hashes(ids: np.ndarray) -> np.ndarray:
+        """Return a 64-bit hash of every run of MIDDLE tokens, uint64 `(runs,)`."""
         if len(ids) < MIDDLE:
             return np.zeros(0, np.uint64)
         return (np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), MIDDLE) * factors).sum(-1)

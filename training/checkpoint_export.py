@@ -161,7 +161,10 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
 
 
 def _read_run(run: Path) -> tuple[dict, Config]:
-    """Return the config.json of a run, which describes its newest start, and the settings in it."""
+    """Return the config.json of a run, which describes its newest start, and the settings in it.
+
+    Raise UserError if `run` is not the directory of a run, or has settings that this version of the code does not know.
+    """
     path = run / "config.json"
     start = read_json(path, "copy it again") if path.is_file() else {}
     if not {"config", "start_step"} <= start.keys():  # the config.json of a model has neither
@@ -173,10 +176,10 @@ def _read_run(run: Path) -> tuple[dict, Config]:
 
 
 def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str, float | None]:
-    """Return the checkpoint to export, its role (last, best or chosen), and the share of its weights in an average with the
-    base.
+    """Return (the checkpoint to export, its role, the share of its weights in an average with the base or None).
 
-    Without --step and --best it is the checkpoint that the run itself exports.
+    The role is last, best or chosen. Without --step and --best it is the checkpoint that the run itself exports; with a budget
+    for forgetting the certificate names it. Raise UserError if there is no such checkpoint.
     """
     folder, step, share = run / "checkpoints", options.step, options.average_with_base
     certificate = read_certificate(run)
@@ -240,8 +243,8 @@ def write_export(out: Path, export: Export, base_name: str) -> int:
 # and in SmolLM2-135M, and 2.5e-7 in Gemma 2, on a CPU. The rest is for other CPUs and numbers of threads.
 FP32_ROUNDING = 1e-5
 TEXTS = (
-    "The competent authority shall require the institution to hold own funds of at least 8% of its total risk exposure.",
-    "Total assets: EUR 1,284,930,551\nCommon Equity Tier 1 ratio: 13.42%\nLiquidity coverage ratio: 141.7%\nLeverage: 5.1%",
+    "The owner of a boat shall keep it in such a state that it can carry at least 8% more than its usual load.",
+    "Rainfall: 1,284,930 mm\nMean temperature: 13.42 C\nRelative humidity: 71.7%\nCloud cover: 5.1%",
     "A train leaves at 9:40 and arrives at 11:05. It therefore takes 85 minutes, of which it stands still for seven.",
     "def mean(values):\n    if not values:\n        raise ValueError('no values')\n    return sum(values) / len(values)\n",
 )
@@ -268,6 +271,7 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
     with torch.no_grad():
         logits = torch.cat([loaded(input_ids=torch.from_numpy(ids)[None]).logits[0] for ids in documents])
     difference, tolerance = (logits - expected).abs().max().item(), FP32_ROUNDING * expected.abs().max().item()
+    # No logit shows the row of a token that occurs in no document, so all tensors are compared as well.
     differing = [
         name for name in rounded.shapes if not torch.equal(loaded.get_parameter(name), rounded.read(name).float())
     ]

@@ -14,8 +14,8 @@ files that the base model has made before the first step.
 number in its source and by the fingerprint of all tokens of that source. `metrics`: the SHA-256 of the first bytes of
 metrics.jsonl.
 
-An entry is written before its checkpoint or export gets its name, or loses it, so everything that a kill leaves behind has an
-entry. No entry holds text of the data.
+An entry is written before its checkpoint or export is renamed to its final name, or away from it, so everything that a kill
+leaves under a final name has an entry. No entry holds text of the data.
 """
 
 import fcntl
@@ -236,9 +236,8 @@ class RunRecord(Record):
             content = (self.directory / METRICS).read_bytes() if (self.directory / METRICS).is_file() else b""
             hashed, rows = newest.content["metrics"], kept()
             later = content[hashed["bytes"] :].splitlines()
-            if (
-                newest.kind != "stop"
-            ):  # after a kill, ignore rows that are dropped now and rows of saves in the background
+            # After a kill, ignore rows that are dropped now and rows of saves in the background.
+            if newest.kind != "stop":
                 left = set(rows.splitlines())
                 later = [line for line in later if line in left and not SAVE.fullmatch(line)]
             is_whole = _sha256(content[: hashed["bytes"]]) == hashed["sha256"] and not later
@@ -302,7 +301,10 @@ class RunRecord(Record):
         self.add("evaluation", figures={name: value for name, value in figures.items() if not isinstance(value, str)})
 
     def add(self, kind: str, **content: Any) -> str:
-        """Append an entry about the steps so far with `content`; return the head. Every rank must call this."""
+        """Append an entry about the steps so far with `content`, and return the head. Every rank must call this.
+
+        Raise UserError on all ranks if the file cannot be written.
+        """
         so_far = self.so_far()
         return read_on_first(lambda: self.append(kind, **so_far, **content), self.ranks)
 
@@ -352,9 +354,8 @@ class Checkpointer:
         self.directory, self.options, self.stop = run.directory / "checkpoints", run.config.run, run.stop
         self.identity, self.settings, self.evaluations = run.identity, run.settings, evaluations
         self.record = RunRecord(run.directory, run.data.train, run.stop.ranks)
-        self.trained_as = (
-            run.identity
-        )  # the identity that trained the current weights: this start's from its first step on
+        # The identity that trained the current weights. From its first step on, this is the identity of this start.
+        self.trained_as = run.identity
         self.resume_from: Path | None = None
         self.saved_step = self.saved_updates = 0  # of the newest checkpoint; 0: the base model
         self.saved_at = 0.0  # on rank 0's clock: of the last save, or of the first step of this start
@@ -389,7 +390,7 @@ class Checkpointer:
         counted = saved["loop"]
         state |= {key: counted[key] for key in state if key in counted}
         if self.is_changed:
-            state["bad_steps_in_a_row"] = 0  # another learning rate starts with a clean record
+            state["bad_steps_in_a_row"] = 0  # the new settings, such as a lower rate, get the full number of tries
             if self.trained_as["the data"]["data.mix"] != self.identity["the data"]["data.mix"]:
                 state["targets"] = [0] * num_sources  # the old counts belong to other sources
         changes += self.evaluations.load_state_dict(saved)
@@ -450,7 +451,7 @@ class Checkpointer:
         self.saver.save(self._manifest(state), **self.record.so_far())
 
     def update(self, state: dict) -> None:
-        """If this step is saved already, replace its saved state by one that has the evaluations since."""
+        """If this step has been saved, add the evaluations since then to its saved state."""
         if 0 < state["step"] == self.saved_step:
             self.saver.update_state(self._manifest(state), **self.record.so_far())
 

@@ -1,5 +1,4 @@
-"""The end of a run: which weights are exported, the files beside them with their SHA-256, and whether the export is done
-already.
+"""The export of a finished run: its weights, the files beside them with their SHA-256, and whether it exists already.
 
 scripts/export.py writes and checks the same files (training/checkpoint_export.py).
 """

@@ -23,8 +23,8 @@ SAVED = (
     "best_value",
     "best_loss",
     "best_step",
+    "without_gain",
 )
-SAVED += ("without_gain",)
 
 
 class Evaluations:

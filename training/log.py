@@ -284,7 +284,7 @@ def _parse(line: bytes) -> dict | None:
 
 
 def _is_kept(row: dict, start_step: int, evaluated: dict[str, int]) -> bool:
-    """Return whether a run that continues at `start_step` keeps this row, because it will not write it again."""
+    """Return whether a run that continues at `start_step` keeps this row. It drops the rows that it will write again."""
     if start_step == 0 or row["step"] != start_step:
         return row["step"] < start_step
     groups = {name.partition("/")[0] for name in row}

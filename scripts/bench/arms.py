@@ -159,7 +159,7 @@ class ArmRun:
 
 
 def read_run(run: Path, steps: int, ranks: int) -> ArmRun:
-    """Read the first `steps` steps of a run that goes on. The metrics.jsonl of all trainers has the same curves."""
+    """Read the first `steps` steps of a run that is still training. metrics.jsonl has the same curves for every trainer."""
     logged = metric_rows(run)
     rows = [row for row in logged if "train/loss" in row][:steps]
     totals = [0, *(row["train/tokens"] for row in rows)]

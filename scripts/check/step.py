@@ -1,9 +1,9 @@
-"""The child of a check that looks at data and model in one process, and computes the reference of step 1.
+"""Check data and model in a single process, and compute the reference of step 1, as a child of scripts/check.py.
 
     python scripts/check/step.py --out DIRECTORY --train TRAIN.py CONFIG [section.key=value ...]
 
-It is a process of its own, so that no memory of a device stays taken. It writes the lines of the report and the reference to
-DIRECTORY.
+It runs as a process of its own, which frees all device memory when it ends. It writes the lines of the report and the reference
+to DIRECTORY.
 """
 
 import sys

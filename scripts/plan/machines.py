@@ -178,7 +178,7 @@ def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | Non
 
 
 def this_machine(config: Config) -> tuple[Config, Cluster]:
-    """Return the config as this machine computes it, and a cluster of the ranks that torchrun has started here, or of one.
+    """Return the config as this machine computes it, and the cluster of torchrun's ranks, or of one rank without torchrun.
 
     The FLOP/s of a CPU, and of a GPU without a data sheet, are measured.
     """

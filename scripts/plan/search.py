@@ -4,8 +4,8 @@ Weights and moments in bf16 change the training; no other setting here does. So 
 
 1. The user's own setting, if it fits.
 2. Else the fastest setting that fits and stores at least as many bytes per parameter as the user's. Of settings within 1%
-   of the fastest, the setting with the least memory is taken. If none fits without `sharding.cpu_offload`, `sharding.context` is doubled, up to
-   three times.
+   of the fastest, the setting with the least memory is taken. If none fits without `sharding.cpu_offload`,
+   `sharding.context` is doubled, up to three times.
 3. Else the same with 14N, then 12N, 8N and 6N: precision is given up last.
 """
 

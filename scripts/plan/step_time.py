@@ -123,7 +123,7 @@ def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
     if experts_per_token := getattr(config, "num_experts_per_tok", None):
         intermediate = experts_per_token * getattr(config, "moe_intermediate_size", intermediate)
         intermediate += getattr(config, "shared_expert_intermediate_size", 0)
-    rotated = (heads + keys) * head_dim  # queries and keys; as many are the values and the result of attention
+    rotated = (heads + keys) * head_dim  # queries and keys; counted again for the values and the result of attention
     if is_compiled:
         return 8 * config.hidden_size + 4 * rotated + 3 * intermediate
     return (2 * 16 + 2 * 3) * config.hidden_size + 12 * rotated + 5 * intermediate

@@ -65,9 +65,8 @@ def run_trainings(
 ) -> None:
     """Run all trainings that are not done, in order, `parallel` at once, each on its share of the cores and GPUs.
 
-    `on_change` is called at the start and after each training. On Ctrl-C and
-    SIGTERM the running trainings save and end before this process does; a second signal ends them at once. Raise UserError if a
-    training fails, as soon as the others have ended.
+    `on_change` is called at the start and after each training. On Ctrl-C and SIGTERM the running trainings save and end before
+    this process does; a second signal ends them at once. If a training fails, raise UserError as soon as the others have ended.
     """
     running: dict[int, _Child] = {}  # by slot, which decides the share of the machine
     failures: list[UserError] = []

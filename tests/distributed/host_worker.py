@@ -1,4 +1,4 @@
-"""train.py for test_two_hosts.py: as on a real node, but with a single thread and a short measurement of the peak FLOP/s.
+"""Run train.py for test_two_hosts.py as on a real node, but with one thread and a short measurement of the peak FLOP/s.
 
 PLANT=FAULT torchrun --nnodes=2 --nproc_per_node=1 tests/distributed/host_worker.py CONFIG.py [section.key=value ...]
 

@@ -214,7 +214,7 @@ def test_kill_in_pruning_leaves_no_half_checkpoint(tmp_path, ranks, monkeypatch)
     saver = Saver(
         tmp_path, *weight_and_optimizer(0.0), ranks, append=lambda kind, **entry: removed.extend(*entry.values())
     )
-    saver.load(tmp_path / "step-000003")  # the last step may be saved already, so that no save follows
+    saver.load(tmp_path / "step-000003")  # load prunes too: after the last step no save follows
     assert names(tmp_path) == ["step-000003"] and removed == ["step-000000"]
 
 

@@ -84,7 +84,7 @@ EXPIRED = {"x_error_message": "Invalid credentials in Authorization header"}
         (lambda: answer(503), HubUnreachable, "503 Service Unavailable"),
         (lambda: answer(403, x_request_id=""), HubUnreachable, "403 Forbidden"),  # the answer of a proxy
         (lambda: ConnectionResetError(104, "Connection reset by peer"), HubUnreachable, "Connection reset by peer"),
-        # A bug or a full disk is not translated.
+        # Errors from a bug or a full disk are raised unchanged.
         (lambda: KeyError("sha"), KeyError, "sha"),
         (lambda: OSError(28, "No space left on device"), OSError, "No space left"),
     ],

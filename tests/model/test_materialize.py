@@ -80,7 +80,7 @@ def test_unread_parameters_are_nan(tmp_path, is_resumed) -> None:
 
 @pytest.mark.parametrize("is_resumed", [True, False])
 def test_adapters_in_frozen_layers_add_nothing(tmp_path, is_resumed, nan_in_new_memory) -> None:
-    """The recipe frozen_layers with LoRA: no checkpoint has these adapters."""
+    """The recipe frozen_layers with LoRA: no checkpoint contains the adapters of its frozen layers."""
     path = write_model(tmp_path / "model", tied=True)
     batch, base = collate((0, 1), documents([37, 20])), build_on_meta(read_model_config(path))
     load_weights(base, path, CPU)

@@ -72,7 +72,7 @@ def test_one_and_two_processes_give_the_same_metrics(files):
     done = run_ranks(2, EVALUATE, *model_and_data, *options, *compared)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("answer to example") == 1  # only rank 0 prints
-    # Every bar is a few lines in a file and ends at 100%, although answers end early.
+    # Written to a file, a progress bar takes few lines, and it ends at 100% although answers end early.
     bars = set(re.findall(r"([\w ]+) \(rank 0 of 2\): 100% after", done.stderr))
     assert bars == {"loss of the responses", "answers"} and done.stderr.count("% after") <= 4
     assert done.stdout.count("control tokens: 1 example has") == 1

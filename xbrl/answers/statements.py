@@ -20,7 +20,7 @@ _FIGURE = r"[-+\u2212]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-+\u2212]?\d+(?:\.\d+)?"
 _CURRENCY = r"(?:[A-Z]{3} |[€$£] ?)"
 _GROUPS = rf"{_CURRENCY}?(?P<number>{_FIGURE}) ?(?P<unit>(?:{_UNIT})(?![a-z]))?(?: [A-Z]{{3}}\b)?"
 QUANTITY = re.sub(r"\(\?P<\w+>", "(?:", _GROUPS)  # a pattern without groups
-BARE_QUANTITY = rf"(?:{_FIGURE})(?: ?(?:{_UNIT})(?![a-z]))?"  # without a currency, for `SRL` may end a name
+BARE_QUANTITY = rf"(?:{_FIGURE})(?: ?(?:{_UNIT})(?![a-z]))?"  # without a currency: a name before it may end in `SRL`
 # Not inside a word, a cell code, a date or a paragraph: `r0010`, `CET1`, `2026-03-31`, `92(1)`.
 _IN_TEXT = re.compile(rf"(?<![\w./(-]){_GROUPS}(?![\w(/]|[-.]\w)")
 

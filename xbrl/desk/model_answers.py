@@ -33,7 +33,10 @@ class Questions:
         self.context = getattr(config, "max_position_embeddings", None) or math.inf
 
     def question(self, case: Case) -> tuple[Reply, list[int]]:
-        """Return (the reply without its text, token ids of the prompt). If the case cannot be asked, the reply gives the reason and there are no ids."""
+        """Return (the reply without its text, token ids of the prompt).
+
+        If the case cannot be asked, the reply gives the reason and there are no ids.
+        """
         if problem := self.profile.why_not(case.report):
             return Reply(self.profile.name, problem=problem), []
         messages = self.profile.question(case.report, case.bank, load_cells(), case.earlier)

@@ -52,8 +52,8 @@ def passed_over(ignored: Sequence[Path]) -> str:
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return (report files and unpacked packages, files not named like reports) under a folder, each sorted.
 
-    Hidden entries and files that an operating system has added are skipped. A folder that is reached again over a link is
-    read once.
+    Hidden entries and files that an operating system has added are skipped. A folder that is reached again through a
+    link is read once.
     """
     reports: list[Path] = []
     ignored: list[Path] = []

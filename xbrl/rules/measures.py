@@ -89,7 +89,7 @@ DEADLINES = {
 # (subject, order) -> term of a resolution of the owners, in working days, for urgency 0, 1 and 2; 0: not demanded. A general
 # meeting is called at least 21 days ahead (Directive 2007/36/EC Art. 5(1)), after the board has decided on its proposal.
 OWNERS = {("capital", "pillar1"): (0, 60, 40), ("capital", "pillar2"): (0, 0, 60)}
-NEEDED = (  # keys of a legal basis beside its powers
+NEEDED = (  # keys that a legal basis must have besides its powers
     "requirements",
     "penalty law",
     "licence law",

@@ -145,7 +145,10 @@ def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
 
 
 def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str]) -> Figure:
-    """Recompute a missing ratio from figures of `tables`; if impossible, return it "not reported" with its two parts."""
+    """Recompute a missing ratio from figures of `tables`.
+
+    If that is impossible, return a figure "not reported" with the two parts from which the ratio would be computed.
+    """
     missing = Figure(cell, read_figure(figures, cell, key).row)
     if not can_recompute(cell, tables):
         return missing

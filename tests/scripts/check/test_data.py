@@ -1,4 +1,4 @@
-"""The line EOS passes sound data, and names an untrained end."""
+"""The check's line EOS passes sound data, and fails if the end of an answer is not trained."""
 
 import json
 from pathlib import Path
