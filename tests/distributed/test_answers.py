@@ -91,16 +91,8 @@ def test_answers_do_not_depend_on_ranks(folder, outputs):
         step: [row[name] for name in names] for step, row in two.items()
     }
     assert one[0]["validation/f1"] == 0 and max(row["validation/f1"] for row in one.values()) == 1
-    options = [
-        "--data",
-        folder / "validation.jsonl",
-        "--train",
-        folder / "train.jsonl",
-        "--limit",
-        3,
-        "--dtype",
-        "fp32",
-    ]
+    files = ["--data", folder / "validation.jsonl", "--train", folder / "train.jsonl"]
+    options = [*files, "--task", "xbrl.task", "--limit", 3, "--dtype", "fp32"]
     done = run_python(EVALUATE, folder / "runs" / "one" / "export", *options, "--json", folder / "evaluated.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "evaluated.json").read_text())

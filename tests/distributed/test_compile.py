@@ -50,8 +50,12 @@ def graphs(folder: Path, name: str) -> list[int]:
 
 @pytest.mark.parametrize("name, eager", [("shared", "eager"), ("lora", "eager-lora"), ("plain", "eager-plain")])
 def test_compiled_layers_give_the_same_update(runs, name, eager) -> None:
-    """With the Fisher of EWC, evaluations, ranks that share their tokens, and adapters."""
-    assert largest_difference(weights(runs / eager), weights(runs / name)) < 1e-6
+    """With the Fisher of EWC, evaluations, ranks that share their tokens, and adapters.
+
+    AdamW divides a gradient by its own size, so rounding grows where a gradient is near zero: 2.3e-6 was seen on a processor
+    with AVX512-BF16, below 1e-6 with AMX. A wrong gradient moves weights by the learning rate, 1e-3.
+    """
+    assert largest_difference(weights(runs / eager), weights(runs / name)) < 1e-5
     for key in ("train/loss", "train/grad_norm", *(("validation/loss",) if name == "shared" else ())):
         assert relative_difference(rows(runs / eager, key), rows(runs / name, key), key) < 1e-5
 
