@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from configs.config import Optimizer, as_dict
 from data.batches import StepBatch
 from data.sources import MAIN, Corpus, mean_losses
-from distributed.gradients import WINDOW, clip_gradients, gradient_norm, is_spike
+from distributed.gradients import NORM_HISTORY, clip_gradients, gradient_norm, is_spike
 from distributed.optimizer import adamw, check_optimizer
 from distributed.process_group import StopSignal, random_state, set_random_state
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
@@ -305,7 +305,7 @@ def train(run: TrainingRun) -> int:
         state["skipped_steps"] += skip
         state["bad_steps_in_a_row"] = 0 if is_finite else state["bad_steps_in_a_row"] + 1
         if is_finite:
-            state["norms"] = [*state["norms"], grad_norm][-WINDOW:]
+            state["norms"] = [*state["norms"], grad_norm][-NORM_HISTORY:]
         state["tokens"] += sum(batch.document_lengths)
         state["targets"] = [a + b for a, b in zip(state["targets"], batch.targets_by_source, strict=True)]
         collect_garbage(state["step"])

@@ -88,7 +88,7 @@ def reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
 
 
-def moved(new: str) -> int:
-    """Print the new path of the command that was started, and return the exit code 2."""
-    print(f"error: {sys.argv[0]} is now {new}; its options are the same", file=sys.stderr)
+def moved(new: str, note: str = "its options are the same") -> int:
+    """Print the new path of the command that was started and `note`, and return the exit code 2."""
+    print(f"error: {sys.argv[0]} is now {new}; {note}", file=sys.stderr)
     return 2

@@ -8,9 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal, get_type_hints
 
-Format = Literal[
-    "auto", "messages", "sharegpt", "alpaca", "completion", "text", "tokens"
-]  # the form of the examples in a file (docs/data.md)
+# The form of the examples in a file (docs/data.md).
+Format = Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text", "tokens"]
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,8 @@ def _matches(corpus: Corpus, data: Data, query: Query) -> Iterator[Match]:
         rows = np.concatenate([shard.rows("documents") for shard in source.store.shards])
         keys = (rows["file"].astype(np.int64) << 40 | rows["example"].astype(np.int64))[source.examples]
         order = np.argsort(keys, kind="stable")  # items, sorted by their example
-        for placed in read_placed(
-            expand(paths), Noticed(replace(reading, all_columns=True))
-        ):  # any column may be an id
+        # Any column may be an id, so all are read.
+        for placed in read_placed(expand(paths), Noticed(replace(reading, all_columns=True))):
             digest = content_hash(placed.example).hex()
             if names := query.names_of(placed.example, digest):
                 key = placed.file << 40 | placed.number

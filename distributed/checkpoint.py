@@ -279,7 +279,11 @@ class Saver:
             problem = f"step {step} is not saved: the copies of the model differ in {len(unlike)} tensors, the first is {unlike[0]}"
             raise UserError(f"{problem}; train.py must change all copies alike, such as by random numbers of one seed")
         # Rank 0 writes these for all ranks.
-        of_rank_0 = {"what is saved": values, "the state of the loop": state, "what is registered": _copies(tensors)}
+        of_rank_0 = {
+            "what is saved": values,
+            "the state of the loop": state,
+            "what is registered": _registered_checksums(tensors),
+        }
         check_agreement(of_rank_0, self.ranks)
         check_free_space(self.directory, stored_bytes(tensors), self.ranks, f"the checkpoint of step {step}")
         read_on_first(lambda: start_directory(self.directory / checkpoint_name(step)), self.ranks)
@@ -474,7 +478,7 @@ def differing_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
     return [name for name, difference in zip(parameters, spread.tolist(), strict=True) if difference]
 
 
-def _copies(tensors: Tensors) -> dict[str, str]:
+def _registered_checksums(tensors: Tensors) -> dict[str, str]:
     """Return a checksum of each registered tensor that every rank holds whole, by which the ranks compare them."""
     whole = {k: v for k, v in tensors.items() if k.startswith("registered.") and not isinstance(v, DTensor)}
     return {

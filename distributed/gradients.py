@@ -8,7 +8,7 @@ from torch import nn
 
 from distributed.sharding import local, sum_over_shards
 
-WINDOW = 128  # gradient norms in the history to which a norm is compared
+NORM_HISTORY = 128  # gradient norms in the history to which a norm is compared
 MIN_HISTORY = 64  # norms before the first spike can be detected
 NORM_ELEMENTS = 2**20  # elements per partial norm, which is exact to 1e-5
 
@@ -39,12 +39,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: fl
 
 
 def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> bool:
-    """Return whether `grad_norm` is more than `limit` standard deviations above the mean of the last `WINDOW` finite norms.
+    """Return whether `grad_norm` is more than `limit` standard deviations above the mean of the last `NORM_HISTORY` finite norms.
 
     `limit` is optimizer.skip_spikes; None disables the check. `norms` must also have the norms of skipped steps, so that the mean
     follows a lasting change (as in OLMo-core's SkipStepOptimizer, https://github.com/allenai/OLMo-core).
     """
-    history = norms[-WINDOW:]
+    history = norms[-NORM_HISTORY:]
     if limit is None or len(history) < MIN_HISTORY:
         return False
     return grad_norm > statistics.fmean(history) + limit * statistics.pstdev(history)

@@ -26,9 +26,8 @@ from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
-WINDOW = (
-    5.0  # seconds; once a collective has failed or timed out, a rank without a heartbeat for so long counts as lost
-)
+# Seconds. Once a collective has failed or timed out, a rank without a heartbeat for this long counts as lost.
+SILENCE = 5.0
 RESTART = "start the same command again to continue from the last checkpoint"
 # Messages of gloo and NCCL for a failure of another rank or of the network. A collective that this rank uses wrongly raises
 # another message, and keeps its traceback.
@@ -86,8 +85,9 @@ class Heartbeat:
     def __init__(self, store: dist.Store, rank: int, world_size: int, watch: Watch, timeout_seconds: float) -> None:
         self.rank, self.world_size, self.watch, self.host = rank, world_size, watch, socket.gethostname()
         self.timeout = timeout_seconds
-        self.window = min(WINDOW, timeout_seconds / 4)
-        self.store, self.questions = store.clone(), store.clone()  # a connection serves one thread at a time
+        self.window = min(SILENCE, timeout_seconds / 4)
+        # A connection serves one thread at a time: `_write` has one, and the readers of the heartbeats have another.
+        self.store, self.reading_store = store.clone(), store.clone()
         self.count = 0
         self.leaving = False  # set at the end of the run: from here on, the store may close
         self.closed = threading.Event()
@@ -152,11 +152,11 @@ class Heartbeat:
 
     def claim_line_of_node(self) -> bool:
         """Return True for the first rank of this host that asks: it prints the error. True also if the store does not answer."""
-        return within(self.window, lambda: self.questions.add(f"said/{self.host}", 1)) in (1, None)
+        return within(self.window, lambda: self.reading_store.add(f"said/{self.host}", 1)) in (1, None)
 
     def _beats(self) -> list[Beat] | None:
         """Return the last heartbeat of every rank, or None if the store does not answer."""
-        keys, store = [f"beat/{rank}" for rank in range(self.world_size)], self.questions
+        keys, store = [f"beat/{rank}" for rank in range(self.world_size)], self.reading_store
 
         def read() -> list[Beat]:
             # Usually a single request: hundreds of ranks read at the same time, and one thread of the store answers them all.

@@ -13,8 +13,8 @@ LENGTH_MARGIN = 1.25  # over the longest answer of the training split
 UNREADABLE = "(unreadable)"  # the predicted label of an answer that has an unreadable line, or is unreadable as a whole
 
 Item = TypeVar("Item")  # an example, or a pair of its file and line with it
-# (examples, answers, name of the file, training examples, name of their file) -> scores
-ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
+# (answers, examples, name of the file, training examples, name of their file) -> scores
+ScoreAnswers = Callable[[list[str], list[dict], str, list[dict] | None, str], dict]
 
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:

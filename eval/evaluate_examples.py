@@ -199,7 +199,7 @@ def evaluate_examples(
 ) -> dict:
     """Return the result in the form of its JSON, without `seconds`. A collective: every rank gets the whole result.
 
-    `score_answers` gets (asked examples, answers, --data, training examples or None, --train), as `eval.task.Score` says.
+    `score_answers` gets (answers, asked examples, --data, training examples or None, --train), as `eval.task.Score` says.
     """
     limit, tokenizer = inputs.header["max_new_tokens"], inputs.tokenizer
     dtype = agreed_dtype(options.dtype, ranks)
@@ -238,5 +238,5 @@ def evaluate_examples(
     }
     if inputs.asked:
         texts = [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
-        result |= score_answers(inputs.asked, texts, str(options.data), inputs.training, str(options.train))
+        result |= score_answers(texts, inputs.asked, str(options.data), inputs.training, str(options.train))
     return result

@@ -120,8 +120,8 @@ def terms_of(result: dict) -> dict[str, Terms]:
     """Return the terms of the metrics that a result has per example.
 
     These are `own/NAME` (the scores of the user's metric), `exact_match`, `rouge_l` and `loss`. Answers with the labels `true`
-    and `predicted` have `f1`, `exact` and `pairs`. A field [right, true, claimed] of the answers gives an F1 with its name:
-    `facts` gives `fact_f1`.
+    and `predicted` have `f1`, `exact` and `pairs`. They may count further items: a field of three integers, [right, true,
+    claimed], gives an F1 under its name without a final s, such as `field_f1` for `fields`.
     """
     answers, losses = result.get("answers") or (), result.get("losses") or ()
     clusters = clusters_of(answers)

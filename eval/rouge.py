@@ -33,7 +33,7 @@ def _common_subsequence(reference: Sequence[str], prediction: Sequence[str]) -> 
     return len(reference) - row.bit_count()
 
 
-def score_whole_answers(examples: Sequence[dict], texts: Sequence[str]) -> dict:
+def score_whole_answers(texts: Sequence[str], examples: Sequence[dict]) -> dict:
     """Score `texts` against the last message of each example: exact match except for white space, and ROUGE-L.
 
     Return `exact_match` (`n`, mean `share`), `rouge_l` (`of` "answer", `n`, mean `f`, no `baselines`) and `answers` (`id`,

@@ -15,7 +15,7 @@ from eval.asked_examples import ScoreAnswers, choose_examples, has_answer
 from eval.results import read_result
 
 
-def write_answers(path: Path, examples: list[dict], texts: list[str]) -> None:
+def write_answers(path: Path, texts: list[str], examples: list[dict]) -> None:
     """Write the answers to the examples. An example without an id gets its place in the list, from 1, as id."""
     pairs = enumerate(zip(examples, texts, strict=True))
     write_json_lines(path, [{"id": _name(example, i), "answer": text} for i, (example, text) in pairs])
@@ -64,7 +64,7 @@ def score_stored(
     if unknown := sorted(set(answer_by_id) - set(names)):
         raise UserError(f"{answers}: {_listed(unknown)} is no example of {data} that is scored; remove the answer")
     texts = [answer_by_id[name] for name in names]
-    return header | score_answers(asked, texts, str(data), training, str(train)), earlier
+    return header | score_answers(texts, asked, str(data), training, str(train)), earlier
 
 
 def read_answers(path: Path) -> dict[str, str]:

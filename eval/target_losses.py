@@ -60,13 +60,14 @@ def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], Seque
     width = ids.shape[1]
     # Answers are at the right end, so logits are needed only from the column of the batch's first target on.
     first = min(width - len(w) + next(i for i in range(1, len(w)) if w[i]) for _, w in sequences)
-    logits = model(
+    output = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
         use_cache=False,
         logits_to_keep=width - first + 1,
-    ).logits[:, :-1]  # column c is predicted in column c - 1
+    )
+    logits = output.logits[:, :-1]  # column c is predicted in column c - 1
     losses = []
     for row, (tokens, weights) in enumerate(sequences):
         targets = [i for i in range(1, len(tokens)) if weights[i]]

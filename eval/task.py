@@ -19,25 +19,40 @@ from eval.rouge import score_whole_answers
 
 # (examples, their file): raises UserError for the first field that is missing or malformed; the result is ignored.
 Check = Callable[[Sequence[dict], str], object]
-# (examples, answers, file of the examples, training examples or None, their file, **options) -> a result: `answers` (one
-# dictionary per example, with `id` and `answer`), and what `figures` and `more_lines` read
+# (answers, examples, file of the examples, training examples or None, their file, **options) -> a result. It has the key
+# `answers`, whose rows `Task` describes, and the keys that `figures` and `more_lines` read.
 Score = Callable[..., dict]
 # (examples, training examples or None, file of the examples, **options) -> name -> result with the key `answers`
 Baselines = Callable[..., dict[str, dict]]
 
 
 def _score_chats(
-    examples: Sequence[dict], texts: Sequence[str], where: str, training: Sequence[dict] | None, train_where: str
+    texts: Sequence[str], examples: Sequence[dict], where: str, training: Sequence[dict] | None, train_where: str
 ) -> dict:
-    return score_whole_answers(examples, texts)
+    return score_whole_answers(texts, examples)
 
 
 @dataclass(frozen=True)
 class Task:
-    """The functions and words of a task. The defaults suit any chat.
+    """The functions and words of a task. The defaults suit any chat. docs/runs.md has an example.
 
-    `score` may give each answer of the result the lists `true` and `predicted` of labels, a `cluster` and a `pair`. Then
-    `eval.intervals` computes F1, exact answers and pairs, and draws whole clusters.
+    The rows `answers` in the result of `score` stand in the order of the examples. Each row is a dictionary that JSON can hold,
+    with `id` (or None) and `answer`, the text. The other keys are optional. Except for `pair`, a metric is left out unless every
+    row has its keys:
+
+    - `reference`: a text that --show prints below the answer.
+    - `true`, `predicted`: lists of labels. They give micro-averaged `f1` and the fraction `exact` of rows whose two sets are
+      equal. `predicted` is None if the whole answer cannot be read, which is never exact. In a row with `unreadable` true, F1
+      counts one more wrong label.
+    - [right, true, claimed] under any other name: three integers that count items of the answer. Beside `true` and `predicted`
+      they give F1 = 2 right / (true + claimed), summed over the rows. `fields` gives the metric `field_f1`.
+    - `pair`: two rows with the same value are a minimal pair. `pairs` is the fraction of pairs with both rows exact.
+    - `exact` (a boolean) and `rouge_l` (a number): their means are `exact_match` and `rouge_l`.
+    - `cluster`: a name that alike rows share, such as their customer. Intervals draw whole clusters. A row without it, or with
+      None, is a cluster of its own.
+
+    `eval.intervals.terms_of` computes these metrics, scripts/compare.py shows all of them, and the other scripts show the figures
+    of `figures`. There, `Figure.metric` names the metric whose interval stands beside a figure.
     """
 
     check: Check = lambda examples, where: None

@@ -63,9 +63,8 @@ def main() -> int:
     check_model_directory(arguments.model, "--model")
     if arguments.json:
         check_can_write(arguments.json, "--json")
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that the context of the current run kills its processes
+    # On SIGTERM the context of the current run must still kill its processes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     model, work = str(Path(arguments.model).resolve()), arguments.work.resolve()
     report, passed = run_all(Benchmark(model, work, arms, settings, arguments.rounds, arguments.steps))
     if arguments.json:

@@ -87,13 +87,13 @@ def main() -> int:
     reading = read_as(options.format, options.fields)
     task_options = read_on_first(lambda: task.read_options(arguments, reading), ranks)
 
-    def score(examples: list[dict], texts: list[str], *files: list[dict] | str | None) -> dict:
+    def score(texts: list[str], examples: list[dict], *files: list[dict] | str | None) -> dict:
         """Return the scores on every rank, or raise their error on every rank. Rank 0 alone fits the task's baselines."""
 
         def scores() -> dict:
             if options.answers:  # first, because a function of the user may fail
-                write_answers(options.answers, examples, texts)
-            return task.score(examples, texts, *files, **task_options) | user_metric(texts, examples)
+                write_answers(options.answers, texts, examples)
+            return task.score(texts, examples, *files, **task_options) | user_metric(texts, examples)
 
         return read_on_first(scores, ranks)
 

@@ -55,8 +55,8 @@ def main() -> int:
     task_options = task.read_options(arguments, reading)
     user_metric = metric_figures(arguments.metric)
 
-    def score(examples: list[dict], texts: list[str], *files: list[dict] | str | None) -> dict:
-        return task.score(examples, texts, *files, **task_options) | user_metric(texts, examples)
+    def score(texts: list[str], examples: list[dict], *files: list[dict] | str | None) -> dict:
+        return task.score(texts, examples, *files, **task_options) | user_metric(texts, examples)
 
     options = arguments.train, arguments.limit, arguments.before, reading
     result, before = score_stored(arguments.data, arguments.answers, score, *options)

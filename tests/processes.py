@@ -60,9 +60,8 @@ TIMEOUT = 400  # seconds; far more than a run takes. Ranks that wait for each ot
 GRACE = 15  # seconds in which the other ranks may end after a rank has failed
 
 
-Meanwhile = Callable[
-    [int, Callable[[], bool]], None
-]  # called with the pid of a process and a function that says whether it still runs
+# Called with the pid of a process and a function that tells whether it still runs.
+Meanwhile = Callable[[int, Callable[[], bool]], None]
 
 
 def run_python(

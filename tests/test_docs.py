@@ -14,6 +14,8 @@ import pytest
 from common.errors import UserError
 from configs.config import Config
 from configs.load import load_config
+from eval.metric import load_metric
+from eval.task import full_report, load_task
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from xbrl.answers.answer_reader import parse_answer
@@ -25,7 +27,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.
 # Their docstrings, which --help prints, have commands too.
 HELP = [path for folder in ("configs", "scripts", "xbrl/scripts") for path in sorted((ROOT / folder).glob("*.py"))]
 # Paths of this repository in a text. `runs/` and `artifacts/` are made by a user.
-ROOMS = "bench|common|configs|data|distributed|docs|eval|model|scripts|tests|training|xbrl"
+ROOMS = "common|configs|data|distributed|docs|eval|model|scripts|tests|training|xbrl"
 FILE = re.compile(rf"(?<![\w/.-])(?:(?:{ROOMS})/[\w/.-]+\.(?:py|sh|md|png|jsonl?|csv)|train\.py)(?![\w/])")
 PLACEHOLDER = re.compile(r"NAME|CONFIG|MODEL|FILE")
 MODULE = re.compile(rf"python -m ((?:{ROOMS})(?:\.\w+)+)")
@@ -47,10 +49,10 @@ class Parsed(BaseException):
 
 def stopping(parse):
     def parsed(self, args=None, namespace=None):
-        found = parse(self, args, namespace)
+        namespace = parse(self, args, namespace)
         if args is None:  # the command of a script with several commands is given as `args`
             raise Parsed
-        return found
+        return namespace
     return parsed
 
 for name in ("parse_args", "parse_intermixed_args"):
@@ -60,15 +62,15 @@ for line in lines:
     script, *words = shlex.split(line)
     sys.path[0] = os.path.join(root, "scripts")
     sys.argv = [os.path.join(root, script), *words]
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             runpy.run_path(sys.argv[0], run_name="__main__")
         print(f"{line}: nothing was parsed")
     except Parsed:
         pass
     except SystemExit:
-        print(f"{line}: {said.getvalue()}")
+        print(f"{line}: {errors.getvalue()}")
 """
 
 
@@ -139,7 +141,7 @@ def test_readme_and_pages_stay_short() -> None:
 
 
 @pytest.mark.parametrize("page", names([ROOT / "README.md", *USER_PAGES]))
-def test_a_page_with_figures_of_the_base_says_which_weights_it_has(page) -> None:
+def test_page_with_base_figures_names_base_weights(page) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "4-bit" in text or not re.search("SmolLM2-|SmolLM2's|runs/quickstart", text)
 
@@ -179,8 +181,8 @@ def test_what_the_table_of_the_log_names_exists() -> None:
 
 @pytest.mark.parametrize("page", names(PAGES))
 def test_keys_that_are_named_exist(page) -> None:
-    found = KEY.findall((ROOT / page).read_text(encoding="utf-8"))
-    assert not {f"{section}.{key}" for section, key in found if key not in SECTIONS[section]}
+    keys = KEY.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert not {f"{section}.{key}" for section, key in keys if key not in SECTIONS[section]}
 
 
 @pytest.mark.parametrize("page", names([*PAGES, *HELP, ROOT / "train.py"]))
@@ -198,15 +200,15 @@ def test_settings_of_commands_are_read_with_their_config(page) -> None:
 
 @pytest.mark.slow
 def test_scripts_take_the_options_of_commands(tmp_path) -> None:
-    found = sorted({shlex.join(words) for page in [*PAGES, LOG, *HELP] for words in script_commands(page)})
-    assert len(found) > 50
+    lines = sorted({shlex.join(words) for page in [*PAGES, LOG, *HELP] for words in script_commands(page)})
+    assert len(lines) > 50
     (tmp_path / "driver.py").write_text(DRIVER)
-    done = run_python(tmp_path / "driver.py", ROOT, *found, cwd=tmp_path)
+    done = run_python(tmp_path / "driver.py", ROOT, *lines, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not done.stdout, done.stdout
 
 
-def test_no_export_of_a_page_is_refused_because_the_one_above_it_is_there() -> None:
+def test_exports_of_a_page_have_different_directories() -> None:
     for page in PAGES:
         exports = [words for words in script_commands(page) if words[0] == "scripts/export.py" and "--out" in words]
         folders = [words[words.index("--out") + 1] for words in exports]
@@ -233,6 +235,23 @@ def test_the_commands_for_own_data_train(tmp_path) -> None:
     done = run_python(ROOT / script, command, ROOT / config, *overrides, model, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "⟦" in done.stdout
+
+
+def test_task_of_the_page_scores_answers(tmp_path, monkeypatch) -> None:
+    page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    shown = re.search(r"^    # triage.py:.*\n(?:(?:    .*)?\n)+", page, re.MULTILINE)
+    assert shown
+    (tmp_path / "triage.py").write_text(textwrap.dedent(shown[0]), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    task, answers = load_task("triage"), ["billing urgent", "urgent"]
+    examples = [
+        {"customer": name, "messages": [{"role": "assistant", "content": "billing"}]} for name in ("first", "second")
+    ]
+    result = {"model": "m", "data": "d", "n_examples": 2, "n_in_file": 2, "seconds": 1.0}
+    result |= task.score(answers, examples, "d", None, "")
+    text = full_report(task, result, None, 1)
+    assert re.search(r"^F1 +0\.400 +0\.000 to 0\.667$", text, re.MULTILINE), text
+    assert "(true: billing)" in text and load_metric("triage")(answers, examples) == {"f1": 0.4}
 
 
 def read_figures(name: str) -> dict:
@@ -295,7 +314,7 @@ def test_kept_figures_are_small() -> None:
     assert sum(path.stat().st_size for path in (ROOT / "docs").rglob("*") if path.is_file()) < 2_000_000
 
 
-def test_the_answer_that_a_page_shows_is_read_as_written() -> None:
+def test_answer_shown_on_page_is_parsed() -> None:
     page = (ROOT / "docs" / "xbrl.md").read_text(encoding="utf-8")
     shown = re.search(r"^    Checks:\n(?:    .*\n)+", page, re.MULTILINE)
     assert shown
@@ -304,7 +323,7 @@ def test_the_answer_that_a_page_shows_is_read_as_written() -> None:
     assert answer.rule_ids == ("OCR_CET1", "PLEDGED_COUNTED", "LCR_PLEDGED")
 
 
-def test_what_the_code_says_of_the_pages_is_true() -> None:
+def test_pages_named_in_code_exist() -> None:
     gone = []
     for path in [*ROOT.glob("*.py"), *(f for room in ROOMS.split("|") for f in (ROOT / room).rglob("*.py"))]:
         for name in re.findall(r"(?<![\w/.])docs/[\w-]+\.md", path.read_text(encoding="utf-8")):

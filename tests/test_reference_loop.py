@@ -43,9 +43,8 @@ def reference(model_directory: Path, data: Path) -> tuple[list[tuple[float, floa
         ids = tokenizer.apply_chat_template(messages, return_dict=False)
         weights = torch.zeros(len(ids))
         for i, message in enumerate(messages):
-            if (
-                message["role"] == "assistant"
-            ):  # from behind the generation prompt to <|im_end|>, which a newline follows
+            # Trained from behind the generation prompt to <|im_end|>, which a newline follows.
+            if message["role"] == "assistant":
                 prompt = tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, return_dict=False)
                 answered = tokenizer.apply_chat_template(messages[: i + 1], return_dict=False)
                 weights[len(prompt) : len(answered) - 1] = example.get("weight", 1.0)

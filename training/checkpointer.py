@@ -230,9 +230,8 @@ class RunRecord(Record):
             for path in complete_checkpoints(folder):
                 if step_of(path) < step:  # it may be exported as the best one, or by a budget
                     self.named(step_of(path), sha256(path / MANIFEST), history)
-            newest = [
-                entry for entry in entries if entry.kind in ("start", "checkpoint", "stop") and entry.step == step
-            ][-1]
+            with_rows = [entry for entry in entries if entry.kind in ("start", "checkpoint", "stop")]
+            newest = [entry for entry in with_rows if entry.step == step][-1]
             content = (self.directory / METRICS).read_bytes() if (self.directory / METRICS).is_file() else b""
             hashed, rows = newest.content["metrics"], kept()
             later = content[hashed["bytes"] :].splitlines()

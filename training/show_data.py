@@ -109,9 +109,8 @@ def find(data: Data, source: str, index: int) -> tuple[int, str, dict]:
 def choose(data: Data, source: str, number: int, rng: Random) -> list[tuple[int, str, dict]]:
     """Choose `number` examples at random, and return them as `find` does, in file order; all examples if there are fewer."""
     chosen: list[tuple[int, str, dict]] = []
-    for index, (where, example) in enumerate(
-        examples_of(data, source)
-    ):  # reservoir sampling: every set is equally probable
+    # Reservoir sampling: every set of examples is equally probable.
+    for index, (where, example) in enumerate(examples_of(data, source)):
         place = index if index < number else rng.randrange(index + 1)
         if place < number:
             chosen[place : place + 1] = [(index, where, example)]

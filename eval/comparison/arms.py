@@ -12,12 +12,8 @@ from typing import Any
 
 from common.errors import UserError
 
-RUN_FILES = (
-    "record.jsonl",
-    "metrics.jsonl",
-    "checkpoints",
-    "export/export.json",
-)  # a directory with one of them is a run
+# A directory with one of these is a run.
+RUN_FILES = ("record.jsonl", "metrics.jsonl", "checkpoints", "export/export.json")
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,7 @@ class _Run:
             moved * (2 + self.repeated),
         )
         products, attention, memory = (count * (a + b) for a, b in zip(forward, backward, strict=True))
-        memory += self._copies(count)
+        memory += self._cast_and_copy_seconds(count)
         compute = products + attention + memory
         communication = self._communication(count, sum(forward), sum(backward))
         # Python runs ahead of computation and communication, so only the time beyond both counts.
@@ -297,7 +297,7 @@ class _Run:
         kernel = min(self.device.attention * self.assumptions.attention, self.device.sustained)
         return flops / 3 * (1 + BLOCK / length) / (peak * kernel)
 
-    def _copies(self, count: int) -> float:
+    def _cast_and_copy_seconds(self, count: int) -> float:
         """Return the seconds of FSDP's casts and copies in a step of `count` micro-batches.
 
         A gather casts this rank's shard to the compute dtype and copies the gathered tensors out of a buffer. A gradient is

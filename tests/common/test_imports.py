@@ -25,8 +25,15 @@ ALLOWED = {
     "tests": CORE | {"scripts", "tests", "xbrl"},
 }
 # Words of the case, which only its own files may have. Paths of its commands and configs count, too: `configs/xbrl.py`.
-CASE = re.compile(r"xbrl|\bbanks?\b|supervisor|regulator\b|\brule ids?\b", re.IGNORECASE)
-OF_THE_CASE = re.compile(r"xbrl/|configs/(xbrl\w*|quickstart)\.py|scripts/quickstart\.sh")
+CASE = re.compile(
+    r"xbrl|\bbanks?\b|supervisor|regulator\b|\brule ids?\b|own funds|competent authority|tier 1|liquidity coverage"
+    r"|\bCOREP\b|\bCRR\b|fact_f1",
+    re.IGNORECASE,
+)
+# The last four are stubs that name the new path of a moved command.
+OF_THE_CASE = re.compile(
+    r"xbrl/.*|configs/(xbrl\w*|quickstart)\.py|scripts/quickstart\.sh|scripts/(analyze|make_reports|read_report|regulator)\.py"
+)
 
 IMPORT = re.compile(r"^ *(?:from (\S+) import |import (\w[\w., ]*))", re.MULTILINE)
 
@@ -63,12 +70,9 @@ def test_modules_import_what_their_directory_may(directory) -> None:
 def test_core_and_scripts_do_not_name_the_case(directory) -> None:
     wrong = []
     for path in modules(directory):
-        text = path.read_text(encoding="utf-8")
-        if (
-            OF_THE_CASE.match(str(path.relative_to(ROOT))) or "import moved" in text
-        ):  # a moved command names its new path
+        if OF_THE_CASE.fullmatch(str(path.relative_to(ROOT))):
             continue
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if CASE.search(line):
                 wrong.append(f"{path.relative_to(ROOT)}, line {number}: {line.strip()[:100]}")
     assert not wrong, "\n".join(wrong)

@@ -41,11 +41,8 @@ def test_copies_and_all_parts_are_found(source) -> None:
     (cut,) = find_examples(corpus, data, query_by_name("text-3"))
     assert len(cut.items) > 1 and cut.items == tuple(range(7, len(corpus)))
     assert {match.items for match in find_examples(corpus, data, query_by_name("on the town of"))} == {cut.items}
-    assert [match.items[0] for match in find_examples(corpus, data, query_by_name("The house"))] == [
-        4,
-        5,
-        6,
-    ]  # 6 as a copy of 4
+    # 6 is a copy of 4.
+    assert [match.items[0] for match in find_examples(corpus, data, query_by_name("The house"))] == [4, 5, 6]
     assert (
         len(find_examples(corpus, data, query_by_name("X"))) == 4
         and find_examples(corpus, data, query_by_name("nobody")) == []

@@ -192,9 +192,8 @@ class Judge:
             if "rebuilt" not in outcome.notes:
                 raise Wrong(f"message {i} is rendered otherwise, and no note says so: {text!r}")
             return
-        if (
-            self.spaces
-        ):  # decoded parts of a text may lose a space: compare ids, unless a token reaches over the boundary
+        # Decoded parts of a text may lose a space. Then compare ids, unless a token reaches over the boundary.
+        if self.spaces:
             ids = self.ids(messages[: i + 1])
             answer = answer[:-1] if self.tokenizer.eos_token not in whole else answer  # its end may join a line end
             is_same = ids[: len(before)] == before and not text[:1].isspace()  # a token before it may take the space

@@ -81,9 +81,8 @@ def test_with_more_steps_the_base_predicts_again(folder, runs) -> None:
     """The base's rows equal the rows of a run that computed all of them at its start, although training has begun."""
     output = (folder / "two.out").read_text()
     assert output.count("the base predicts the targets of 2 documents of base") == 1
-    assert (
-        output.count("the base predicts the targets of 8 documents of base") == 3
-    )  # r2, stopped, short with all steps
+    # r2, stopped, and short with all steps.
+    assert output.count("the base predicts the targets of 8 documents of base") == 3
     log_probabilities = {}
     for name in ("short", "r2"):
         table = np.fromfile(runs / name / "anchor" / "rows", ROW)

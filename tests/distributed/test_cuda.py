@@ -71,9 +71,8 @@ def test_bf16_and_compiled_losses_match_fp32(on_one_gpu) -> None:
 
 
 def test_a_step_waits_for_the_device_once(on_one_gpu) -> None:
-    assert (
-        largest_difference(weights(on_one_gpu / "bf16"), weights(on_one_gpu / "no-wait")) < 1e-3
-    )  # another wait would have been an error
+    # Another wait would have been an error.
+    assert largest_difference(weights(on_one_gpu / "bf16"), weights(on_one_gpu / "no-wait")) < 1e-3
 
 
 def test_resume_is_bitwise_with_run_deterministic(folder, on_one_gpu) -> None:

@@ -51,9 +51,8 @@ def runs(folder) -> Path:
             run("model-2", 2, *balanced),
             run("ewc-2", 2, *ewc),
             run("lora", 2, "lora.rank=2", "data.validation="),
-            run(
-                "model-stopped", 2, *balanced, plant="signal_at_micro_batch:2"
-            ),  # one forward of validation, one of a step
+            # The first forward is of the validation, the second of a step.
+            run("model-stopped", 2, *balanced, plant="signal_at_micro_batch:2"),
         ],
         4: [
             run("gpt_oss-4", 1, *FAMILIES["gpt_oss"], family="gpt_oss"),

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from distributed.gradients import MIN_HISTORY, WINDOW, is_spike
+from distributed.gradients import MIN_HISTORY, NORM_HISTORY, is_spike
 
 
 def judge(norms: list[float], limit: float | None) -> list[int]:
@@ -13,7 +13,7 @@ def judge(norms: list[float], limit: float | None) -> list[int]:
     for step, norm in enumerate(norms):
         if not math.isfinite(norm) or is_spike(history, norm, limit):
             skipped.append(step)
-        history = [*history, norm][-WINDOW:] if math.isfinite(norm) else history
+        history = [*history, norm][-NORM_HISTORY:] if math.isfinite(norm) else history
     return skipped
 
 
@@ -37,7 +37,7 @@ def test_a_lasting_change_of_the_norm_is_followed() -> None:
 
 
 def test_the_limit_is_a_number_of_standard_deviations() -> None:
-    history = norms(WINDOW)
+    history = norms(NORM_HISTORY)
     mean, deviation = np.mean(history), np.std(history)
     assert [is_spike(history, mean + times * deviation, 3.0) for times in (2.99, 3.01)] == [False, True]
     assert not is_spike([50.0, *history], mean + 2.99 * deviation, 3.0) and is_spike([50.0, *history], 2.5, 3.0)

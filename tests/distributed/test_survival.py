@@ -67,7 +67,7 @@ def runs(folder) -> dict:
     runs = folder / "runs"
     damaged = runs / "damaged"
     first = [
-        run_of(folder, "straight", FISHER, plant="count_files_and_threads"),
+        run_of(folder, "straight", FISHER, plant="count_files_and_threads and note_unflushed_rows"),
         run_of(folder, "plain", *PLAIN),
         run_of(folder, "damaged", *PLAIN, "run.save_every=1", "run.stop_at=2"),
         run_of(folder, "stopped-in-a-save", FISHER, *BACKGROUND, plant="signal_in_background"),
@@ -115,6 +115,12 @@ def test_signal_in_background_save_changes_nothing(folder, runs) -> None:
 def test_saves_leave_no_thread_and_no_open_file(folder, runs) -> None:
     counts = json.loads((folder / "straight.counts.json").read_text())
     assert len(counts) >= STEPS // 2 and len({tuple(count) for count in counts[1:]}) == 1, counts
+
+
+def test_save_flushes_all_rows_first(folder, runs) -> None:
+    """The record makes metrics.jsonl durable; `log.sync` in train.py flushes TensorBoard, too."""
+    counts = json.loads((folder / "straight.unflushed.json").read_text())
+    assert len(counts) >= STEPS // 2 and not any(counts), counts
 
 
 def test_previous_after_damage_ends_with_same_weights(folder, runs) -> None:

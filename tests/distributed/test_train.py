@@ -103,9 +103,8 @@ def two(folder) -> Path:
         run_of(folder, "r2-division", NONE, "run.stop_at=1", plant="fsdp_division_on"),
         run_of(folder, "r2-long", *long(folder), "run.profile=2:1", plant="slow_rank:1"),
         run_of(folder, "stopped-2", *long(folder), plant=stop),
-        run_of(
-            folder, "stopped-validating", *SHORT, validated(folder), plant="signal_at_micro_batch:7"
-        ),  # in the last validation
+        # In the last validation.
+        run_of(folder, "stopped-validating", *SHORT, validated(folder), plant="signal_at_micro_batch:7"),
         # In the second save: step 2.
         run_of(folder, "r2-full-disk", "run.save_every=1", plant="disk_full:2", expect=2),
         run_of(folder, "r2-half-bf16", BF16[0], "run.stop_at=1", plant="native_bf16:0"),
@@ -356,11 +355,8 @@ def test_number_of_collectives_per_step(folder, two, four) -> None:
         counts["all_gather"] -= {"r2": 2 * (LAYERS + 1) + 2, "r2-grad-op": units}.get(name, 0)
         per_step[name] = {kind: count / STEPS for kind, count in counts.items()}
     assert per_step["r2-grad-op"] == {"all_gather": units, "reduce_scatter": 2 * units, "all_reduce": 0}
-    assert per_step["r2-none"] == {
-        "all_gather": 0,
-        "reduce_scatter": 0,
-        "all_reduce": units,
-    }  # in the last backward alone
+    # Only the last backward reduces.
+    assert per_step["r2-none"] == {"all_gather": 0, "reduce_scatter": 0, "all_reduce": units}
     hybrid = json.loads((folder / "r4-hybrid.collectives.json").read_text())
     assert (hybrid["all_reduce"], hybrid["reduce_scatter"]) == (2 * units, (2 + 1) * units)
     # FSDP gathers in forward and again in backward, except for root and head, with which backward begins, and the embedding,

@@ -245,7 +245,7 @@ def test_nohup_ignores_a_closed_terminal(stop) -> None:
 
 
 def test_heartbeats_of_hundreds_of_ranks_take_one_request() -> None:
-    """When a rank is lost, all ranks read the heartbeats at once. With 1,024 requests each, the store took longer than WINDOW."""
+    """When a rank is lost, all ranks read the heartbeats at once. With 1,024 requests each, the store took longer than SILENCE."""
 
     class CountingStore(dict):
         count = 0
@@ -261,7 +261,7 @@ def test_heartbeats_of_hundreds_of_ranks_take_one_request() -> None:
     beats = [Beat(f"node-{rank // 8}", rank, 7, 9, "step 3") for rank in range(512)]
     store = CountingStore({f"beat/{rank}": json.dumps(beat.__dict__).encode() for rank, beat in enumerate(beats)})
     heartbeat = Heartbeat.__new__(Heartbeat)
-    heartbeat.world_size, heartbeat.window, heartbeat.questions = 512, 60.0, store  # pyright: ignore
+    heartbeat.world_size, heartbeat.window, heartbeat.reading_store = 512, 60.0, store  # pyright: ignore
     assert heartbeat._beats() == beats and store.count == 2
     del store["beat/3"]  # rank 3 has not written a heartbeat yet
     assert heartbeat._beats() == [*beats[:3], UNKNOWN, *beats[4:]]

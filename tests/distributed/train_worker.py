@@ -357,6 +357,19 @@ def plant(name: str | None, set_attribute) -> None:
             counts_file.write_text(json.dumps(notes))
 
         before_call(None, distributed.checkpoint, "prune", count, set_attribute)
+    elif kind == "note_unflushed_rows":
+        # At every save rank 0 notes how many rows TensorBoard has received since its last flush.
+        from training.sinks import TensorBoard
+
+        rows_file, rows, counts_at_saves = note("unflushed.json"), [], []
+
+        def note_rows() -> None:
+            counts_at_saves.append(len(rows))
+            rows_file.write_text(json.dumps(counts_at_saves))
+
+        before_call(None, TensorBoard, "plot", lambda: rows.append(None), set_attribute)
+        before_call(None, TensorBoard, "flush", rows.clear, set_attribute)
+        before_call(None, distributed.checkpoint, "start_directory", note_rows, set_attribute)
     elif kind == "disk_full":
         # Rank 0, and no other rank, finds the disk full when it looks for the time with this number: once before the first
         # step, then once before each save.

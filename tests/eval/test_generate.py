@@ -72,7 +72,7 @@ def test_own_generation_config_changes_no_answer(tiny):
     assert model.generation_config is own
 
 
-def test_model_with_convolutions_takes_one_prompt_at_a_time():
+def test_convolutional_model_takes_prompts_one_at_a_time():
     """LFM2 has convolutions beside attention, which would read the padding of a batch."""
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]}

@@ -11,7 +11,7 @@ from eval.rouge import rouge_l, score_whole_answers
 def test_whole_answers_are_compared_with_the_last_message():
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "it is forty two"}]
     f = pytest.approx(2 / 3)
-    assert score_whole_answers([{"id": "a", "messages": messages}], ["it is"]) == {
+    assert score_whole_answers(["it is"], [{"id": "a", "messages": messages}]) == {
         "exact_match": {"n": 1, "share": 0.0},
         "rouge_l": {"of": "answer", "n": 1, "f": f, "baselines": {}},
         "answers": [{"id": "a", "answer": "it is", "reference": "it is forty two", "exact": False, "rouge_l": f}],

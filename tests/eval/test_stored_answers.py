@@ -41,7 +41,7 @@ def test_answers_are_found_by_their_ids(score, tmp_path):
     assert before is None and result["n_examples"] == 3 and result["model"] == str(tmp_path / "answers.jsonl")
     assert [(answer["id"], answer["exact"]) for answer in result["answers"]] == [("a", True), ("b", False)]
     assert result["exact_match"] == {"n": 2, "share": 0.5}
-    write_answers(tmp_path / "again.jsonl", EXAMPLES[::2], [BREACH, "garbage"])
+    write_answers(tmp_path / "again.jsonl", [BREACH, "garbage"], EXAMPLES[::2])
     assert read_answers(tmp_path / "again.jsonl") == read_answers(tmp_path / "answers.jsonl")
 
 

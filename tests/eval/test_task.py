@@ -13,7 +13,7 @@ from eval.task import ANY_CHAT, add_task_option, full_report, load_task
 MODULE = """
 from eval.task import Task
 from eval.report import Figure
-def score(examples, texts, where, training, train_where, *, bonus):
+def score(texts, examples, where, training, train_where, *, bonus):
     return {"answers": [], "right": bonus + sum(text == "yes" for text in texts)}
 def metric(answers, examples):
     return {"right": len(answers)}
@@ -44,7 +44,7 @@ def test_task_has_own_options_scores_and_tables(folder, monkeypatch):
     task = add_task_option(parser)
     task.add_options(parser)
     arguments = parser.parse_args()
-    scores = task.score([{}, {}], ["yes", "no"], "d", None, "", **task.read_options(arguments, None))
+    scores = task.score(["yes", "no"], [{}, {}], "d", None, "", **task.read_options(arguments, None))
     assert (arguments.task, scores["right"], task.example) == ("tickets", 4, "ticket")
     text = full_report(task, RESULT | scores, None, 1)
     assert [line.split() for line in text.splitlines()[-3:]] == [["right", "4"], [], ["a", "line"]]
@@ -55,7 +55,7 @@ def test_no_name_is_any_chat(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["score.py"])
     assert add_task_option(argparse.ArgumentParser()) is load_task("") is ANY_CHAT
     chat = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}]}
-    assert ANY_CHAT.score([chat], ["yes "], "d", None, "")["exact_match"] == {"n": 1, "share": 1.0}
+    assert ANY_CHAT.score(["yes "], [chat], "d", None, "")["exact_match"] == {"n": 1, "share": 1.0}
     assert Figure("exact match", "100.0%", "1 answers", "exact_match") in ANY_CHAT.figures(
         {"exact_match": {"n": 1, "share": 1.0}}
     )

@@ -21,9 +21,8 @@ from tests.tiny import write_tiny_model
 SMALL = ["LICENSE", "README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 INDEX = "model.safetensors.index.json"
 hub_info = hub.hub_info
-CLIENT = sys.modules[
-    hub_errors.Response.__module__.split(".")[0]
-]  # the HTTP library of the installed version, now httpx
+# The HTTP library of the installed version, now httpx.
+CLIENT = sys.modules[hub_errors.Response.__module__.split(".")[0]]
 
 
 @pytest.mark.parametrize(

@@ -254,9 +254,8 @@ def test_layer_of_llama_agrees_with_closed_form() -> None:
     """
     h, f, heads, kv_heads = 512, 1408, 8, 2
     a, k = h, h // heads * kv_heads
-    kept_k = (
-        k if _VARLEN_SUPPORTS_GQA else a
-    )  # the kernel of torch 2.11 takes keys and values repeated for all query heads
+    # The kernel of torch 2.11 takes keys and values repeated for all query heads.
+    kept_k = k if _VARLEN_SUPPORTS_GQA else a
     per_token = 2 * (4 * h + 2 * h + 4) + 2 * h + 2 * (a + 2 * kept_k) + 2 * a + 4 * heads + 2 * h + 8 * f
     plain = counted(LLAMA, "cuda", (700, 300))
     assert plain.kept[0] == pytest.approx(1000 * per_token, rel=0.03)
@@ -304,9 +303,8 @@ def test_experts_are_counted_in_fp32_with_checkpointing(tmp_path) -> None:
     """torch has no grouped product of fp32 on fake tensors, in forward or in a recomputation."""
     moe = read_model_config(str(write_tiny_model(tmp_path / "model", "qwen3_moe")))
     full = counted(moe, compute_dtype="fp32", activation_checkpointing="full")
-    kept = sum(LENGTHS) * (
-        4 * moe.hidden_size + 8 * moe.num_experts_per_tok
-    )  # a layer's input, and its router's choice
+    # A layer's input, and its router's choice.
+    kept = sum(LENGTHS) * (4 * moe.hidden_size + 8 * moe.num_experts_per_tok)
     assert full.kept == (kept,) * 2
     assert kept < counted(moe, compute_dtype="fp32").kept[0] < full.in_backward[0]
 

@@ -56,9 +56,8 @@ def test_a_half_written_line_is_ignored(tmp_path) -> None:
     read = read_run(tmp_path, 3, ranks=2)
     assert (read.losses, read.tokens, read.seconds) == ([3.0, 2.0], [100, 200], [2.0, 2.0])
     assert (read.memory_gib, read.first_step_seconds, read.tokens_per_second) == (1.4, 2.5, 100.0)
-    assert (
-        read_run(tmp_path, 1, ranks=2).memory_gib == 1.0
-    )  # steps that a fast arm did before it was killed do not count
+    # Steps that a fast arm did before it was killed do not count.
+    assert read_run(tmp_path, 1, ranks=2).memory_gib == 1.0
 
 
 def test_examples_have_the_lengths_of_the_setting(tmp_path) -> None:

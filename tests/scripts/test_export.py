@@ -75,9 +75,8 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert record["identity"] == mine["identity"] and record["files"] == sums_of(out)
     assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     assert f"error: {out} exists; remove it or choose another --out" in export(run, "--step", 2, "--out", out, code=2)
-    output = export(
-        run, "--out", pushed := folder / "out" / "pushed", "--push", "me/m", code=2
-    )  # no test reaches the hub
+    # No test reaches the hub.
+    output = export(run, "--out", pushed := folder / "out" / "pushed", "--push", "me/m", code=2)
     assert f"so {pushed} is not pushed: OfflineModeIsEnabled" in output and "HF_HUB_OFFLINE" in output
 
 

@@ -125,9 +125,8 @@ def test_results_of_other_weights_are_left_out(export) -> None:
     averaged = card(changed, results)
     assert "0.75 of the base and 0.25 of the tuned" in averaged and "never trained as such" in averaged
     assert "Not measured on a test set" in averaged and "0.4321" not in averaged  # the run's results are not its own
-    beside = read_results(
-        Path("out"), replace(export, registered=["average"])
-    )  # the run's own export may be the average
+    # The run's own export may be the average.
+    beside = read_results(Path("out"), replace(export, registered=["average"]))
     assert not beside.evaluations and len(beside.left_out) == 2
     file = export.run / "eval" / "test.json"  # of the weights that `export/` had before the run went on
     file.write_text(json.dumps(evaluation("0" * 64)))

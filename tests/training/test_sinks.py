@@ -108,10 +108,8 @@ def test_fresh_start_begins_a_new_service_run(tmp_path, ranks, services):
         [{"step": 1, "train/loss": 1.5}, {"step": 2, "train/loss": 2.0}],
     ]
     write(tmp_path, ranks, 1, {2: {"train/loss": 2.0}}, ("mlflow",))
-    assert mlflow.rows == [
-        (1, {"train/loss": 1.0 + 0.5}),
-        (2, {"train/loss": 2.0}),
-    ]  # rows that it has not received before
+    # Only rows that it has not received before.
+    assert mlflow.rows == [(1, {"train/loss": 1.0 + 0.5}), (2, {"train/loss": 2.0})]
 
 
 def test_texts_are_shown_as_texts(tmp_path, ranks, services):

@@ -281,9 +281,8 @@ def _best_comparisons(features: np.ndarray, true: np.ndarray) -> list[_Compariso
         values = sign * features[:, feature]
         order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]  # NaN comes last
         ordered = values[order]
-        ends = np.flatnonzero(
-            np.append(ordered[1:] != ordered[:-1], True)
-        )  # a cut can only lie between two different values
+        # A cut can only lie between two different values.
+        ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
         if not len(ordered):
             continue
         positives = true[order].cumsum(axis=0)[ends]

@@ -24,9 +24,8 @@ from xbrl.rules.note_facts import BUFFER, KINDS, NAME, SHARE, NoteFact, conseque
 
 Matrix = Any  # a scipy.sparse.csr_matrix or an array, (texts, features)
 States = Mapping[str, np.ndarray]  # text -> `hidden_states`
-Features = Callable[
-    [Sequence[str], Sequence[str]], tuple[Matrix, Matrix]
-]  # (training texts, new texts) -> their features
+# (training texts, new texts) -> their features
+Features = Callable[[Sequence[str], Sequence[str]], tuple[Matrix, Matrix]]
 FOLDS = 4
 _WORD = {"token_pattern": r"(?u)\b\w+\b"}
 TEXT_OPTIONS = (  # words; words, pairs of words, and pieces of words of 2 to 5 characters

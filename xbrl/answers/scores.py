@@ -15,8 +15,8 @@ Rules = Sequence[str]
 
 
 def score_answers(
-    examples: Sequence[dict],
     texts: Sequence[str],
+    examples: Sequence[dict],
     where: str,
     training: Sequence[dict] | None = None,
     train_where: str = "",

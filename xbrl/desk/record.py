@@ -67,9 +67,8 @@ class Case:
     earlier: tuple[Report, ...] = ()
     decisions: tuple[Finding, ...] = ()  # on the report and on the earlier ones
     reply: Reply | None = None
-    scope: str = (
-        ""  # CON or IND if the bank files several reports as of this date, so that their letters differ; else ""
-    )
+    # CON or IND if the bank files several reports as of this date, so that their letters differ; else "".
+    scope: str = ""
     known: frozenset[str] = frozenset()  # names in the report that stand in the register, so a person has checked them
     depends: dict = field(default_factory=dict, hash=False)  # hashes of all inputs of the analysis, for the audit
 

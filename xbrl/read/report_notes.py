@@ -199,9 +199,8 @@ def _text(element, limit: int = MAX_FILED_CHARACTERS) -> str:  # noqa: ANN001
 def _parts(element) -> Iterator[str]:  # noqa: ANN001
     yield element.text or ""
     for child in element:
-        if (
-            isinstance(child.tag, str) and child.tag not in EXCLUDED
-        ):  # comments and instructions have no tag of type str
+        # Comments and processing instructions have no tag of type str.
+        if isinstance(child.tag, str) and child.tag not in EXCLUDED:
             space = " " if child.tag.rpartition("}")[2] in BLOCKS else ""
             yield space
             yield from _parts(child)

@@ -37,10 +37,8 @@ def test_arms_are_named_and_have_seeds(tmp_path, runs):
     one, two = (Source(tmp_path / name, "run") for name in ("one", "two"))
     assert parse_arms([f"full={one.path},{two.path}", f"{two.path}"]) == {"full": [one, two], "two": [two]}
     result = Source(runs[1], "result")
-    assert parse_arms([str(one.path / "export"), str(runs[1])]) == {
-        "one": [one],
-        "two": [result],
-    }  # named after its run
+    # An export is named after its run.
+    assert parse_arms([str(one.path / "export"), str(runs[1])]) == {"one": [one], "two": [result]}
     assert one.tokens == result.tokens == 1000 and Source(tmp_path / "x.json", "result").tokens is None
 
 

@@ -79,10 +79,8 @@ def test_only_malformed_lines_are_void(line):
         ("Violations:\nnone", Answer((), "")),  # generation cut short before the letter
         ("Violations: None.\nDirective: x", Answer((), "x")),
         ("Directive:\nViolations:\nnone", Answer((), "")),
-        (
-            f"Violations:\nnone\n{LCR}\nDirective:\nx",
-            Answer(("LCR_MIN",), "x", (read_line(LCR),), 1),
-        ),  # contradicts itself
+        # This answer contradicts itself.
+        (f"Violations:\nnone\n{LCR}\nDirective:\nx", Answer(("LCR_MIN",), "x", (read_line(LCR),), 1)),
         (f"Violations:\n{LCR}\n{LCR}", Answer(("LCR_MIN",), "", (read_line(LCR),))),
     ],
 )

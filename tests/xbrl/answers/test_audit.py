@@ -98,7 +98,7 @@ CHANGES: dict[str, Callable[[str], str]] = {
 
 def measures(change: Callable[[str], str]) -> dict[str, float | None]:
     """Return the value of each measure for the own answers of BREACH and CLEAN after `change`."""
-    result = score_answers([BREACH, CLEAN], [change(ANSWER), change(NONE)], "the examples", None)
+    result = score_answers([change(ANSWER), change(NONE)], [BREACH, CLEAN], "the examples", None)
     return {
         "F1": result["violations"]["micro"]["f1"],
         "macro F1": result["violations"]["macro_f1"],

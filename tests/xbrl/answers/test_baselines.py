@@ -80,9 +80,8 @@ def test_too_few_reports_give_no_prediction():
         example(f"LCR {value}%", ["LCR_MIN"] * (value < 100) + ["ODD"] * (value in (93, 104)))
         for value in range(90, 110)
     ]
-    test = [
-        example(report, []) for report in ("LCR 99.4%", "LCR 99.6%", "NSFR 10%")
-    ]  # the cut lies between two reports
+    # The cut lies between two reports.
+    test = [example(report, []) for report in ("LCR 99.4%", "LCR 99.6%", "NSFR 10%")]
     assert baseline_predictions(training, test)[THRESHOLDS].rules == [("LCR_MIN",), (), ()]
 
 

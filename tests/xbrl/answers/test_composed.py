@@ -108,9 +108,8 @@ def test_the_program_learns_kinds_states_and_amounts():
     training, test = examples(1, 80), examples(2, 40)
     found, facts = note_predictions(training, test)
     assert found == [tuple(example["violations"]) for example in test]
-    assert [entry[0].amount for entry in facts] == [
-        example["note_facts"][0]["amount"] for example in test
-    ]  # not the loan's
+    # The amount of the fact, not the loan's.
+    assert [entry[0].amount for entry in facts] == [example["note_facts"][0]["amount"] for example in test]
     assert (found, facts) == note_predictions(training, test)  # no randomness
 
 

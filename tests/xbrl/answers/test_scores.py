@@ -37,7 +37,7 @@ EXAMPLES = [example(breach("LCR_MIN"), id="a"), example(breach("NSFR_MIN"), id="
 def test_scores_of_rules_and_letters_with_their_baselines():
     texts = [breach("LCR_MIN"), "I am a bank.", CLEAN.replace("No measures.", "No other measures at all.")]
     training = [example(breach("LCR_MIN", "The bank shall pay."), id="t"), EXAMPLES[0], EXAMPLES[2]]
-    result = score_answers(EXAMPLES, texts, "test.jsonl", training, "train.jsonl")
+    result = score_answers(texts, EXAMPLES, "test.jsonl", training, "train.jsonl")
     violations = result["violations"]
     assert violations["micro"] == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5})  # garbage is a mistake
     assert violations["unparsable"] == {"n": 1, "share": pytest.approx(1 / 3)}
@@ -55,7 +55,7 @@ def test_scores_of_rules_and_letters_with_their_baselines():
     assert [answer["predicted"] for answer in result["answers"]] == [["LCR_MIN"], None, []]
     assert [answer["true"] for answer in result["answers"]] == [["LCR_MIN"], ["NSFR_MIN"], []]
     assert result["notes"] is None  # no answer of the data has the section `Note:`
-    alone = score_answers(EXAMPLES, [CLEAN] * 3, "test.jsonl", None)["violations"]
+    alone = score_answers([CLEAN] * 3, EXAMPLES, "test.jsonl", None)["violations"]
     assert set(alone["baselines"]) == {"always clean", "flag everything"}
     assert alone["baselines"]["flag everything"]["f1"] == pytest.approx(2 * 2 / (6 + 2))
     assert alone["baselines_fitted_on"] == "the evaluated file itself"
@@ -63,11 +63,11 @@ def test_scores_of_rules_and_letters_with_their_baselines():
 
 def test_void_lines_and_contradictions_are_counted():
     odd = example(breach("LCR_MIN").replace("\nDirective", "\nOF_SUM | a sum\nDirective"), violations=["LCR_MIN"])
-    result = score_answers([odd], [breach("LCR_MIN")], "test.jsonl", None)
+    result = score_answers([breach("LCR_MIN")], [odd], "test.jsonl", None)
     assert result["violations"]["void_true_lines"] == 1 and result["facts"]["f1"] == 1
     said = "Checks:\nCET1 ratio 9.48% min 9.5%: met\nmin 4.5%: met\nLCR 104% min 100%: LCR_MIN, CRR Art. 412(1)\nDirective:\nx"
     one = example(CLEAN, violations=[])
-    violations = score_answers([one, one], [said, "no answer"], "test.jsonl", None)["violations"]
+    violations = score_answers([said, "no answer"], [one, one], "test.jsonl", None)["violations"]
     assert violations["contradictions"] == {"n": 2, "lines": 3} and violations["void_lines"] == 0
 
 
@@ -78,7 +78,7 @@ def test_facts_in_the_note_section_are_scored():
     one = example(note + CLEAN, note_facts=[fact], violations=[])
     one["messages"][0]["content"] = "LCR 90%\nNote: The LCR is waived since January."
     said = [note + CLEAN, note.replace("applies", "does not apply") + "and so on\n" + CLEAN]
-    result = score_answers([one, one], said, "test.jsonl", None)
+    result = score_answers(said, [one, one], "test.jsonl", None)
     assert result["notes"]["decided_f1"] == 0.5 and result["notes"]["n"] == 2
     assert result["violations"]["void_lines"] == 1 and result["violations"]["exact"] == 1
 
@@ -97,10 +97,10 @@ def test_facts_in_quickstart_checks_are_scored():
         asked("The release was withdrawn", "bound", kind="waiver", applies=False),
     ]
     right = [entry["messages"][-1]["content"] for entry in examples]
-    notes = score_answers(examples, right, "test.jsonl", None)["notes"]
+    notes = score_answers(right, examples, "test.jsonl", None)["notes"]
     assert (notes["n"], notes["n_said"], notes["f1"]) == (3, 3, 1)
     said = [right[0].replace("pledged", "free"), right[1].replace("B95", "B59"), right[2].replace(", so bound", "")]
-    notes = score_answers(examples, said, "test.jsonl", None)["notes"]
+    notes = score_answers(said, examples, "test.jsonl", None)["notes"]
     assert (notes["n"], notes["n_said"], notes["n_matched"]) == (3, 2, 2)
     assert notes["f1"] == 0 and notes["decided_f1"] == pytest.approx(2 * 1 / 5)
     assert notes["right"] == {"applies": 0.5, "amount": 1, "who": 0.5, "since": 1, "quote": 0.5}
@@ -203,9 +203,8 @@ def test_scores_are_micro_averaged_over_findings():
     # Right: LCR, the last client. Said: these, the other client, garbage, the void line. True: three.
     assert scores["precision"] == pytest.approx(2 / 5) and scores["recall"] == pytest.approx(2 / 3)
     assert scores["right"]["where"] == pytest.approx(2 / 3) and scores["n_named"] == 3
-    other = CLIENT.replace("K-01", "K-02").replace(
-        "26%", "31%"
-    )  # two findings on one rule are told apart by their client
+    # Two findings on one rule are told apart by their client.
+    other = CLIENT.replace("K-01", "K-02").replace("26%", "31%")
     scores = score_facts([answer(CLIENT, other)], [answer(other, CLIENT.replace("26%", "27%"))])
     assert scores["f1"] == 0.5 and scores["right"] == {"where": 1, "value": 0.5, "limit": 1, "legal": 1}
 
@@ -258,6 +257,6 @@ def test_mistake_names_file_example_and_field(field, value, message):
     for training, where in ((None, "test.jsonl"), ([GOOD | {field: value}], "train.jsonl")):
         examples = [GOOD if training else GOOD | {field: value}]
         with pytest.raises(UserError, match=f"^{where}, example a: .*{message}"):
-            score_answers(examples, [CLEAN], "test.jsonl", training, "train.jsonl")
+            score_answers([CLEAN], examples, "test.jsonl", training, "train.jsonl")
     with pytest.raises(UserError, match=f"^mine, example a: .*{message}"):
         baseline_results([GOOD | {field: value}], None, "mine")

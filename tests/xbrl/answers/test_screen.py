@@ -56,7 +56,7 @@ def examples(directory, split: str) -> list[dict]:
 
 
 def result(test: list[dict], texts: list[str]) -> dict:
-    return score_answers(test, texts, "test.jsonl", None)
+    return score_answers(texts, test, "test.jsonl", None)
 
 
 def row(text: str, name: str) -> list[str]:

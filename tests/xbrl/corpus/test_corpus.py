@@ -92,7 +92,7 @@ def test_the_same_arguments_give_the_same_bytes(generated, tmp_path):
     assert again.examples == bank.examples
 
 
-def test_splits_share_no_bank_no_note_and_no_letter(generated):
+def test_splits_share_no_bank_note_or_letter(generated):
     profile, units = generated
     parts: dict[str, dict[str, set]] = {}
     for unit, bank in units:
