@@ -26,6 +26,10 @@ class UserError(Exception):
     """
 
 
+class UnknownFormat(UserError):
+    """A whole file is in a format of another version of the code. It is not damaged, so it must not be replaced or set aside."""
+
+
 class PeerLost(Exception):
     """Another rank has ended, hangs or cannot be reached, so this rank cannot continue.
 

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata
 
 from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_json
-from common.errors import UserError
+from common.errors import UnknownFormat, UserError
 from distributed.process_group import Ranks, call_on_all, gather_objects, read_on_first
 
 MANIFEST, INDEX = "manifest.json", ".metadata"
@@ -262,7 +262,8 @@ def tensors_digest(manifest: dict) -> str:
 def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
     """Return the content of manifest.json: `format`, `state`, `values` and `files`.
 
-    Raise UserError, which ends with `hint`, if the manifest is missing, damaged or of another format.
+    Raise UserError, which ends with `hint`, if the manifest is missing or damaged. Raise UnknownFormat if it is whole and has
+    another format.
     """
     path = checkpoint / MANIFEST
     if not path.is_file():
@@ -277,7 +278,7 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
     if not is_whole:
         raise UserError(f"{path} is damaged: its content does not match its checksum; {hint}")
     if content.get("format") != FORMAT:
-        raise UserError(
+        raise UnknownFormat(
             f"{path} has format {content.get('format')}, and this version of the code reads format {FORMAT}: continue with the "
             "version that wrote it, or choose another run.name"
         )
@@ -328,7 +329,7 @@ def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | 
 
     With run.resume=`previous` all files are read, and damaged checkpoints are passed over. Otherwise the load of the newest
     checkpoint will compare the bytes that it reads. Every rank must call this. Raise UserError on all ranks if there are
-    checkpoints but none is whole.
+    checkpoints but none is whole, and UnknownFormat if the newest whole manifest has another format.
     """
     if resume != "previous":
         return read_on_first(lambda: latest_checkpoint(directory), ranks), []
@@ -336,6 +337,8 @@ def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | 
     for checkpoint in read_on_first(lambda: complete_checkpoints(directory)[::-1], ranks):
         try:
             check_whole(checkpoint, ranks)
+        except UnknownFormat:  # passing it over would set it aside, and lose its steps
+            raise
         except UserError as error:  # the same on all ranks
             passed_over.append(str(error).removesuffix(f"; {PREVIOUS}"))
             continue

@@ -160,25 +160,25 @@ def agree_any(flag: bool, ranks: Ranks) -> bool:
 def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
     """Call `read()` on rank 0 alone and return its result on every rank. Every rank must call this.
 
-    An OSError or UserError of rank 0 is raised as a UserError on all ranks. Use it for everything that is read from disk: two
-    nodes may see a shared file system at different moments.
+    A UserError of rank 0 is raised on all ranks with its class, an OSError as a UserError. Use it for everything that is read
+    from disk: two nodes may see a shared file system at different moments.
     """
     box = [_outcome(read, ranks) if ranks.rank == 0 else None]
     dist.broadcast_object_list(box, src=0, group=ranks.flags)
     value, problem = cast(tuple, box[0])
     if problem is not None:
-        raise UserError(problem)
+        raise problem
     return value
 
 
-def _outcome(call: Callable[[], T], ranks: Ranks) -> tuple[T | None, str | None]:
-    """Return the result of `call()`, or None and the sentence of its UserError or OSError."""
+def _outcome(call: Callable[[], T], ranks: Ranks) -> tuple[T | None, UserError | None]:
+    """Return the result of `call()`, or None and its UserError. An OSError becomes a UserError."""
     try:
         return call(), None
     except UserError as error:
-        return None, str(error)
+        return None, type(error)(str(error))  # without its traceback
     except OSError as error:
-        return None, f"{error.filename or f'rank {ranks.rank}'}: {error.strerror or error}"
+        return None, UserError(f"{error.filename or f'rank {ranks.rank}'}: {error.strerror or error}")
 
 
 def gather_objects(value: T, ranks: Ranks) -> list[T]:
@@ -191,12 +191,12 @@ def gather_objects(value: T, ranks: Ranks) -> list[T]:
 def call_on_all(call: Callable[[], T], ranks: Ranks) -> T:
     """Call `call()` on every rank and return this rank's result. Every rank must call this.
 
-    Raise on all ranks the first UserError or OSError of any rank, as a UserError.
+    Raise on all ranks the first UserError of any rank with its class, or its first OSError as a UserError.
     """
     value, problem = _outcome(call, ranks)
-    problems = [sentence for sentence in gather_objects(problem, ranks) if sentence is not None]
+    problems = [each for each in gather_objects(problem, ranks) if each is not None]
     if problems:
-        raise UserError(problems[0])
+        raise problems[0]
     return value  # pyright: ignore[reportReturnType]  only an error leaves it None
 
 

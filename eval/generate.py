@@ -97,10 +97,12 @@ class SeededSampling(LogitsProcessor):
 
 
 class StopOnSignal(StoppingCriteria):
-    """End all rows of this rank's batch once this process has received a signal, so that ranks stop soon.
+    """End all rows of this rank's batch once this process has received a signal.
 
     The rows are then cut short. The ranks must agree on the signal after the batch (`eval.over_ranks.signal_on_any`),
-    and use no answer of it.
+    and use no answer of it. A launcher passes a signal on to all ranks, which therefore stop within a token. If only one
+    rank has received it, the other ranks generate their batch to its end first: they agree after a batch, not after each
+    token, because they generate different numbers of tokens.
     """
 
     def __init__(self, stop: StopSignal) -> None:
@@ -139,14 +141,15 @@ def sampled_answers(
     stop_ids: set[int],
     max_new_tokens: int,
     sampling: Sampling,
+    stop: StopSignal | None = None,
 ) -> list[list[int]]:
     """Sample an answer to each prompt of a batch. A collective if the model is sharded, like `greedy_answers`.
 
     sample_numbers: one number per prompt. The random bits of a token depend only on (seed, sample number, step), so it
     does not matter which process generates it. The same batch always gives the same answers. In another batch the
-    logits are rounded differently, which occasionally changes a token.
+    logits are rounded differently, which occasionally changes a token. stop: see `StopOnSignal`.
     """
-    return _generate(model, prompts, stop_ids, max_new_tokens, sampling, sample_numbers)
+    return _generate(model, prompts, stop_ids, max_new_tokens, sampling, sample_numbers, stop)
 
 
 def _generate(

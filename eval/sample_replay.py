@@ -26,11 +26,11 @@ from data.encoding import ExampleEncoder
 from data.formats import example_text, read_files
 from data.replay_filters import EvaluationTexts, filter_sampled, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
-from distributed.process_group import Ranks, barrier, call_on_all, read_on_first, start_process_group
+from distributed.process_group import Ranks, StopSignal, barrier, call_on_all, read_on_first, start_process_group
 from eval.general_text import CERTIFICATE, SELECTION, SOURCE, held_out_texts, training_texts
 from eval.generate import Sampling, sampled_answers
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
-from eval.over_ranks import TIMEOUT_MINUTES, in_turns
+from eval.over_ranks import TIMEOUT_MINUTES, in_turns, signal_on_any, stop_all
 from eval.questions import read_questions
 from eval.results import prepare_output
 from model.architectures import check_model_directory
@@ -151,8 +151,10 @@ class ReplaySampler:
         # One batch in each turn; in the last turn some ranks have none.
         turns = [missing[first + ranks.rank :][:1] for first in range(0, len(missing), ranks.world_size)]
         tokens = [options.batch_size * options.max_tokens * len(turn) for turn in turns]
-        for turn in in_turns(turns, tokens, "sampling", ranks, stop):
-            documents = self.sample_batch(model, files[turn[0]] if turn else [])
+        for turn in in_turns(turns, tokens, "sampling", ranks, stop=None):  # this loop checks `stop`, before it writes
+            documents = self.sample_batch(model, files[turn[0]] if turn else [], stop)
+            if stop and signal_on_any(stop):  # the batch may have been cut short
+                stop_all(ranks)
             for path in turn:
                 write_json_lines(path, documents)
         barrier(ranks)
@@ -162,17 +164,18 @@ class ReplaySampler:
         lines = (line for path in files for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
         return [json.loads(line) for line in lines]
 
-    def sample_batch(self, model: PreTrainedModel, indices: Sequence[int]) -> list[dict]:
+    def sample_batch(self, model: PreTrainedModel, indices: Sequence[int], stop: StopSignal | None) -> list[dict]:
         """Return the documents with these indices, generated in one batch, before any filter.
 
-        A collective if the model is sharded: ranks generate equally often, also without indices or without questions.
+        A collective if the model is sharded: ranks generate equally often, also without indices or without questions. After
+        a signal to `stop` the documents are cut short, and must not be used.
         """
-        first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices])
+        first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices], stop)
         if self.form == "text":
             return [{"text": text, "finished": finished} for text, finished in first]
         answered = [i for i, (text, finished) in enumerate(first) if text and finished]
         prompts = [self.encoder.prompt([{"role": "user", "content": first[i][0]}]) for i in answered]
-        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in answered])
+        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in answered], stop)
         replies, documents = dict(zip(answered, answers, strict=True)), []
         for i, (question, _) in enumerate(first):
             text, finished = replies.get(i, ("", False))
@@ -182,14 +185,18 @@ class ReplaySampler:
         return documents
 
     def _generate(
-        self, model: PreTrainedModel, prompts: list[list[int]], sample_numbers: list[int]
+        self,
+        model: PreTrainedModel,
+        prompts: list[list[int]],
+        sample_numbers: list[int],
+        stop: StopSignal | None,
     ) -> list[tuple[str, bool]]:
         """Return (text, finished) for each prompt."""
         options, tokenizer = self.options, self.tokenizer
         sampling = Sampling(options.temperature, options.top_p, options.seed)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         stop_ids = special | set(self.encoder.stop_ids)
-        answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling)
+        answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling, stop)
         return [(str(tokenizer.decode(answer)).strip(), len(answer) < options.max_tokens) for answer in answers]
 
 

@@ -71,6 +71,9 @@ def main() -> int:
             "--verify is for whole weights; add --merge-lora, or leave it out: scripts/verify.py reads adapters too"
         )
     contents = export.contents
+    # The card needs the finished export, but is rendered once before it: if one of its inputs, such as RUN/export/export.json,
+    # cannot be read, nothing is written.
+    model_card(out, export, read_results(out, export))
     size = write_export(out, export, base_model(export.base)["hub_id"] or str(export.base))
     results = read_results(out, export)
     write_durably(out / CARD, model_card(out, export, results))

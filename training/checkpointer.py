@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 from common.durable_files import fsync
-from common.errors import UserError
+from common.errors import UnknownFormat, UserError
 from common.sha256 import sha256
 from data.batches import StepBatch
 from data.dealing import Items
@@ -126,7 +126,7 @@ class Record:
         """Return all entries; none before the first start.
 
         A last line without its end was being written when the process died, and is ignored. Raise UserError where the chain
-        is broken, and for a record of another format.
+        is broken, and UnknownFormat for a record of another format.
         """
         content = self.path.read_bytes() if self.path.is_file() else b""
         entries, previous = [], ""
@@ -142,9 +142,9 @@ class Record:
                     f"changed, or an entry was dropped, inserted or moved; {AGAIN}"
                 )
             if number == 1 and entry.get("format") != FORMAT:
-                raise UserError(
-                    f"{self.path} has format {entry.get('format')}, and this version of the code reads format {FORMAT}; choose "
-                    "another run.name"
+                raise UnknownFormat(
+                    f"{self.path} has format {entry.get('format')}, and this version of the code reads format {FORMAT}; use the "
+                    "version that wrote it, or choose another run.name"
                 )
             previous = _sha256(line)
             entries.append(Entry(number, kind, previous, entry))

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from common.durable_files import SUFFIX, temporary_path
-from common.errors import UserError
+from common.errors import UnknownFormat, UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.config import LoRA
 from distributed.checkpoint_directory import MANIFEST, SET_ASIDE, CheckedFile, checkpoint_name, marks_of, read_manifest
@@ -39,9 +39,14 @@ class Differs(Exception):
 
 
 def read_record(run: Path) -> list[Entry]:
-    """Return the entries of the record. Raise Differs if its chain is broken, and UserError if the run has no record."""
+    """Return the entries of the record. Raise Differs if its chain is broken.
+
+    Raise UserError if the run has no record, or if another version of the code wrote it in another format.
+    """
     try:
         entries = Record(run).read()
+    except UnknownFormat:
+        raise
     except UserError as error:
         raise Differs(str(error)) from error
     if not entries:
@@ -195,6 +200,8 @@ def _check_checkpoint(path: Path, saved: list[Entry], entries: list[Entry]) -> N
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # one core is slower than most disks
             list(pool.map(check, files))
+    except UnknownFormat:  # the manifest is the recorded one, and another version of the code wrote it
+        raise
     except UserError as error:
         raise Differs(f"{error} ({entry})") from error
     # A kill may have left the temporary manifest.

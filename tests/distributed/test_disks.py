@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import UserError
+from common.errors import UnknownFormat, UserError
 from distributed import checkpoint, checkpoint_directory
 from distributed.checkpoint_directory import check_free_space, check_room_for_run, torchrun_grace
 from distributed.process_group import call_on_all, read_on_first
@@ -43,6 +43,17 @@ def test_unreadable_disk_ends_all_ranks(ranks) -> None:
 
     for call in (call_on_all, read_on_first):
         with pytest.raises(UserError, match="rank 0: Stale file handle"):
+            call(read, ranks)
+
+
+def test_all_ranks_get_the_class_of_an_error(ranks) -> None:
+    """Every rank then takes the same branch of `except`. A rank receives the errors of the others pickled."""
+
+    def read() -> None:
+        raise UnknownFormat("manifest.json has format 0")
+
+    for call in (call_on_all, read_on_first):
+        with pytest.raises(UnknownFormat, match="manifest.json has format 0"):
             call(read, ranks)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from data.replay_filters import EvaluationTexts, normalize
 from data.tokens import load_tokenizer
 from distributed.process_group import start_process_group
 from eval.general_text import held_out_texts
+from eval.load_over_ranks import load_causal_lm
 from eval.questions import read_questions
 from eval.sample_replay import ReplaySampler, SamplingOptions, texts_to_exclude, topic_texts
 from tests.tiny import write_tiny_model
@@ -34,9 +36,10 @@ def sample(folder):
         settings = {"documents": 8, "max_tokens": 40, "batch_size": 3, "dtype": "fp32", "temperature": 1.5}
         sampler = ReplaySampler(SamplingOptions(str(folder / "model"), **settings | options), folder / out)
         ranks = start_process_group()
-        documents = sampler.sample(ranks)
-        dist.destroy_process_group()
-        return sampler, documents
+        try:
+            return sampler, sampler.sample(ranks)
+        finally:
+            dist.destroy_process_group()
 
     yield call
     torch.set_num_threads(threads)
@@ -74,6 +77,32 @@ def test_resume_keeps_finished_batches(sample, folder):
         sample("again.jsonl", **options, seed=1)
     again = sample("again.jsonl", **options)[1]
     assert again == [*whole[:3], finished, finished, finished, *whole[6:]]
+
+
+def test_batch_cut_short_is_not_written(sample, folder, monkeypatch):
+    """The signal arrives in the third forward of the second batch. A sharded model is loaded with a StopSignal."""
+    options = {"form": "text", "start": "<|endoftext|>", "documents": 6}
+    whole, parts, forwards = sample("unsignalled.jsonl", **options)[1], folder / "signalled.jsonl.parts", []
+
+    def load_with_stop(path, dtype, sharded, ranks):
+        model, _ = load_causal_lm(path, dtype, sharded, ranks)
+        stop = SimpleNamespace(ranks=ranks, name=None, stopped=False)
+
+        def count(*_):
+            if (parts / "000000000.jsonl").exists():
+                forwards.append(1)
+                stop.name = "SIGTERM" if len(forwards) > 2 else None
+
+        model.register_forward_hook(count)
+        return model, stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr("eval.sample_replay.load_causal_lm", load_with_stop)
+        with pytest.raises(KeyboardInterrupt):
+            sample("signalled.jsonl", **options)
+    assert len(forwards) == 3
+    assert sorted(path.name for path in parts.iterdir()) == ["000000000.jsonl", "settings.json"]
+    assert sample("signalled.jsonl", **options)[1] == whole
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,15 @@ def test_export_mistakes_are_one_sentence(folder, read) -> None:
         read(planted)
 
 
+def test_unreadable_own_export_leaves_nothing(folder, tmp_path) -> None:
+    run, out = Path(shutil.copytree(folder / "runs" / "trial", tmp_path / "trial")), tmp_path / "out"
+    contents = run / "export" / "export.json"
+    contents.write_text(json.dumps(json.loads(contents.read_text()) | {"format": 0}))
+    entries = len(Record(run).read())
+    assert f"error: {contents} has format 0, and this version" in export(run, "--out", out, code=2)
+    assert not out.exists() and len(Record(run).read()) == entries
+
+
 def test_another_base_is_refused(folder, read, tmp_path, monkeypatch) -> None:
     moved = Path(shutil.copytree(folder / "runs" / "trial", tmp_path / "trial"))
     start = json.loads((moved / "config.json").read_text())

@@ -249,6 +249,24 @@ def test_a_record_begins_with_a_start(tmp_path) -> None:
     assert "is not what a run writes: KeyError('manifest')" in problem(tmp_path / "run")
 
 
+@pytest.mark.parametrize("file", ["record.jsonl", "checkpoints/step-000002/manifest.json"])
+def test_another_format_is_no_difference(file, tmp_path, monkeypatch, capsys) -> None:
+    """Another version of the code wrote the run, so this one cannot compare it."""
+    module = "training.checkpointer" if file == "record.jsonl" else "distributed.checkpoint_directory"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"{module}.FORMAT", 2)
+        save(start(run := tmp_path / "run"), 2)
+    monkeypatch.setattr(sys, "argv", ["verify.py", str(run)])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "verify.py"), run_name="__main__")
+    signal.signal(signal.SIGTERM, handler)
+    problem = capsys.readouterr().err
+    assert problem.startswith(f"error: {run / file} has format 2, and this version of the code reads format 1")
+    assert (ended.value.code, problem.count("\n")) == (2, 1)
+
+
 def test_prepared_files_are_compared(tmp_path) -> None:
     record = start(tmp_path / "run")
     rows = tmp_path / "run" / "anchor" / "rows"

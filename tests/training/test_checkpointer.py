@@ -60,13 +60,17 @@ def test_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> None
         find(checkpointer_of(tmp_path, ranks), counted(0))
 
 
-def test_checkpoint_of_another_format_is_refused(tmp_path, ranks) -> None:
+@pytest.mark.parametrize("resume", ["auto", "previous"])
+def test_checkpoint_of_another_format_is_refused(resume, tmp_path, ranks) -> None:
+    """It is not damaged, so run.resume=previous neither passes it over nor renames it."""
+    write(tmp_path, 2, ranks)
     path = write(tmp_path, 4, ranks) / "manifest.json"
     content = json.loads(path.read_text()) | {"format": 0}
     del content["checksum"]
     path.write_text(json.dumps(content | {"checksum": checksum(content)}))
     with pytest.raises(UserError, match=r"manifest.json has format 0, and this version of the code reads format 1"):
-        find(checkpointer_of(tmp_path, ranks), counted(0))
+        find(checkpointer_of(tmp_path, ranks, resume=resume), counted(0))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
 
 
 def test_checkpoint_is_good_after_an_update_from_it(tmp_path, ranks) -> None:
