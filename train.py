@@ -151,7 +151,8 @@ def train(run: TrainingRun) -> int:
     gathering = parallelize(model, layers, units, mesh, run.compute_dtype, config.model, config.sharding)
     first_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
     model.train()
-    # The run trains exactly the parameters that require a gradient here. To train one only from a later step on, give it a rate of 0 until then.
+    # The run trains exactly the parameters that require a gradient here. To train one only from a later step on, give it a rate
+    # of 0 until then.
     parameters = trained_parameters(model)
 
     # --- 3. Evaluations, and remedies against forgetting. They use the base's weights, which the model still has here --
