@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 # No space, no quota, or a file above the process's size limit (RLIMIT_FSIZE).
@@ -16,6 +17,16 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 BROKEN = (errno.EIO, errno.ESTALE)  # the disk, or the server of a shared disk, fails
+
+# Package -> the file that installs it. Training imports none of them.
+REQUIREMENTS = {
+    "matplotlib": "requirements-eval.txt",
+    "rouge_score": "requirements-eval.txt",
+    "scipy": "requirements-eval.txt",
+    "arelle": "requirements-xbrl.txt",
+    "lxml": "requirements-xbrl.txt",
+    "sklearn": "requirements-xbrl.txt",
+}
 
 
 class UserError(Exception):
@@ -43,6 +54,29 @@ class PeerLost(Exception):
 
 class NotMet(Exception):
     """A result misses a requirement of the user. The result is kept; the program prints one sentence and exits with code 3."""
+
+
+def is_missing_package(error: BaseException) -> bool:
+    """Return whether an import failed because a package of `REQUIREMENTS` is not installed."""
+    return isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in REQUIREMENTS
+
+
+def _ask_for_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report a missing package of `REQUIREMENTS` in one sentence and exit with code 2. Print any other exception as usual.
+
+    Scripts import such packages at their start, before `run_script`, so only the interpreter's hook sees all of these errors.
+    """
+    if not is_missing_package(error):
+        sys.__excepthook__(kind, error, trace)
+        return
+    package = str(getattr(error, "name", "")).split(".")[0]
+    sentence = f"this command needs {package}: pip install -r {REQUIREMENTS[package]} -c constraints.txt"
+    if _is_first_to_print(sentence):
+        _print_error(sentence)
+    exit_process(2)
+
+
+sys.excepthook = _ask_for_package
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:

@@ -26,6 +26,7 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
 from distributed.process_group import call_on_all, read_on_first, start_process_group
+from eval import rouge  # noqa: F401 (asks for its package now, not after the answers)
 from eval.asked_examples import add_task_options, read_as
 from eval.evaluate_examples import EvaluationInputs, EvaluationOptions, evaluate_examples, read_inputs
 from eval.load_over_ranks import add_sharding_option
