@@ -58,22 +58,25 @@ class NotMet(Exception):
 
 def is_missing_package(error: BaseException) -> bool:
     """Return whether an import failed because a package of `REQUIREMENTS` is not installed."""
-    return isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in REQUIREMENTS
+    return isinstance(error, ModuleNotFoundError) and _package(error) in REQUIREMENTS
+
+
+def _package(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]
 
 
 def _ask_for_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Report a missing package of `REQUIREMENTS` in one sentence and exit with code 2. Print any other exception as usual.
+    """Exit as `run_script` does if a package of `REQUIREMENTS` is missing. Print any other exception as usual.
 
-    Scripts import such packages at their start, before `run_script`, so only the interpreter's hook sees all of these errors.
+    Scripts import such packages before they call `run_script`, and then only the interpreter's hook sees the error.
     """
-    if not is_missing_package(error):
-        sys.__excepthook__(kind, error, trace)
-        return
-    package = str(getattr(error, "name", "")).split(".")[0]
-    sentence = f"this command needs {package}: pip install -r {REQUIREMENTS[package]} -c constraints.txt"
-    if _is_first_to_print(sentence):
-        _print_error(sentence)
-    exit_process(2)
+
+    def raise_again() -> None:
+        raise error
+
+    if is_missing_package(error):
+        exit_process(exit_code_of(raise_again))
+    sys.__excepthook__(kind, error, trace)
 
 
 sys.excepthook = _ask_for_package
@@ -92,7 +95,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main()` and return the exit code.
 
-    `UserError`, a full or failing disk, and a file that the user may not use print one line to stderr and return 2.
+    `UserError`, a missing package of `REQUIREMENTS`, a full or failing disk, and a file that the user may not use print one line
+    to stderr and return 2.
     `PeerLost` and `NotMet` print one line and return 3. Ctrl-C returns 130.
     """
     code = 2
@@ -100,6 +104,11 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         return main() or 0
     except (UserError, NotMet) as error:
         sentence, code = str(error), 3 if isinstance(error, NotMet) else 2
+    except ModuleNotFoundError as error:
+        if not is_missing_package(error):
+            raise
+        package = _package(error)
+        sentence = f"this command needs {package}: pip install -r {REQUIREMENTS[package]} -c constraints.txt"
     except PeerLost as error:
         if not error.quiet:
             _print_error(str(error))
