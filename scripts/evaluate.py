@@ -7,7 +7,7 @@
 --task MODULE names a task with its own scores, tables and baselines (eval/task.py). Every process generates (greedily) the
 answers to its share of the examples. Several processes share a large model, as in training: each holds a part of it
 (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, the script also prints a table
-before | after, with 95% confidence intervals of the change (bootstrap, paired by example). Give a base model a few --shots if
+before | after, with 95% confidence intervals of the change (paired by example; eval/intervals.py). Give a base model a few --shots if
 it never saw the form of the answers: otherwise "before" measures how well it guesses the form.
 """
 

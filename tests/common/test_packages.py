@@ -9,6 +9,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+import xbrl  # noqa: F401 (adds its packages to REQUIREMENTS)
 from common.errors import REQUIREMENTS
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model

@@ -98,7 +98,7 @@ def test_card_figures_equal_the_json(export) -> None:
         assert row and float(row[1]) == pytest.approx(known[metric].value, abs=5e-4), text
         assert (float(row[2]), float(row[3])) == pytest.approx((known[metric].low, known[metric].high), abs=5e-4)
     assert "**test.jsonl**: 12 of 20 examples" in text and "from files in float32" in text
-    assert "bootstrap intervals over banks; at 0%" in text
+    assert "95% over banks: Wilson's for fractions" in text
     assert "+0.1250" in text and "+0.0625 to +0.1875" in text and "general texts" in text
     assert "ot measured" not in text and "0.4321 nats per target token, 2.5 before training" in text
 
