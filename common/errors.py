@@ -19,7 +19,7 @@ NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
 BROKEN = (errno.EIO, errno.ESTALE)  # the disk, or the server of a shared disk, fails
 
 # Package -> the file that installs it. Training imports none of them. A package of tasks adds its own.
-REQUIREMENTS = dict.fromkeys(("matplotlib", "rouge_score", "scipy"), "requirements-eval.txt")
+REQUIREMENTS: dict[str, str] = dict.fromkeys(("matplotlib", "rouge_score", "scipy"), "requirements-eval.txt")
 
 
 class UserError(Exception):

@@ -112,7 +112,7 @@ def test_user_task_results_have_own_scores(export) -> None:
     (export.run / "eval" / "test.json").write_text(json.dumps(mine))
     text = card(export, read_results(Path("out"), export))
     assert re.search(r"\| right \| 0.75 \| 0\.\d+ to [\d.]+ \| by scores:right \|", text)
-    assert "| exact match | 75.0% | " in text and "over examples; at 0%" in text and "bank" not in text
+    assert "| exact match | 75.0% | " in text and "over examples: Wilson's" in text and "bank" not in text
 
 
 def test_results_of_other_weights_are_left_out(export) -> None:
