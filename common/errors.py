@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 # No space, no quota, or a file above the process's size limit (RLIMIT_FSIZE).
@@ -16,6 +17,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 BROKEN = (errno.EIO, errno.ESTALE)  # the disk, or the server of a shared disk, fails
+
+# Package -> the file that installs it. Training imports none of them. A package of tasks adds its own.
+REQUIREMENTS: dict[str, str] = dict.fromkeys(("matplotlib", "rouge_score", "scipy"), "requirements-eval.txt")
 
 
 class UserError(Exception):
@@ -49,6 +53,32 @@ class NotMet(Exception):
     """A result misses a requirement of the user. The result is kept; the program prints one sentence and exits with code 3."""
 
 
+def is_missing_package(error: BaseException) -> bool:
+    """Return whether an import failed because a package of `REQUIREMENTS` is not installed."""
+    return isinstance(error, ModuleNotFoundError) and _package(error) in REQUIREMENTS
+
+
+def _package(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]
+
+
+def _ask_for_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Exit as `run_script` does if a package of `REQUIREMENTS` is missing. Print any other exception as usual.
+
+    Scripts import such packages before they call `run_script`, and then only the interpreter's hook sees the error.
+    """
+
+    def raise_again() -> None:
+        raise error
+
+    if is_missing_package(error):
+        exit_process(exit_code_of(raise_again))
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _ask_for_package
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run `main()` and exit with the code that `exit_code_of` returns.
 
@@ -62,7 +92,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main()` and return the exit code.
 
-    `UserError`, a full or failing disk, and a file that the user may not use print one line to stderr and return 2.
+    `UserError`, a missing package of `REQUIREMENTS`, a full or failing disk, and a file that the user may not use print one line
+    to stderr and return 2.
     `PeerLost` and `NotMet` print one line and return 3. Ctrl-C returns 130.
     """
     code = 2
@@ -70,6 +101,11 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         return main() or 0
     except (UserError, NotMet) as error:
         sentence, code = str(error), 3 if isinstance(error, NotMet) else 2
+    except ModuleNotFoundError as error:
+        if not is_missing_package(error):
+            raise
+        package = _package(error)
+        sentence = f"this command needs {package}: pip install -r {REQUIREMENTS[package]} -c constraints.txt"
     except PeerLost as error:
         if not error.quiet:
             _print_error(str(error))

@@ -34,6 +34,7 @@ from distributed.process_group import StopSignal, read_on_first, start_process_g
 from eval.bootstrap import bootstrap
 from eval.forgetting import Reference, as_documents, compare, encode_texts, kl_divergence, visit_documents
 from eval.general_text import SOURCE, evaluation_texts
+from eval.intervals import Terms, change, interval, ratio
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
 from eval.over_ranks import TIMEOUT_MINUTES, in_turns, stop_all, token_bar
 from eval.questions import Question, encode_options, read_questions, right_answers, start_tokens
@@ -123,7 +124,7 @@ def compare_models(
 ) -> dict:
     """Compute all metrics, ready for JSON. A collective: every rank gets the same result.
 
-    Each metric has its `value` and the bounds `low` and `high` of a 95% bootstrap interval over texts or questions.
+    Each metric has its `value` and the bounds `low` and `high` of a 95% interval over texts (bootstrap) or questions (`eval.intervals`).
     `per_text` and `per_question` have the sums behind them, for paired tests between several tuned models
     (eval/comparison). Every rank runs the same number of forwards. A signal ends all ranks with KeyboardInterrupt.
     """
@@ -141,14 +142,14 @@ def compare_models(
     result = {
         "texts": len(texts),
         "bytes": int(num_bytes.sum()),
-        "perplexity_per_byte": {name: asdict(interval) for name, interval in perplexities.items()},
+        "perplexity_per_byte": {name: asdict(bounds) for name, bounds in perplexities.items()},
         "shared_tokens": num_shared,
         "targets": sum(len(ids) for ids in base.tokenizer(list(texts), add_special_tokens=False)["input_ids"]),
         "compared_targets": int(compared.sum()),
     }
     if compared.any():
         per_token = bootstrap(np.stack([kl, agreements, compared], axis=1), _per_token)
-        result |= {name: asdict(interval) for name, interval in per_token.items()}
+        result |= {name: asdict(bounds) for name, bounds in per_token.items()}
     result["questions"] = {"all": _accuracies(questions, right)}
     for kind in dict.fromkeys(question.kind for question in questions):
         chosen = [i for i, question in enumerate(questions) if question.kind == kind]
@@ -253,9 +254,9 @@ def _per_token(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _accuracies(questions: Sequence, right: Sequence[Sequence[bool]]) -> dict:
-    shares = np.array(right, dtype=float).T / len(questions)
-    intervals = bootstrap(shares, lambda sums: _with_change(sums[..., 0], sums[..., 1]))
-    return {"n": len(questions)} | {name: asdict(interval) for name, interval in intervals.items()}
+    base, tuned = (Terms(np.array([(is_right, 1.0) for is_right in each]), range(len(each)), ratio) for each in right)
+    intervals = {"base": interval(base), "tuned": interval(tuned), "change": change(base, tuned)}
+    return {"n": len(questions)} | {name: asdict(bounds) for name, bounds in intervals.items()}
 
 
 def table(result: dict) -> str:

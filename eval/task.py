@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, is_missing_package
 from configs.user_code import explain
 from data.files import Reading
 from eval import report
 from eval.report import Figure
-from eval.rouge import score_whole_answers
 
 # (examples, their file): raises UserError for the first field that is missing or malformed; the result is ignored.
 Check = Callable[[Sequence[dict], str], object]
@@ -29,6 +28,8 @@ Baselines = Callable[..., dict[str, dict]]
 def _score_chats(
     texts: Sequence[str], examples: Sequence[dict], where: str, training: Sequence[dict] | None, train_where: str
 ) -> dict:
+    from eval.rouge import score_whole_answers  # not for --task of a vocabulary, which scores no answers
+
     return score_whole_answers(texts, examples)
 
 
@@ -88,6 +89,8 @@ def load_task(name: str, key: str = "--task") -> Task:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the module may be the user's
+        if is_missing_package(error):
+            raise
         raise UserError(f"{key}={name}: the module cannot be imported: {explain(error)}") from error
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):

@@ -7,7 +7,7 @@
 --task MODULE names a task with its own scores, tables and baselines (eval/task.py). Every process generates (greedily) the
 answers to its share of the examples. Several processes share a large model, as in training: each holds a part of it
 (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, the script also prints a table
-before | after, with 95% confidence intervals of the change (bootstrap, paired by example). Give a base model a few --shots if
+before | after, with 95% confidence intervals of the change (paired by example; eval/intervals.py). Give a base model a few --shots if
 it never saw the form of the answers: otherwise "before" measures how well it guesses the form.
 """
 
@@ -26,6 +26,7 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
 from distributed.process_group import call_on_all, read_on_first, start_process_group
+from eval import rouge  # noqa: F401 (asks for its package now, not after the answers)
 from eval.asked_examples import add_task_options, read_as
 from eval.evaluate_examples import EvaluationInputs, EvaluationOptions, evaluate_examples, read_inputs
 from eval.load_over_ranks import add_sharding_option

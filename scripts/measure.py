@@ -21,7 +21,7 @@ def forgetting(parser: argparse.ArgumentParser) -> None:
 
     Every process reads its share of the texts, and holds a part of a large model (--sharding). Without --texts, the text is
     the held-out part of Python's language reference, which this project's replay and Fisher diagonal never use. Intervals
-    are 95% bootstrap intervals over texts or questions. The tuned model may have an extended or a different vocabulary; KL and
+    are 95% over texts or questions. The tuned model may have an extended or a different vocabulary; KL and
     agreement are then computed over the tokens that both models have (eval/compare_models.py).
     """
     from eval.compare_models import measure_forgetting

@@ -14,7 +14,7 @@ run=runs/$name
 trap 'code=$?; if [ $code -ne 0 ]; then echo "stopped with exit code $code; run the same command again to continue" >&2; fi' EXIT
 
 echo "== 1/6 virtual environment"
-source scripts/setup.sh requirements.txt
+source scripts/setup.sh requirements-xbrl.txt
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun would set it and say so at length; train.py shares the cores out
 
 echo "== 2/6 base model"

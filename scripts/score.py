@@ -20,6 +20,7 @@ from dataclasses import asdict
 from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
+from eval import rouge  # noqa: F401 (asks for its package now, not after the answers)
 from eval.asked_examples import add_task_options, read_as
 from eval.metric import metric_figures
 from eval.results import prepare_output

@@ -1,12 +1,14 @@
 """Intervals of one evaluation, and of the change between two."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from eval import bootstrap
-from eval.intervals import intervals, paired_change
+from eval.intervals import Terms, change, interval, intervals, paired_change, ratio
 
 
 def answer(true, predicted, rouge=0.5):
@@ -21,13 +23,13 @@ def test_changes_are_micro_averages_over_same_examples():
     before = [answer(["A", "B"], ["A"]), answer([], ["A"], 0.1), answer(["C"], None, 0.0)]
     after = [answer(["A", "B"], ["A", "B"], 0.9), answer([], [], 0.4), answer(["C"], ["A", "C"], 1.0)]
     losses = [[2.0, 4], [3.0, 1], [1.0, 5]], [[1.0, 4], [1.0, 1], [1.0, 5]]
-    change = paired_change(result(before, losses[0]), result(after, losses[1]))
+    changes = paired_change(result(before, losses[0]), result(after, losses[1]))
     # before: TP 1 of 3 true and 2 predicted; after: TP 3 of 3 true and 4 predicted.
-    assert change["f1"].value == pytest.approx(6 / 7 - 2 / 5)
-    assert change["rouge_l"].value == pytest.approx((0.9 + 0.4 + 1.0) / 3 - (0.5 + 0.1 + 0.0) / 3)
-    assert change["loss"].value == pytest.approx(3 / 10 - 6 / 10)
-    for interval in change.values():
-        assert interval.low <= interval.value <= interval.high
+    assert changes["f1"].value == pytest.approx(6 / 7 - 2 / 5)
+    assert changes["rouge_l"].value == pytest.approx((0.9 + 0.4 + 1.0) / 3 - (0.5 + 0.1 + 0.0) / 3)
+    assert changes["loss"].value == pytest.approx(3 / 10 - 6 / 10)
+    for bounds in changes.values():
+        assert bounds.low <= bounds.value <= bounds.high
 
 
 def test_identical_results_have_no_uncertainty():
@@ -103,6 +105,51 @@ def test_at_the_bounds_the_interval_is_wilsons():
         back = paired_change(right, wrong)[name]
         assert (back.value, back.low, back.high) == (-1, -1, pytest.approx(-change.low))
     assert paired_change(right, right)["f1"].low == 0  # the very same answers
+
+
+def fraction(right, cluster_size=1, seeds=()):
+    """Return the terms of a proportion: one unit per number of `right`, `cluster_size` neighbours in a cluster."""
+    rows = np.array([(value, 1.0) for value in right])
+    return Terms(rows, [i // cluster_size for i in range(len(rows))], ratio, seeds=seeds)
+
+
+@pytest.mark.parametrize("right", [1, 3, 10, 19])
+def test_few_answers_have_wilsons_interval(right):
+    """A percentile bootstrap gives 0 to 0.150 for 1 of 20."""
+    bounds = interval(fraction([1] * right + [0] * (20 - right)))
+    wilson = stats.binomtest(right, 20).proportion_ci(method="wilson")
+    assert (bounds.low, bounds.high) == pytest.approx((wilson.low, wilson.high), abs=1e-6)
+    assert bounds.value == right / 20
+
+
+def test_alike_answers_count_as_their_cluster():
+    of_clusters = [i % 5 < 2 for i in range(20)]
+    alike = interval(fraction(np.repeat(of_clusters, 5), cluster_size=5))
+    assert (alike.low, alike.high) == pytest.approx(astuple(interval(fraction(of_clusters)))[1:])
+    even = interval(fraction([1, 1, 0, 0, 0] * 20, cluster_size=5))  # each cluster is like the whole
+    assert (even.low, even.high) == pytest.approx(astuple(interval(fraction([1, 1, 0, 0, 0] * 20)))[1:])
+
+
+def test_seeds_that_agree_add_no_answers():
+    right = [1.0] * 3 + [0.0] * 17
+    assert interval(fraction(right, seeds=(0.15, 0.15))) == interval(fraction(right))
+    of_two = interval(fraction([0.5] * 6 + [0.0] * 14, seeds=(0.15, 0.15)))  # no answer is right with both seeds
+    half_as_wide = interval(fraction([*right, *right])).high
+    assert half_as_wide <= of_two.high < interval(fraction(right)).high
+
+
+def test_change_of_proportions_is_newcombes():
+    """Compare with Newcombe's formula for the table of pairs: both right, only before, only after, neither."""
+    a, b, c, d = 8, 1, 5, 6
+    before = fraction([1] * (a + b) + [0] * (c + d))
+    after = fraction([1] * a + [0] * b + [1] * c + [0] * d)
+    old, new = (stats.binomtest(k, 20).proportion_ci(method="wilson") for k in (a + b, a + c))
+    phi = (a * d - b * c) / math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+    p, q = (a + b) / 20, (a + c) / 20
+    low = math.sqrt((q - new.low) ** 2 - 2 * phi * (q - new.low) * (old.high - p) + (old.high - p) ** 2)
+    high = math.sqrt((new.high - q) ** 2 - 2 * phi * (new.high - q) * (p - old.low) + (p - old.low) ** 2)
+    assert astuple(change(before, after)) == pytest.approx((q - p, q - p - low, q - p + high), abs=1e-6)
+    assert astuple(change(before, before, same_answers=True)) == (0, 0, 0)
 
 
 def test_pairs_facts_and_unreadable_answers_have_intervals():

@@ -98,7 +98,7 @@ def test_card_figures_equal_the_json(export) -> None:
         assert row and float(row[1]) == pytest.approx(known[metric].value, abs=5e-4), text
         assert (float(row[2]), float(row[3])) == pytest.approx((known[metric].low, known[metric].high), abs=5e-4)
     assert "**test.jsonl**: 12 of 20 examples" in text and "from files in float32" in text
-    assert "bootstrap intervals over banks; at 0%" in text
+    assert "95% over banks: Wilson's for fractions" in text
     assert "+0.1250" in text and "+0.0625 to +0.1875" in text and "general texts" in text
     assert "ot measured" not in text and "0.4321 nats per target token, 2.5 before training" in text
 
@@ -112,7 +112,7 @@ def test_user_task_results_have_own_scores(export) -> None:
     (export.run / "eval" / "test.json").write_text(json.dumps(mine))
     text = card(export, read_results(Path("out"), export))
     assert re.search(r"\| right \| 0.75 \| 0\.\d+ to [\d.]+ \| by scores:right \|", text)
-    assert "| exact match | 75.0% | " in text and "over examples; at 0%" in text and "bank" not in text
+    assert "| exact match | 75.0% | " in text and "over examples: Wilson's" in text and "bank" not in text
 
 
 def test_results_of_other_weights_are_left_out(export) -> None:
