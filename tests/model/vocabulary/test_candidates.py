@@ -125,6 +125,7 @@ def test_invalid_patterns_are_refused(pattern, message) -> None:
 
 
 def test_words_of_unique_sentences_become_tokens() -> None:
-    names = [f"{a}{b}" for a in "BDFGKLM" for b in ("arto", "enzi", "ilko")]
-    texts = [f"{name} was given enoxaparin after a hemicolectomy by doctor {name[::-1]}" for name in names]
-    assert {" enoxaparin", " hemicolectomy"} <= {word for text in found(texts) for word in re.findall(r" \S+", text)}
+    words, rng = "a patient with renal failure was given enoxaparin after the hemicolectomy".split(), random.Random(0)
+    text = "\n".join(" ".join(rng.sample(words, 8)) for _ in range(80))
+    tokens = find_new_tokens([text], lambda part: len(re.findall(r" ?\S{1,4}|.", part, re.S)), 50)
+    assert {" enoxaparin", " hemicolectomy"} <= {token.text for token in tokens}
