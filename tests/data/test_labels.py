@@ -3,7 +3,7 @@
 An independent judge, which knows `apply_chat_template` and nothing of data/labels.py, gives a verdict on 22 kinds of chats with
 each template: right; noted (right but for a deviation that a note reports, such as thinking that the template drops); refused
 (with a true reason); wrong; or a traceback. It judges the templates of tests/chat_families.py, and real ones of
-tests/real_templates.py if they are available. verdicts.json has every verdict, and docs/chats.md the sums:
+tests/real_templates.py if they are available. verdicts.json has every verdict, and docs/data.md the sums:
 `UPDATE=1 pytest tests/data/test_labels.py` writes both.
 """
 
@@ -32,7 +32,7 @@ from tests.chat_families import FAMILIES, family_tokenizer
 from tests.in_memory import json_lines, load_documents
 from tests.processes import ROOT, run_python
 
-PAGE, TABLE = Path(__file__).parents[2] / "docs/chats.md", Path(__file__).with_name("verdicts.json")
+PAGE, TABLE = Path(__file__).parents[2] / "docs/data.md", Path(__file__).with_name("verdicts.json")
 VERDICTS = {"right": "r", "noted": "n", "refused": "x"}  # besides wrong, and a traceback
 TODAY = datetime.date.today().isoformat()
 REASON = "The minimum is 100%."
@@ -279,13 +279,6 @@ def check_verdicts(collection: str, verdicts: dict[str, str]) -> None:
     assert not changed, f"UPDATE=1 pytest tests/data/test_labels.py writes these verdicts: {changed}"
 
 
-def row(collection: str, verdicts: dict[str, str]) -> str:
-    """Return the line of docs/chats.md on a collection of templates."""
-    letters = "".join(verdicts.values())
-    counts = [len(letters), *(letters.count(letter) for letter in VERDICTS.values())]
-    return f"| {collection} | {len(verdicts)} | " + " | ".join(f"{count:,}" for count in [*counts, 0, 0]) + " |"
-
-
 def test_no_chat_is_trained_wrongly_in_silence(judges) -> None:
     check_verdicts("of our own (`tests/chat_families.py`)", judged(judges))
 
@@ -300,9 +293,12 @@ def test_real_templates_train_no_chat_wrongly(collection) -> None:
 
 def test_the_page_has_the_sums_of_all_verdicts() -> None:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    assert {len(letters) for verdicts in table.values() for letters in verdicts.values()} == {len(CHATS)}
+    verdicts = [letters for templates in table.values() for letters in templates.values()]
+    assert {len(letters) for letters in verdicts} == {len(CHATS)}
+    right, noted, refused = ("".join(verdicts).count(letter) for letter in VERDICTS.values())
+    sums = f"{len(verdicts)} templates x {len(CHATS)} kinds of chats: {right:,} right, {noted:,} right with a note"
     page = PAGE.read_text(encoding="utf-8")
-    assert all(row(collection, verdicts) in page for collection, verdicts in table.items())
+    assert sums in page and f" {refused:,} refused, 0 wrong" in page
 
 
 def attacks(tokenizer: PreTrainedTokenizerFast) -> list[str]:
