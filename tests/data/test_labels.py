@@ -3,8 +3,7 @@
 An independent judge, which knows `apply_chat_template` and nothing of data/labels.py, gives a verdict on 22 kinds of chats with
 each template: right; noted (right but for a deviation that a note reports, such as thinking that the template drops); refused
 (with a true reason); wrong; or a traceback. It judges the templates of tests/chat_families.py, and real ones of
-tests/real_templates.py if they are available. verdicts.json has every verdict, and docs/data.md the sums:
-`UPDATE=1 pytest tests/data/test_labels.py` writes both.
+tests/real_templates.py if they are available. `UPDATE=1 pytest tests/data/test_labels.py` writes verdicts.json, which has every verdict. docs/data.md has the sums.
 """
 
 import datetime
@@ -262,9 +261,6 @@ def check_verdicts(collection: str, verdicts: dict[str, str]) -> None:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     if os.environ.get("UPDATE"):
         TABLE.write_text(json.dumps(table | {collection: verdicts}, indent=1) + "\n", encoding="utf-8")
-        page, new = PAGE.read_text(encoding="utf-8"), row(collection, verdicts)
-        [old] = [line for line in page.split("\n") if line.startswith(new[: new.index("|", 2)])]
-        PAGE.write_text(page.replace(old, new), encoding="utf-8")
         return
     # Some templates (gpt-oss, LFM2.5) have another name for a message's thinking, which only newer versions of transformers
     # pass on: a chat that is right there may be noted with an older version.

@@ -125,7 +125,8 @@ def test_invalid_patterns_are_refused(pattern, message) -> None:
 
 
 def test_words_of_unique_sentences_become_tokens() -> None:
-    words, rng = "a patient with renal failure was given enoxaparin after the hemicolectomy".split(), random.Random(0)
+    rng = random.Random(0)
+    words = re.findall(r"\w+", "a patient with renal failure was given enoxaparin after the hemicolectomy")
     text = "\n".join(" ".join(rng.sample(words, 8)) for _ in range(80))
     tokens = find_new_tokens([text], lambda part: len(re.findall(r" ?\S{1,4}|.", part, re.S)), 50)
     assert {" enoxaparin", " hemicolectomy"} <= {token.text for token in tokens}
