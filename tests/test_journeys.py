@@ -44,7 +44,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Write the files that a reader of the pages brings or downloads."""
-    model = write_tiny_model(tmp_path / MODEL, max_position_embeddings=2048)
+    model = write_tiny_model(tmp_path / MODEL)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in model.iterdir()}
     fetched = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "source": "hub", "revision": "main", "files": hashes}
     (model / "fetched.json").write_text(json.dumps(fetched))
