@@ -59,9 +59,11 @@ def folder(tmp_path) -> Path:
 
 
 def walk(page: str, folder: Path) -> dict[str, str]:
-    """Run the page's commands that start with `python`, in their order. Return the output of each; fail at an exit code."""
+    """Run the commands of the page's numbered sections, in their order. Return the output of each; fail at an exit code."""
     outputs = {}
-    for line in commands(ROOT / "docs" / page):
+    path = ROOT / "docs" / page
+    steps = "".join(re.findall(r"^## \d.*?(?=^## |\Z)", path.read_text(encoding="utf-8"), re.M | re.S))
+    for line in filter(steps.__contains__, commands(path)):
         text = line
         for name, tiny in TINY.items():
             text = text.replace(name, tiny)
