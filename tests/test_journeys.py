@@ -112,5 +112,7 @@ def test_vocabulary_then_texts_then_instructions(folder) -> None:
         token["text"]
         for token in json.loads((folder / "artifacts/models/SmolLM2-135M-icd/new_tokens.json").read_text())["tokens"]
     ]
-    assert any("hypercholesterolaemia" in token.lower() for token in tokens) and not any(". " in token for token in tokens)
+    assert any("hypercholesterolaemia" in token.lower() for token in tokens) and not any(
+        ". " in token for token in tokens
+    )
     assert json.loads((folder / "runs/icd/export/config.json").read_text())["vocab_size"] == 384 + len(tokens)
