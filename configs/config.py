@@ -83,7 +83,7 @@ class Data:
     chat_date: str | None = None
     train_on: Literal["all", "last"] = "all"  # which answers of a chat carry loss
     # How to treat the spelling of a control token, such as <|im_end|>, in a message or text: text: encode it as plain text |
-    # error: refuse the example | allow: make it a control token, for texts that were rendered before (docs/chats.md)
+    # error: refuse the example | allow: make it a control token, for texts that were rendered before (docs/data.md)
     control_tokens: Literal["text", "error", "allow"] = "text"
     cache: str | None = "artifacts/tokens"  # directory of tokenised files, one per node; None: tokenise at every start
     # Above this size of the cache, the least recently used entries are removed; None: never

@@ -21,7 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from common.durable_files import write_json
 from common.errors import UserError
 
-# For base models without a chat template (docs/chats.md). The space before an answer belongs to the answer, because tokenizers
+# For base models without a chat template (docs/data.md). The space before an answer belongs to the answer, because tokenizers
 # join a space with the word after it: a prompt that ends in a space has ids that occur in no text.
 PLAIN_CHAT_TEMPLATE = (
     "{% if tools %}{{ 'Tools: ' + tools | tojson + '\n\n' }}{% endif %}"

@@ -5,8 +5,8 @@ Every text is split into three kinds of parts:
 - Codes: strings that match a pattern of the user (an article number, a part number). A code is a candidate as a whole and never
   part of another candidate, so that it has the same tokens in every context.
 - Figures: numbers, which are left unchanged, because the model's arithmetic relies on how the tokenizer splits them.
-- Chunks: the text between codes and figures. Candidates are whole chunks (labels) and pieces of chunks, which sentencepiece
-  finds and which may span several words.
+- Chunks: the text between codes, figures and the ends of sentences and lines. Candidates are whole chunks (labels) and pieces
+  of chunks, which sentencepiece finds and which may span several words.
 """
 
 import heapq
@@ -21,6 +21,9 @@ from pathlib import Path
 from common.errors import UserError
 
 FIGURE = r"(?<![^\W_])\d(?:[\d.,'-]*\d)?%?(?!\w)"  # not next to letters: B2, H2O and 2B are words
+# Marks that end a sentence, and the quotes and brackets that close with it. A dot before a space also cuts an abbreviation
+# ("e.g. "), which costs at most a token; a dot inside a number or a name ends nothing.
+SENTENCE_END = r"""(?:[.!?\u2026]+["'\u2019\u201d\u00bb)\]]*(?=\s|$)|[\u3002\uff01\uff1f])"""
 MAX_CHARACTERS = 64  # longest text of a token
 PIECES_PER_TOKEN = 4  # sentencepiece pieces per requested token; most pieces are dropped later
 
@@ -68,22 +71,21 @@ def find_new_tokens(
     codes = {text: count for text, count in codes.items() if count >= min_count and usable(text)}
     saved = {text: count * (length(text) - 1) for text, count in codes.items()}
     tokens = [NewToken(text, codes[text], number) for text, number in saved.items() if number > 0]
-    frequent = Counter({chunk: count for chunk, count in chunks.items() if count > 1})
-    whole = {chunk for chunk, n in frequent.items() if n >= min_count}
+    whole = {chunk for chunk, n in chunks.items() if n >= min_count}
     candidates = {text for chunk in whole for text in (chunk, chunk.rstrip(" |:,;")) if is_valid(text)}
-    candidates |= {piece for piece in unigram_pieces(frequent, max_tokens * PIECES_PER_TOKEN) if is_valid(piece)}
+    candidates |= {piece for piece in unigram_pieces(chunks, max_tokens * PIECES_PER_TOKEN) if is_valid(piece)}
     everyday = "\n".join(general)
     candidates = {text for text in candidates if text not in everyday and length(text) > 1 and usable(text)}
-    tokens += select_greedily(sorted(candidates), frequent, length, max_tokens, min_count)
+    tokens += select_greedily(sorted(candidates), chunks, length, max_tokens, min_count)
     return sorted(tokens, key=lambda token: (-token.saved, token.text))[:max_tokens]
 
 
 def split(texts: Iterable[str], patterns: Iterable[str]) -> tuple[Counter, Counter]:
-    """Split texts at codes, figures and line ends. Return (code -> count, chunk -> count)."""
+    """Split texts at codes, figures and the ends of sentences and lines. Return (code -> count, chunk -> count)."""
     matched = "|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)"
     # A code includes the space before it, and neither begins nor ends inside a word.
     code = rf"( ?(?:(?<!\w)|(?=\W))(?:{matched})(?:(?!\w)|(?<=\W)))"
-    cut = re.compile(rf"{code}|{FIGURE}|[\r\n]+")
+    cut = re.compile(rf"{code}|{FIGURE}|{SENTENCE_END}|[\r\n]+")
     codes, chunks = Counter(), Counter()
     for text in texts:
         done = 0

@@ -1,12 +1,13 @@
 """Extend a model's vocabulary with tokens for its domain, in a new model directory that train.py takes as model.path.
 
     python scripts/extend_vocabulary.py artifacts/models/SmolLM2-135M-Instruct --out artifacts/models/SmolLM2-135M-extended \\
-        --corpus mine.jsonl --held-out held_out.jsonl package.txt --patterns "[A-Z]{2}-[0-9]{4}"
+        --corpus mine.jsonl --held-out held_out.jsonl
 
 Corpus and held-out files are .jsonl or .parquet (chats, or `text`) or .txt, optionally compressed (.gz). The script prints
 tokens per document before and after, on the held-out files and on general text (a held-out part of Python's documentation),
-and the tokens that save most. OUT is created only when it is complete. OUT/new_tokens.json lists the new tokens. --task MODULE
-names a task (eval/task.py) that may have patterns, and texts for --forms.
+and the tokens that save most. No token crosses the end of a sentence or of a line, or a figure. OUT is created only when it is
+complete. OUT/new_tokens.json lists the new tokens. --task MODULE names a task (eval/task.py) that may have patterns, and texts
+for --forms.
 """
 
 import sys
@@ -51,8 +52,8 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, nargs="+", default=[], help="files in which new tokens are searched")
     forms = "also search the texts of the --task: all, or those of NAME ..."
     parser.add_argument("--forms", nargs="*", metavar="NAME", help=forms)
-    patterns = "regular expressions of strings that may become one token (default: those of the --task)"
-    parser.add_argument("--patterns", nargs="*", metavar="PATTERN", help=patterns)
+    patterns = "regular expressions of strings that may become one token (default: none; with --task: its patterns)"
+    parser.add_argument("--patterns", nargs="+", metavar="PATTERN", help=patterns)
     add_number(parser, "--new-tokens", "maximum number of new tokens", 2000, least=1)
     add_number(parser, "--min-count", "minimum occurrences of a new token in the corpus", 20, least=1)
     held_out = "files outside the corpus, to measure the effect on"
@@ -66,6 +67,8 @@ def main() -> int:
         raise UserError("there is no text to search for new tokens; give --corpus FILE or --forms")
 
     patterns = task.patterns if arguments.patterns is None else arguments.patterns
+    if patterns == ["none"]:
+        patterns = []
     check_patterns(patterns)
     base = read_base_tokenizer(arguments.model)
     texts = {str(path): read_texts([path]) for path in arguments.held_out}

@@ -1,6 +1,7 @@
 """The command scripts/extend_vocabulary.py on a tiny model: its output, the new model directory, and errors."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def test_extended_model_can_be_extended_again(folder, output) -> None:
     paths = (folder / "new", folder / "again")
     old, new = (load_file(path / "model.safetensors")["model.embed_tokens.weight"] for path in paths)
     assert len(new) > len(old) and (new[: len(old)] == old).all()
+
+
+def test_patterns_none_switches_off_those_of_task(folder) -> None:
+    run_successfully(folder, "--out", "plain", "--task", "xbrl.task", "--patterns", "none", "--min-count", "5")
+    texts = [token["text"] for token in json.loads((folder / "plain" / "new_tokens.json").read_text())["tokens"]]
+    assert texts and not any(re.search(r"\d", text) for text in texts)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,18 @@ def test_min_count_and_everyday_text() -> None:
     assert not found([text], patterns=CODES, usable=lambda text: False)
 
 
+def test_no_token_crosses_the_end_of_a_sentence() -> None:
+    text = "".join(f"Patient with hypercholesterolaemia receives atorvastatin{end} " for end in (".", "!", ".)", "?"))
+    tokens = found([text * 20])
+    assert (
+        tokens[" Patient with hypercholesterolaemia receives atorvastatin"].count == 79
+    )  # the first has no space before it
+    assert not [token for token in tokens if re.search(r"[.!?]", token)]
+    assert set(split(["A e.coli strain. It grew.\nWhy? \u7ec6\u83cc\u3002\u7ec6\u80de"], ())[1]) == {
+        "A e.coli strain", " It grew", "Why", " \u7ec6\u83cc", "\u7ec6\u80de",
+    }  # fmt: skip
+
+
 def test_existing_tokens_are_no_candidates() -> None:
     assert not found([" water coverage\n" * 50], patterns=(r"water",), max_tokens=5).get(" water")
     assert find_new_tokens(["r0010\n" * 50], lambda text: 1, 5, CODES) == []
@@ -110,3 +122,11 @@ def test_is_valid(text, valid) -> None:
 def test_invalid_patterns_are_refused(pattern, message) -> None:
     with pytest.raises(UserError, match=message):
         check_patterns([pattern])
+
+
+def test_words_of_unique_sentences_become_tokens() -> None:
+    rng = random.Random(0)
+    words = re.findall(r"\w+", "a patient with renal failure was given enoxaparin after the hemicolectomy")
+    text = "\n".join(" ".join(rng.sample(words, 8)) for _ in range(80))
+    tokens = find_new_tokens([text], lambda part: len(re.findall(r" ?\S{1,4}|.", part, re.S)), 50)
+    assert {" enoxaparin", " hemicolectomy"} <= {token.text for token in tokens}
