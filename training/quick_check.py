@@ -136,11 +136,11 @@ def check_isolation(
     product over the tokens of an expert depends on their number: `rounding` says how far, relative to the largest logit.
     lengths: tokens of the documents of the row.
     """
-    random, lengths = np.random.default_rng(0), np.array(lengths)
-    documents = [random.integers(0, vocabulary, length) for length in lengths]
-    starts = np.cumsum(lengths) - lengths
-    spread = np.linspace(0, lengths.sum() - 1, POSITIONS).astype(int)
-    positions = np.unique(np.concatenate([spread, starts, starts + lengths - 1]))
+    random, sizes = np.random.default_rng(0), np.array(lengths)
+    documents = [random.integers(0, vocabulary, length) for length in sizes]
+    starts = np.cumsum(sizes) - sizes
+    spread = np.linspace(0, sizes.sum() - 1, POSITIONS).astype(int)
+    positions = np.unique(np.concatenate([spread, starts, starts + sizes - 1]))
     owner = np.searchsorted(starts, positions, side="right") - 1  # the document of each position
     base = logits_of(documents, positions)
     if not bool(base.isfinite().all()):
@@ -158,7 +158,7 @@ def check_isolation(
     leaks = np.where(np.eye(len(documents)), 0.0, moves)
     edited, seen = np.unravel_index(leaks.argmax(), leaks.shape)
     ends = [np.append(document[:-1], (document[-1:] + 1) % vocabulary) for document in documents]
-    later = float(change(ends)[~np.isin(positions, starts + lengths - 1)].max())
+    later = float(change(ends)[~np.isin(positions, starts + sizes - 1)].max())
     leak, moved = float(leaks.max()), float(moves.diagonal().min())
     rounding *= float(base.abs().max())
     advice = (
@@ -247,7 +247,7 @@ def check_labels(config: Config, tokenizer: PreTrainedTokenizerBase) -> Result:
             start = outcome.sequences[-1].spans[-1].start
             expected = encoder.template.render(messages[:-1], example.get("tools"), prompt=True)
             expected = tokenizer(expected, add_special_tokens=False)["input_ids"]
-            words = tokenizer.decode(ids[start:][weights[start:] != 0].tolist(), skip_special_tokens=False)
+            words = str(tokenizer.decode(ids[start:][weights[start:] != 0].tolist(), skip_special_tokens=False))
             problem = (
                 ""
                 if ids[:start].tolist() == expected
@@ -264,7 +264,7 @@ def check_labels(config: Config, tokenizer: PreTrainedTokenizerBase) -> Result:
                 else 0
             )
             problem = "" if ids[start : start + len(expected)].tolist() == expected else "its ids are not transformers'"
-            words = tokenizer.decode(ids[max(first, 1) :].tolist(), skip_special_tokens=False)
+            words = str(tokenizer.decode(ids[max(first, 1) :].tolist(), skip_special_tokens=False))
             if not problem and _plain(example.get("completion", "")) not in _plain(words):
                 problem = "its targets lack words of the completion"
         if problem:

@@ -241,6 +241,7 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
         "run.log_to": "tensorboard",
         "eval.metric": None,
         "run.export": "last",
+        "run.check": "off",
         "data.validation": "",
         "optimizer.max_steps": STEPS,
         "optimizer.warmup_steps": 0,
