@@ -33,7 +33,7 @@ from model.dtypes import dtype_name
 from model.loss import visit_logits
 from training.chat_settings import chat_settings
 from training.check_result import FAILS, OK, SKIPPED, Result
-from training.identity import fingerprint
+from training.identity import FIRST_STEP, fingerprint
 from training.inputs import WARMUP_FLOOR, Inputs
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def quick_check(run: "TrainingRun", step: int, say: Callable[[str], None]) -> st
     if mode == "off" or (step and mode == "auto"):
         return mode
     parts = {name: run.identity[name] for name in OF_IDENTITY}
+    parts["the data"] = {name: value for name, value in parts["the data"].items() if name != FIRST_STEP}
     options = {"options": [str(chat_settings(config.data)), str(run.compute_dtype), ranks.device.type]}
     passed = Path(config.data.cache or run.directory, f"checked-{fingerprint(parts | options)[:32]}")
     if mode == "auto" and read_on_first(passed.exists, ranks):
