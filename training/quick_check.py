@@ -1,7 +1,8 @@
 """The quick check: before the first step of new data or a new model, and what the first losses say of the learning rate.
 
 It takes seconds, on the model that the run has loaded, and proves three things: packed documents do not see each other, every
-answer ends with a trained end token, and the labels are those of transformers. scripts/check.py proves more, with runs of its own.
+answer ends with a trained end token, and transformers gives the examples the same ids. scripts/check.py proves more, with runs of
+its own.
 """
 
 import itertools
@@ -227,8 +228,8 @@ def check_ends(config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Input
 def check_labels(config: Config, tokenizer: PreTrainedTokenizerBase) -> Result:
     """Compare the first examples of data.train, encoded as for training, with transformers' own ids for them.
 
-    A chat's ids before its last answer must be those of `apply_chat_template(..., add_generation_prompt=True)`, and the answer's
-    words must be targets. The ids of a text or a completion must be those of the tokenizer. Examples that the reader may change
+    A chat's ids before its last answer must equal `apply_chat_template(..., add_generation_prompt=True)`, and the answer's
+    words must be targets. The ids of a text or a completion must equal the tokenizer's. Examples that the reader may change
     (control tokens in a content, a role that the template does not know, thinking that it drops) are left out. config: with all
     data on this machine.
     """

@@ -1,7 +1,9 @@
 """The quick check passes sound data and models once, and stops a run with planted faults. A growing loss stops a warm-up."""
 
 import dataclasses
+import gc
 import json
+import sys
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.distributed.launch import launch, rows, run_of, workplace
 from tests.scripts.check.tiny_run import read, tiny_config
 from training.check_result import FAILS, OK
 from training.inputs import warm_up
+from training.launch import before_imports
 from training.quick_check import check_labels, with_loss
 
 
@@ -69,6 +72,14 @@ def test_labels_are_those_of_transformers(tmp_path, monkeypatch) -> None:
     )
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, train=(str(text),)))
     assert "the first 2 examples" in check_labels(config, run.tokenizer).text
+
+
+def test_the_option_checks_and_ends(tmp_path, monkeypatch) -> None:
+    config = workplace(tmp_path, train=1) / "config.py"
+    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--quick-check"])
+    before_imports("train.py", None)
+    gc.enable()
+    assert sys.argv[1:] == [str(config), "run.check=only"]
 
 
 @pytest.mark.slow
