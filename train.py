@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=2 train.py configs/quickstart.py optimizer.learning_rate=1e-4 run.name=trial
     python train.py configs/quickstart.py
     python train.py configs/quickstart.py --dry-run    # print the plan, its memory and its time, and end
+    python train.py configs/quickstart.py --quick-check    # masks, ends of answers and labels, without a step
     python train.py configs/quickstart.py --check      # prove the run before it is paid for (docs/check.md)
 
 All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). configs/config.py
@@ -45,6 +46,7 @@ from training.launch import collect_garbage, freeze_garbage, run_program
 from training.log import Log, Meter
 from training.observe import Pace, Profile
 from training.provenance import record_start
+from training.quick_check import quick_check, with_loss
 from training.start import TrainingRun, check_disks, join_run, read_config
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
@@ -136,7 +138,7 @@ def train(run: TrainingRun) -> int:
     # The counts of the loop: numbers and lists, the same on every rank and in every checkpoint. `updates` are the steps that
     # changed the weights, `targets` are counted by source, `norms` are the last gradient norms (skip_spikes).
     state = {"step": 0, "updates": 0, "tokens": 0, "targets": [0] * len(data.train.sources)}
-    state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": []}
+    state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": [], "first_losses": []}
     notes = checkpointer.find(state, total_steps, log.kept)  # from here on `state` continues the newest checkpoint
     if is_finished(run, state["step"], evaluations, checkpointer.is_changed):
         return 0
@@ -151,6 +153,8 @@ def train(run: TrainingRun) -> int:
     gathering = parallelize(model, layers, units, mesh, run.compute_dtype, config.model, config.sharding)
     first_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
     model.train()
+    if quick_check(run, state["step"], log.say) == "only":
+        return 0
     # The run trains exactly the parameters that require a gradient here. To train one only from a later step on, give it a rate
     # of 0 until then.
     parameters = trained_parameters(model)
@@ -223,7 +227,7 @@ def train(run: TrainingRun) -> int:
                 if figures is not None:  # not cut short by a signal
                     is_best = evaluations.finish(name, figures, state["step"], state["updates"])
                     improved |= is_best
-                    log.evaluation(state["step"], total_steps, figures, is_best)
+                    log.evaluation(state["step"], total_steps, figures, evaluations.remark(is_best))
                     record.evaluation(figures)
                     log.sync()
                     checkpointer.update(state)  # if this step is saved already, its checkpoint gets the evaluation too
@@ -256,7 +260,7 @@ def train(run: TrainingRun) -> int:
         num_targets = batch.num_target_tokens  # of all ranks and micro-batches; with weights, their sum
         is_logged = (state["step"] + 1) % config.run.log_every == 0 or state["step"] + 1 == total_steps
         ranks.watch.at(f"step {state['step'] + 1}")
-        rate = learning_rate(state["step"], total_steps, data.warmup_steps, peak_rate, min_lr_ratio)
+        rate = learning_rate(state["step"], total_steps, data.warmup_steps, data.peak_share * peak_rate, min_lr_ratio)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = rate * factor
         loss_sums = LossSums(len(data.train.sources), ranks.device)
@@ -307,6 +311,8 @@ def train(run: TrainingRun) -> int:
         state["bad_steps_in_a_row"] = 0 if is_finite else state["bad_steps_in_a_row"] + 1
         if is_finite:
             state["norms"] = [*state["norms"], grad_norm][-NORM_HISTORY:]
+        if config.run.check != "off":  # the same losses on every rank, so all stop together
+            state["first_losses"] = with_loss(state["first_losses"], step_loss, state["step"], data.warmup_steps)
         state["tokens"] += sum(batch.document_lengths)
         state["targets"] = [a + b for a, b in zip(state["targets"], batch.targets_by_source, strict=True)]
         collect_garbage(state["step"])

@@ -114,8 +114,9 @@ class Optimizer:
     learning_rate: float  # peak
     epochs: int = 3
     max_steps: int | None = None  # stop after this many steps; the schedule is computed for this number
-    warmup_ratio: float = 0.05  # fraction of all steps
-    warmup_steps: int | None = None  # number of steps; overrides warmup_ratio
+    # Fraction of all steps; at least 4 steps, or half of a shorter run, which then stays below the peak. 0: no warm-up
+    warmup_ratio: float = 0.05
+    warmup_steps: int | None = None  # number of steps, obeyed as it is; overrides warmup_ratio
     min_lr_ratio: float = 0.1  # the cosine decay ends at this fraction of the peak
     weight_decay: float = 0.1  # on matrices only, not on norms and biases
     betas: tuple[float, float] = (0.9, 0.95)
@@ -203,6 +204,9 @@ class Run:
     # touch an existing run
     resume: Literal["auto", "changed", "previous", "never"] = "auto"
     timeout_minutes: float = 30.0  # end the run if a rank does not answer for this long (docs/runs.md)
+    # auto: check masks, ends of answers and labels before the first step of new data or a new model, and stop a run whose loss
+    # doubles in its warm-up | off: neither | only: check and end, as `train.py CONFIG --quick-check` does (docs/check.md)
+    check: Literal["auto", "off", "only"] = "auto"
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: Literal["last", "best"] = "last"  # which checkpoint is exported as a Hugging Face directory
     # The evaluation curve that decides which checkpoint is best: validation/loss | f1 | forgetting/kl ...
@@ -276,7 +280,7 @@ FREE = _keys(
     ewc="device",
     forgetting="max_kl strict",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
-    "save_every save_minutes keep_last async_save resume export stop_after_no_gain stop_at approved_by verbose profile",
+    "save_every save_minutes keep_last async_save resume export stop_after_no_gain stop_at approved_by verbose profile check",
     eval="metric max_new_tokens",
 )
 # Every other key decides the weights: a resume with another value is refused, unless run.resume=changed.

@@ -47,7 +47,7 @@ def describe_run(
         _data_line(inputs),
         _batch_line(config, inputs.deal(0), world_size) + share,
         f"schedule: {counted(inputs.total_steps, 'step')}, of which {inputs.warmup_steps} warm up to a learning rate of "
-        f"{settings.learning_rate:g}; learning_rate() of train.py then lowers it to {settings.min_lr_ratio:g} of that",
+        f"{settings.learning_rate * inputs.peak_share:g}{_short(inputs)}; learning_rate() of train.py then lowers it to {settings.min_lr_ratio:g} of that",
         f"memory: sharding {sharding.strategy}{' in host memory' if sharding.cpu_offload else ''} keeps {settings.memory} "
         f"bytes for N parameters; compute in {dtype_name(peak.dtype)}, activation checkpointing "
         f"{config.model.activation_checkpointing}{f', one layer in {every}' if every > 1 else ''}, compile "
@@ -137,6 +137,13 @@ def _parameters(config: Config, model: torch.nn.Module) -> str:
         f"{count - trained:,} parameters frozen in {config.model.compute_dtype}, {trained:,} trained ({trained / count:.2%}: "
         f"LoRA on {lora.targets}, rank {lora.rank}, alpha {lora.effective_alpha:g}{dropout})"
     )
+
+
+def _short(inputs: Inputs) -> str:
+    """Return a remark if the run is too short to reach optimizer.learning_rate."""
+    if inputs.peak_share == 1:
+        return ""
+    return f", {inputs.peak_share:g} of optimizer.learning_rate, because the run is short (optimizer.warmup_steps=N reaches all of it)"
 
 
 def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, list[str]]:

@@ -30,7 +30,7 @@ SAVED = (
 class Evaluations:
     """The finished evaluations, by name ("validation", "forgetting"), and the best checkpoint by the criterion `run.best_by`.
 
-    The base model never counts as the best, even if it is better. Every rank holds the same values, because `measure` gives all
+    The base model never counts as the best, even if it is better; `remark` then says so. Every rank holds the same values, because `measure` gives all
     ranks the same figures.
     """
 
@@ -108,6 +108,21 @@ class Evaluations:
             self.best_value, self.best_step = value, step
             self.best_loss = self.loss if self.evaluated.get("validation") == step else None
         return improved
+
+    def remark(self, is_best: bool) -> str:
+        """Return the words after an evaluation: whether it is the best so far, and then whether the base is still better.
+
+        No trained model is better than the base in what `forgetting` measures, so there the base is not compared.
+        """
+        if not is_best or self.best_value is None:
+            return ""
+        if (
+            self.base_value is None
+            or self.curve.startswith(GENERAL)
+            or is_better(self.best_by, self.best_value, self.base_value)
+        ):
+            return " (best)"
+        return f" (best step so far, but not better than the base: {self.best_value:.4g} against {self.base_value:.4g})"
 
     @property
     def is_stalled(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from configs.config import Config
+from configs.config import Config, Optimizer
 from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
 from data.cache import Cache
 from data.chat_template import ChatSettings
@@ -33,6 +33,9 @@ from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.identity import Identity, digest_of_row, hash_files
 
+# The rate rises by at most 1/4 of the peak in a step, unless optimizer.warmup_steps is set. AdamW's first updates have the
+# size of the rate in every weight, whatever the gradient.
+WARMUP_FLOOR = 4
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
 
 
@@ -86,6 +89,7 @@ class Inputs:
     files: Identity = field(default_factory=dict)  # the part of the identity that `hash_files` returns
     chats: ChatSettings = ChatSettings()  # how chats are rendered
     stop_ids: tuple[int, ...] = ()  # the tokens that end an answer
+    peak_share: float = 1.0  # the fraction of optimizer.learning_rate that the run reaches (`warm_up`)
     tokenizer_digest: str = ""  # identifies the tokenizer's token ids (data/tokens.py)
     # Deals of evaluations, which repeat: (whether the items are of `train`, the items of a batch) -> their deal
     dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
@@ -205,9 +209,7 @@ def read_inputs(
         global_tokens=batch.global_tokens,
     )
     total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
-    warmup_steps = config.optimizer.warmup_steps
-    if warmup_steps is None:
-        warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
+    warmup_steps, peak_share = warm_up(config.optimizer, total_steps)
     tokens = batch.rows * data.sequence_length  # of one micro-batch
     context = config.sharding.context
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing, context)
@@ -241,8 +243,22 @@ def read_inputs(
         new_row,
         chats=chats,
         stop_ids=reader.encoder.stop_ids,
+        peak_share=peak_share,
         tokenizer_digest=reader.encoder.tokenizer_digest,
     )
+
+
+def warm_up(optimizer: Optimizer, total_steps: int) -> tuple[int, float]:
+    """Return (steps of the warm-up, fraction of optimizer.learning_rate that the run reaches).
+
+    A warm-up by `warmup_ratio` has at least WARMUP_FLOOR steps, or half of a shorter run. Such a run reaches only as many
+    quarters of the rate as its warm-up has steps. `warmup_steps`, and a ratio of 0, are obeyed.
+    """
+    if optimizer.warmup_steps is not None or not optimizer.warmup_ratio:
+        return optimizer.warmup_steps or 0, 1.0
+    floor = min(WARMUP_FLOOR, -(-total_steps // 2))
+    steps = max(floor, math.ceil(optimizer.warmup_ratio * total_steps))
+    return steps, min(1.0, steps / WARMUP_FLOOR)
 
 
 def data_paths(config: Config) -> list[str]:

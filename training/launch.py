@@ -26,6 +26,7 @@ def before_imports(script: str, documentation: str | None) -> None:
             path = Path(script).resolve().parent / "scripts" / program
             options += [script] if option == "--check" else []
             os.execv(sys.executable, [sys.executable, str(path), *options, *arguments])
+    sys.argv = ["run.check=only" if argument == "--quick-check" else argument for argument in sys.argv]
     from configs.load import check_command_line
 
     check_command_line(documentation)

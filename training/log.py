@@ -68,11 +68,11 @@ class Log:
             for sink in self.sinks:
                 sink.plot(step, values)
 
-    def evaluation(self, step: int, total_steps: int, figures: Values, is_best: bool) -> None:
-        """Add the curves of an evaluation and print them in one line."""
+    def evaluation(self, step: int, total_steps: int, figures: Values, remark: str) -> None:
+        """Add the curves of an evaluation and print them in one line, which ends with `remark`."""
         self.row(step, figures)
         values = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if not isinstance(value, str))
-        self.say(f"step {step}/{total_steps} | {values}{' (best)' if is_best else ''}")
+        self.say(f"step {step}/{total_steps} | {values}{remark}")
 
     def save(self, times: SaveTimes) -> None:
         """Add the curves of a save that has finished, and print its times: a warning if torchrun grants less after a signal."""

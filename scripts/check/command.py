@@ -31,7 +31,6 @@ from model.architectures import read_model_config
 from model.weight_files import INDEX, SINGLE, stored_tensors
 from scripts.check import children
 from scripts.check.children import ROOT, ChildFailed
-from scripts.check.result import FAILS, OK, SKIPPED, WARNING, Result
 from scripts.check.runs import (
     KILLED_AFTER,
     Check,
@@ -42,6 +41,7 @@ from scripts.check.runs import (
 )
 from scripts.check.step import LINES
 from scripts.check.updates import STEPS, checkpoint_of
+from training.check_result import FAILS, OK, SKIPPED, WARNING, Result
 from training.checkpointer import FILE as RECORD
 from training.checkpointer import METRICS
 from training.description import counted
@@ -241,6 +241,7 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
         "run.log_to": "tensorboard",
         "eval.metric": None,
         "run.export": "last",
+        "run.check": "off",
         "data.validation": "",
         "optimizer.max_steps": STEPS,
         "optimizer.warmup_steps": 0,

@@ -1,26 +1,19 @@
 """Read a run before its first step, and check the tokens that end its answers."""
 
 import importlib.util
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from configs.config import Config
-from data.encoding import ExampleEncoder
-from data.examples import Documents
-from data.show import one_line, run_text
-from data.sources import MAIN
 from distributed.optimizer import check_memory
 from model.build import build
 from model.dtypes import DTYPES, has_native_bf16
 from model.flops import count_work, document_costs
-from scripts.check.result import FAILS, OK, SKIPPED, Result
-from training.chat_settings import chat_settings, settle_chat_settings
+from training.chat_settings import settle_chat_settings
 from training.inputs import Inputs, read_inputs
 from training.micro_batch import settle_micro_batch
 
@@ -66,43 +59,3 @@ def load_code(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def check_ends(run: RunInputs) -> Result:
-    """Check that the last target of every answer is a stop token, in the documents of the first steps as training reads them.
-
-    A document of data.sequence_length tokens may lack its end: it is a piece of a long text, or was cut off, which train.py
-    counts and prints.
-    """
-    train, plan, length = run.inputs.train, run.inputs.plan, run.config.data.sequence_length
-    stops = {*ExampleEncoder(run.tokenizer, chat_settings(run.inputs.local.data)).stop_ids}
-    names = ", ".join(one_line(str(run.tokenizer.convert_ids_to_tokens(i))) for i in sorted(stops))
-    # A step may hold only a part of a document of a mixed-in source. `locate` leads to the whole document.
-    items = (item for step in range(min(STEPS, run.inputs.total_steps)) for item in plan.batch(step).items)
-    places = list(dict.fromkeys(map(train.locate, itertools.islice(items, COMPARED))))
-    documents = answers = 0
-    unended: list[str] = []
-    for number, index in places:
-        source, name = train.sources[number], train.names[number]
-        if not isinstance(source, Documents):
-            continue
-        ids, weights = source.get(index)
-        is_target = np.append(weights != 0, False)
-        ends = (np.flatnonzero(is_target[:-1] & ~is_target[1:]) + 1).tolist()
-        missed = [end for end in ends if int(ids[end - 1]) not in stops]
-        documents, answers = documents + 1, answers + len(ends)
-        if missed and not (len(ids) >= length and missed == [len(ids)]):
-            tail = one_line(run_text(run.tokenizer, ids.tolist(), max(0, missed[0] - 8), missed[0]))
-            source_name = "data.train" if name == MAIN else name
-            unended.append(f"sequence {index} of {source_name} ends an answer with '...{tail}'")
-    if not documents:
-        return Result(SKIPPED, "data.train is a token store, whose documents end as they were built")
-    if not unended:
-        return Result(
-            OK, f"the last target of {answers:,} answers in {documents:,} documents is an end token ({names})"
-        )
-    text = (
-        f"{len(unended):,} of {documents:,} documents of the first steps have an answer whose end token ({names}) is no target "
-        f"({unended[0]}): correct the chat template or the labels, or the model will not learn where to stop"
-    )
-    return Result(FAILS, text)

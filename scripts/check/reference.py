@@ -24,14 +24,13 @@ from model.architectures import has_experts
 from model.dtypes import DTYPES
 from model.lora import add_adapters, init_adapters
 from scripts.check.data import RunInputs
+from training.quick_check import EPS, ROUNDINGS
 
 USABLE = 0.8  # of the free memory
 EAGER_TOKENS = 4096  # in longer documents attention is computed by SDPA
 RECOMPUTED_TOKENS = 512  # in longer documents layers are computed again in backward
 SAMPLED = 2**22  # elements of the gradient that are kept
 REFERENCE = "reference.safetensors"
-EPS = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
-ROUNDINGS = 5.0  # multiple of the measured rounding up to which a difference counts as rounding
 
 
 class Document(NamedTuple):

@@ -24,12 +24,13 @@ from model.dtypes import DTYPES, has_native_bf16
 from model.experts import auxiliary_factor
 from model.language_model import stored_form
 from model.weight_files import stored_tensors
-from scripts.check.reference import REFERENCE, ROUNDINGS, Reference
-from scripts.check.result import FAILS, OK, SKIPPED, WARNING, Result
+from scripts.check.reference import REFERENCE, Reference
 from scripts.check.tensors import compare_export, is_adamw, load_state, trained
 from scripts.check.updates import STEPS, checkpoint_of, judge_moves, measure_moves
+from training.check_result import FAILS, OK, SKIPPED, WARNING, Result
 from training.checkpointer import newest_start
 from training.description import counted
+from training.quick_check import ROUNDINGS, has_grown
 
 T = TypeVar("T")
 Rows = Mapping[int, Mapping[str, float]]  # by step
@@ -170,6 +171,9 @@ def judge_steps(rows: Rows, seconds: float) -> Result:
             ": a step is not finite or is logged twice; lower optimizer.learning_rate, and see the lines of the model"
         )
         return Result(FAILS, text)
+    if has_grown(losses[:1], losses[-1:]):
+        text += ": the loss grows at the peak learning rate without warm-up; lower optimizer.learning_rate"
+        return Result(WARNING, text)
     return Result(OK, f"{text}, in {seconds:.0f} s")
 
 

@@ -14,9 +14,9 @@ import torch
 
 from distributed.checkpoint_directory import checkpoint_name, read_manifest
 from distributed.optimizer import decays
-from scripts.check.reference import EPS, ROUNDINGS
-from scripts.check.result import FAILS, OK, Result
 from scripts.check.tensors import MOMENTS, WEIGHTS, is_adamw, load_state, stored
+from training.check_result import FAILS, OK, Result
+from training.quick_check import EPS, ROUNDINGS
 
 STEPS = 3  # of a run of the check
 ELEMENTS = 2**22  # of a tensor that are looked at, evenly spaced

@@ -22,7 +22,7 @@ config = Config(
     batch=Batch({batch}, micro_batch={micro_batch}),
     # A high learning rate without warm-up: with a small one, AdamW would hide a wrong gradient scale.
     optimizer=Optimizer({rate}, warmup_steps=0, {optimizer}),
-    run=Run("base", directory=here + "/runs", {run}),
+    run=Run("base", directory=here + "/runs", check={check!r}, {run}),
     {more}
 )
 """
@@ -39,6 +39,7 @@ def workplace(
     rate: float = 1e-3,
     optimizer: str = "epochs=1",
     run: str = "keep_last=9",
+    check: str = "off",
     more: str = "",
 ) -> Path:
     """Write a tiny model, `train` and `validation` chats and config.py to `folder`, and return it. Runs are in `folder`/runs.
@@ -52,6 +53,7 @@ def workplace(
         write_chat_file(folder / "validation.jsonl", validation, seed=1)
     held_out = '(here + "/validation.jsonl",)' if validation else "()"
     parts = {"data": data, "batch": batch, "micro_batch": micro_batch, "rate": rate, "optimizer": optimizer, "run": run}
+    parts["check"] = check
     (folder / "config.py").write_text(CONFIG.format(folder=str(folder), validation=held_out, more=more, **parts))
     return folder
 

@@ -233,6 +233,15 @@ def plant(name: str | None, set_attribute) -> None:
             return hidden * float("nan") if next(count) in bad and LAST else hidden
 
         set_attribute(PackedLanguageModel, "forward", broken)
+    elif kind == "leak":
+        # The documents of a row are one document to the attention.
+
+        def merged(self, batch: MicroBatch) -> torch.Tensor:
+            whole_row = sum(batch.document_lengths)
+            ends = torch.tensor([0, whole_row], dtype=torch.int32)
+            return forward(self, dataclasses.replace(batch, document_lengths=(whole_row,), cu_seq_lens=ends))
+
+        set_attribute(PackedLanguageModel, "forward", merged)
     elif kind == "bad_batch":
         # The documents of the step with this 0-based number have a NaN loss, whenever one of them is in a micro-batch.
         collate, plan_as_usual, bad_items = training.inputs.collate, training.inputs.plan_training, set()

@@ -39,7 +39,9 @@ def described(
 ) -> list[str]:
     config = dataclasses.replace(CONFIG, model=Model(str(folder)), data=data, run=Run("r", str(folder), **options))
     (folder / "r").mkdir(exist_ok=True)
-    inputs = SimpleNamespace(train=train, validation=None, plan=plan, total_steps=steps, warmup_steps=0, questions=None)
+    inputs = SimpleNamespace(
+        train=train, validation=None, plan=plan, total_steps=steps, warmup_steps=0, peak_share=1.0, questions=None
+    )
     inputs.deal = lambda step: DEAL
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
     optimizer, peak = torch.optim.SGD(layer.parameters(), lr=1e-4), Peak(1e12, "measured", torch.float32)

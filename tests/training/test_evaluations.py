@@ -66,6 +66,18 @@ def test_best_has_lowest_finite_validation_loss() -> None:
     assert (evaluations.base_loss, evaluations.best_step) == (1.0, None)
 
 
+def test_a_best_step_names_a_better_base() -> None:
+    evaluations, remarks = made(), []
+    for step, loss in enumerate((2.5, 6.3, 3.0, 4.0, 2.4)):
+        is_best = evaluations.finish("validation", {"validation/loss": loss}, step, updates=step)
+        remarks.append(evaluations.remark(is_best))
+    worse = " (best step so far, but not better than the base: {} against 2.5)"
+    assert remarks == ["", worse.format("6.3"), worse.format("3"), "", " (best)"]
+    forgetting = made(best_by="forgetting/kl")
+    assert not forgetting.finish("forgetting", {"forgetting/kl": 0.0}, 0, 0)
+    assert forgetting.remark(forgetting.finish("forgetting", {"forgetting/kl": 0.1}, 3, 3)) == " (best)"
+
+
 def test_best_by_score_is_the_highest() -> None:
     evaluations, improved = made(best_by="f1", eval_generate=8), []
     figures = [{"validation/f1": 0.9}, {"validation/f1": 0.2}, {}, {"validation/f1": 0.2}, {"validation/f1": 0.5}]

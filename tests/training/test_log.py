@@ -64,7 +64,7 @@ def test_run_continues_without_a_terminal(tmp_path, ranks, monkeypatch) -> None:
     log = Log(tmp_path, ranks, ()).open(0, {}, total_steps=9)
     with monkeypatch.context() as patch, suppress(BrokenPipeError), open(writer, "w", encoding="utf-8") as pipe:
         patch.setattr("sys.stdout", pipe)
-        log.evaluation(1, 9, {"validation/loss": 1.0}, is_best=True)
+        log.evaluation(1, 9, {"validation/loss": 1.0}, " (best)")
         log.row(2, {"train/loss": 2.0})
     log.close()
     assert rows(tmp_path) == [{"step": 1, "validation/loss": 1.0}, {"step": 2, "train/loss": 2.0}]

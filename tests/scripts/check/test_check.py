@@ -18,7 +18,6 @@ from common.errors import UserError
 from configs.load import load_config
 from scripts.check.command import all_checks, changed_settings, fewer_ranks
 from scripts.check.reference import REFERENCE, Reference
-from scripts.check.result import FAILS, OK, SKIPPED
 from scripts.check.runs import (
     STORED,
     Check,
@@ -35,6 +34,7 @@ from tests.processes import ROOT, run_ranks
 from tests.scripts.check.faults import write_train
 from tests.scripts.check.tiny_run import read
 from tests.tiny import write_chat_file
+from training.check_result import FAILS, OK, SKIPPED
 
 WORKER = Path(__file__).with_name("check_worker.py")
 AUXILIARY, BF16 = "model.router_aux=0.1", "model.compute_dtype=bf16"

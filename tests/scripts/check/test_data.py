@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from data.encoding import ExampleEncoder, Span
-from scripts.check.data import check_ends
-from scripts.check.result import FAILS, OK, Result
 from tests.scripts.check.tiny_run import read, tiny_config, with_mix
 from tests.tiny import CHATML, WORDS, write_chat_file
+from training.check_result import FAILS, OK, Result
+from training.quick_check import check_ends
 
 
 def result_of(config) -> Result:
-    return check_ends(read(config))
+    run = read(config)
+    return check_ends(run.config, run.tokenizer, run.inputs)
 
 
 def write_rows(path: Path, rows: list[dict]) -> tuple[str]:

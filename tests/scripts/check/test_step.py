@@ -23,12 +23,13 @@ from model.packed_attention import DocumentLengths
 from scripts.check import reference
 from scripts.check.command import cut_model
 from scripts.check.reference import compute_reference, documents_of_step, load_reference
-from scripts.check.result import FAILS, OK, SKIPPED
-from scripts.check.step import LINES, check, check_isolation, load_packed
+from scripts.check.step import LINES, check, load_packed
+from scripts.check.step import isolation as check_isolation
 from tests.losses import loss_of
 from tests.processes import ROOT
 from tests.scripts.check.tiny_run import read, tiny_config, with_mix, write_examples
 from tests.tiny import write_tiny_model
+from training.check_result import FAILS, OK, SKIPPED
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch.distributed.checkpoint as dcp
 from distributed.checkpoint import Saver
 from distributed.process_group import Ranks
 from model.weights import tensors_of_checkpoint
-from scripts.check.result import FAILS, OK
 from scripts.check.tensors import is_adamw
 from scripts.check.updates import STEPS, Moved, checkpoint_of, judge_moves, measure_moves
+from training.check_result import FAILS, OK
 
 SETTINGS = {"learning_rate": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
 RATES = dict.fromkeys(range(1, STEPS + 1), 1e-3)

@@ -1,4 +1,4 @@
-"""One line of the report of a check."""
+"""One line of the report of a check, of a run (training/quick_check.py) or before it (scripts/check.py)."""
 
 from dataclasses import dataclass
 
