@@ -23,7 +23,7 @@ from scripts.plan.step_time import (
     layer_elements,
     share_of_tiles,
 )
-from scripts.plan.subject import named_config
+from scripts.plan.models import named_config
 from tests.scripts.plan import published
 
 MIDDLE = ASSUMPTIONS["cuda"][1]
