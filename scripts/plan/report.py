@@ -217,7 +217,10 @@ def _instead(result: SearchResult) -> list[str]:
     """Return the commands that train less of the model, or less of a model; [] if full training fits."""
     lines = []
     if result.lora:
-        lines += ["LoRA instead trains adapters beside the frozen weights, at ten times the rate:", *_needs(result.lora)]
+        lines += [
+            "LoRA instead trains adapters beside the frozen weights, at ten times the rate:",
+            *_needs(result.lora),
+        ]
         lines += _command(result.lora, result.own, result.lora.config.model.path)
     if result.smaller:
         name = result.smaller.config.model.path

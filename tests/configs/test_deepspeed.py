@@ -151,9 +151,17 @@ def cosine(**params: object) -> dict:
         (zero(stage=1), ZERO_2, "also shards gradients"),
         (zero(stage=2), ZERO_2, "grad_op"),
         (zero(stage=3), FULL, "full"),
-        (zero(stage=3, mics_shard_size=1), {"sharding.shard_size": 1}, "sharding.strategy: stays hybrid (zero_optimization.mics_shard_size=1)"),
+        (
+            zero(stage=3, mics_shard_size=1),
+            {"sharding.shard_size": 1},
+            "sharding.strategy: stays hybrid (zero_optimization.mics_shard_size=1)",
+        ),
         (zero(stage="auto"), {}, '"auto"'),
-        (zero(stage=3, offload_param={"device": "cpu"}), FULL | OFFLOADED, "cpu_offload: False -> True (offload_param to cpu, which moves"),
+        (
+            zero(stage=3, offload_param={"device": "cpu"}),
+            FULL | OFFLOADED,
+            "cpu_offload: False -> True (offload_param to cpu, which moves",
+        ),
         (zero(stage=2, cpu_offload=True), ZERO_2 | OFFLOADED, "offload_optimizer to cpu"),
         (
             zero(stage=3, offload_optimizer={"device": "nvme", "nvme_path": "/x"}),

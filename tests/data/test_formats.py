@@ -108,7 +108,11 @@ def test_preferences_name_the_setting_that_trains(row, setting, example) -> None
     with pytest.raises(UserError, match=r"line 3 is a row of preferences \(`chosen`, `rejected`\)") as error:
         canonical(row)
     names = setting.get("fields", {})
-    words = "data.fields=" + ",".join(f"{ours}={theirs}" for ours, theirs in names.items()) if names else "data.format=messages"
+    words = (
+        "data.fields=" + ",".join(f"{ours}={theirs}" for ours, theirs in names.items())
+        if names
+        else "data.format=messages"
+    )
     assert words in str(error.value)
     trained = canonical(row, **setting)
     assert {key: trained[key] for key in example} == example

@@ -35,8 +35,8 @@ from model.language_model import build_on_meta
 from model.memory import ModelShape, shape_of
 from scripts.plan import step_time
 from scripts.plan.machines import Cluster, cluster_of, named_device
-from scripts.plan.step_time import Speed, StepWork, expected_speed, layer_elements
 from scripts.plan.models import SHAPE_KEYS
+from scripts.plan.step_time import Speed, StepWork, expected_speed, layer_elements
 
 ROWS = Path(__file__).with_name("published_rows.csv")
 # Values of SHAPE_KEYS. An MPT block has two matrices of 4 h x h

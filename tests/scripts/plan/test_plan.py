@@ -23,10 +23,10 @@ from model.memory import ModelShape, StepMemory, shape_of
 from scripts.plan import against, machines, planner, report, workload
 from scripts.plan.against import beside, measured
 from scripts.plan.machines import Cluster, Device, cpu_cluster
+from scripts.plan.models import named_config
 from scripts.plan.planner import Plan
 from scripts.plan.search import candidates, search
 from scripts.plan.step_time import Speed
-from scripts.plan.models import named_config
 from scripts.plan.subject import Subject
 from scripts.plan.workload import planned_workload, uniform_workload
 from tests.in_memory import chats, texts
@@ -123,7 +123,9 @@ def test_candidates_are_distinct_and_valid(shape, cluster, strategies) -> None:
 
 
 def test_candidates_keep_valid_choices_of_the_user() -> None:
-    configs = all_candidates(changed(sharding={"strategy": "hybrid", "shard_size": 4}, model={"compile": True}), CLUSTER)
+    configs = all_candidates(
+        changed(sharding={"strategy": "hybrid", "shard_size": 4}, model={"compile": True}), CLUSTER
+    )
     assert {(c.sharding.strategy == "hybrid", c.sharding.shard_size) for c in configs} == {(True, 4), (False, None)}
     assert all(config.model.compile for config in configs)
     for config in all_candidates(changed(sharding={"reduce_dtype": "bf16"}), CLUSTER):
