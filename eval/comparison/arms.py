@@ -174,13 +174,14 @@ def validation_data(arms: dict[str, list[Source]]) -> tuple[str, str, dict[str, 
     """Return (validation file, data.format, data.fields) of the runs' configs. Raise UserError unless all runs have the same file."""
     runs = [source for sources in arms.values() for source in sources if source.run]
     files = {tuple(source.setting("data", "validation") or ()): source.run for source in runs}
-    listing = "; ".join(f"{run} has {', '.join(paths) or 'none'}" for paths, run in files.items()) or "no run is named"
-    if len(files) != 1 or len(next(iter(files))) != 1 or not Path(next(iter(files))[0]).is_file():
+    listing = "; ".join(f"{run} has {', '.join(names) or 'none'}" for names, run in files.items()) or "no run is named"
+    paths = next(iter(files), ())
+    if len(files) != 1 or len(paths) != 1 or not Path(paths[0]).is_file():
         raise UserError(
             f"name the examples to compare on with --data: the runs' configs do not name one validation file ({listing})"
         )
     format, fields = (runs[0].setting("data", key) for key in ("format", "fields"))
-    return next(iter(files))[0], format or "auto", fields or {}
+    return paths[0], format or "auto", fields or {}
 
 
 def final_validation(arms: dict[str, list[Source]]) -> dict[str, dict[str, list[float]]]:

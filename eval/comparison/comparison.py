@@ -52,7 +52,7 @@ def compare(
     Raise UserError if an arm has the name of another row, or if a primary contrast cannot be tested.
     """
     names, first = [arm.name for arm in arms], arms[0].seeds[0].task
-    check_names(names, baselines, primary)
+    check_names(names, baselines)
     _check_seeds(arms, examples)
     named = named_labels([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
     all_terms, per_answer = arm_terms(arms, named)
@@ -125,7 +125,7 @@ def compare(
     }
 
 
-def check_names(names: Sequence[str], baselines: Collection[str], primary: Sequence[Contrast]) -> None:
+def check_names(names: Sequence[str], baselines: Collection[str], primary: Sequence[Contrast] = ()) -> None:
     """Raise UserError for an arm with the name of another row, and for a declared contrast of a row that does not exist."""
     for name in {BASE, *baselines} & {*names}:
         raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
