@@ -145,11 +145,19 @@ class _File:
         return value
 
     def set(self, ours: str, value: Any, reason: str, more: str = "") -> None:
-        """Set our key `ours` and note `reason` and `more`. Raise UserError if the key cannot have this value."""
+        """Set our key `ours` and note its value before and after. Raise UserError if the key cannot have this value."""
         if wrong := wrong_value(ours, KEYS[ours], value):
             raise UserError(f"{reason}: {wrong}")
+        before = attrgetter(ours)(self.config)
         self.config = replace(self.config, ours, value)
-        self.notes.append(f"{reason} -> {ours}={value}{more}")
+        after = attrgetter(ours)(self.config)
+        change = f"stays {after}" if after == before else f"{before} -> {after}"
+        self.notes.append(f"{ours}: {change} ({reason}{more})")
+
+    def clear(self, ours: str, reason: str) -> None:
+        """Set our key `ours` to None because of another setting, and note it unless it is None already."""
+        if attrgetter(ours)(self.config) is not None:
+            self.set(ours, None, reason)
 
 
 def _sharding(file: _File, world_size: int) -> None:
@@ -163,7 +171,7 @@ def _sharding(file: _File, world_size: int) -> None:
     elif stage is not None:
         more = ", which also shards gradients: same result, less memory" if stage == 1 else ""
         file.set("sharding.strategy", ("none", "grad_op", "grad_op", "full")[stage], f"{ZERO}.stage={stage}", more)
-        file.config = replace(file.config, "sharding.shard_size", None)
+        file.clear("sharding.shard_size", f"{ZERO}.stage={stage}")
     devices = {}
     for block, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_param")):
         device = file.take(f"{ZERO}.{block}.device", Literal["none", "cpu", "nvme"])
@@ -190,7 +198,7 @@ def _batch(file: _File, world_size: int) -> None:
         total = product
     if total is not None:
         file.set("batch.global_examples", total, reason)
-        file.config = replace(file.config, "batch.global_tokens", None)
+        file.clear("batch.global_tokens", "batch.global_examples is set instead")
     if micro is not None:
         packed = file.config.data.packing
         more = " x data.sequence_length tokens, because examples are packed" if packed else " examples"

@@ -170,16 +170,26 @@ def read_command_line(
         check = "prove the run and end, training nothing: scripts/check.py, which has more options"
         parser.add_argument("--check", action="store_true", help=check)
     arguments = parser.parse_intermixed_args()
-    if not arguments.deepspeed:  # apply both at once: an override may correct an invalid value of the file
-        return load_config(arguments.config, arguments.overrides), arguments
+    config, notes = load_with_deepspeed(arguments.config, arguments.overrides, arguments.deepspeed, world_size)
+    for note in notes:
+        say(note)
+    return config, arguments
+
+
+def load_with_deepspeed(
+    path: str | Path, overrides: Sequence[str], deepspeed: str | None, world_size: int
+) -> tuple[Config, list[str]]:
+    """Load a config as `load_config` does, after a DeepSpeed JSON file was applied to it if `deepspeed` names one.
+
+    Return the config, and a line for each key of ours that the file sets (before -> after) and for the keys that are ignored.
+    """
+    if not deepspeed:  # apply both at once: an override may correct an invalid value of the file
+        return load_config(path, overrides), []
     from configs.deepspeed import from_deepspeed  # only for a run that names such a file
 
-    config, notes = from_deepspeed(load_config(arguments.config), arguments.deepspeed, world_size)
-    if arguments.overrides:
-        notes.append(f"applied last, from the command line: {', '.join(arguments.overrides)}")
-    for note in notes:
-        say(f"deepspeed: {note}")
-    return override(config, arguments.overrides), arguments
+    config, notes = from_deepspeed(load_config(path), deepspeed, world_size)
+    notes += [f"applied last, from the command line: {', '.join(overrides)}"] if overrides else []
+    return override(config, overrides), [f"deepspeed: {note}" for note in notes]
 
 
 def check_command_line(description: str | None) -> None:

@@ -29,6 +29,8 @@ HELD_OUT = {"test", "validation", "valid", "dev", "eval"}  # words in names of f
 # Keys without a counterpart, read only to be refused: KTO's label of accepted and rejected answers, TRL's template options of a
 # single row, and TRL's masks of token ids.
 KTO_LABEL, ROW_OPTIONS, *TRL_MASKS = FOREIGN = ("label", "chat_template_kwargs", "assistant_masks", "completion_mask")
+# Keys of preference data (data/preferences.py), read unless data.format names the form.
+CHOSEN, REJECTED, SCORED_ANSWERS = PREFERENCES = ("chosen", "rejected", "completions")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -60,6 +62,7 @@ class Reading:
     def columns(self) -> frozenset[str] | None:
         """The columns to read, by the file's names: those of any form and `split_by`. None: all, as `row` may use any."""
         more = [*FOREIGN, *([self.split_by] if self.split_by else [])]
+        more += PREFERENCES if self.format == "auto" and CHOSEN not in self.fields.values() else ()
         return None if self.row or self.all_columns else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *more])
 
     def name_of(self, key: str) -> str:

@@ -6,7 +6,6 @@ form, such as `id`, are kept.
 """
 
 import itertools
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from configs.user_code import explain, load_function
 from data.encoding import LISTED
 from data.files import DEFAULT, KTO_LABEL, ROW_OPTIONS, TRL_MASKS, Reading, check_files, data_suffix
 from data.messages import (
+    MESSAGE_LIST,
     canonical_messages,
     canonical_tools,
     canonical_weight,
@@ -29,12 +29,11 @@ from data.messages import (
     short_list,
     text_message,
 )
+from data.preferences import preference_advice
 from data.rows import COLUMNS, column_names, read_rows
 
 DESCRIBED_ROWS = 100  # rows at the beginning of a file whose keys are described
 
-# The beginning of a list of messages, as JSON or as Python writes it.
-MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 # Keys of the form `tokens`. In other forms they have another meaning or none.
 OF_TOKENS = ("labels", "mask", "attention_mask")
 
@@ -207,6 +206,8 @@ def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple
         raise UserError(f"{where} is not an object with keys such as `messages` or `text`{hint}")
     keys = [key if value is not None else f"{key} (null)" for key, value in row.items()]
     row = {key: value for key, value in renamed(row, reading.example_names).items() if value is not None}
+    if reading.format == "auto" and (advice := preference_advice(row, where)):
+        raise UserError(advice)
     form = _form(row, keys, where, reading)
     if form not in ("text", "tokens") and str(row.get(KTO_LABEL)).lower() in ("true", "false"):  # text in a .csv file
         raise UserError(
@@ -284,7 +285,7 @@ def _alpaca(row: dict, where: str, names: Mapping[str, str]) -> dict:
 def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
     """Keep texts. Turn messages, in a .csv file as JSON, into one chat in which only the completion carries loss."""
     prompt, completion = row["prompt"], row["completion"]
-    if all(isinstance(part, str) and MESSAGES.match(part) for part in (prompt, completion)):
+    if all(isinstance(part, str) and MESSAGE_LIST.match(part) for part in (prompt, completion)):
         prompt, completion = (parse_json_text(row[key], where, key) for key in REQUIRED["completion"])
     if isinstance(prompt, str) and isinstance(completion, str):
         if not completion:

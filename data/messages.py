@@ -7,6 +7,7 @@ A canonical message has a `role` of ROLES and `content`, a string; it is None on
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -29,6 +30,8 @@ ROLE_NAMES = {role: role for role in ROLES} | {
     "observation": "tool",
     "ipython": "tool",
 }
+# The beginning of a list of messages, as JSON or as Python writes it.
+MESSAGE_LIST = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 PLAIN = {"role", "content"}
 CALLS = ("function_call", "tool_call")  # roles whose text is a tool call, or a list of calls, as JSON
 TEXT_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking")

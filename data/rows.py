@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from common.errors import UserError
-from data.files import FOREIGN, SUFFIXES, codec_of, data_suffix
+from data.files import CHOSEN, FOREIGN, PREFERENCES, REJECTED, SUFFIXES, codec_of, data_suffix
 from data.messages import short_list
 
 Rows = Iterator[tuple[str, Any]]
@@ -222,7 +222,7 @@ def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
     """Yield the rows of a column file. Nulls below a row's own keys are dropped, because a column has the keys of all rows."""
     with _guarded(path), _open_columns(path) as (names, batches_of):
         chosen = [name for name in names if columns is None or name in columns]
-        if set(chosen) <= {*FOREIGN}:
+        if set(chosen) <= {*FOREIGN, *PREFERENCES} and not {CHOSEN, REJECTED} <= set(chosen):
             raise UserError(
                 f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
                 "can name them"

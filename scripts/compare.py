@@ -5,8 +5,9 @@
         --data held_out.jsonl --metric scores:right --general --primary full lora right --margin right=0.05
 
 An arm is NAME=PATH or PATH; several paths are seeds of one arm. PATH is the directory of a finished run, a model directory, or
-the JSON of scripts/evaluate.py. The first arm is the reference. Missing results are measured first and kept in RUN/eval (for a
-model directory in OUT/eval), so the same command continues after an interruption. An arm with one seed is only described. A
+the JSON of scripts/evaluate.py. The first arm is the reference. Without --data the validation file of the runs is used. Results
+in RUN and RUN/eval are used; missing ones are measured after all checks and kept in RUN/eval (for a model directory in OUT/eval),
+so the same command continues after an interruption. An arm with one seed is only described. A
 declared contrast (--primary) is tested over seeds and examples; every other difference gets an interval. --task MODULE names a
 task (eval/task.py), whose baselines become rows too. docs/results.md explains the tables.
 """
@@ -23,13 +24,15 @@ from common.command_line import add_number, new_parser
 from common.errors import run_script
 from data.formats import read_examples
 from eval.asked_examples import add_task_options, choose_examples, has_answer, read_as
-from eval.comparison.arms import find_base, parse_arms
-from eval.comparison.comparison import compare
+from eval.comparison.arms import final_validation, find_base, parse_arms, validation_data
+from eval.comparison.comparison import check_metrics, check_names, compare
 from eval.comparison.contrasts import declare
 from eval.comparison.disagreements import beside
 from eval.comparison.measured import Measuring
-from eval.comparison.measures import with_metric
+from eval.comparison.measures import OWN, label_terms, named_labels, with_metric
 from eval.comparison.page import write_outputs
+from eval.comparison.words import final_curves
+from eval.intervals import terms_of
 from eval.metric import metric_figures
 from eval.results import prepare_output
 from eval.task import Task, add_task_option
@@ -39,7 +42,8 @@ def parse_arguments() -> tuple[argparse.Namespace, Task]:
     """Return the arguments, and the task that they name. Raise UserError for a number out of range or an unknown task."""
     parser = new_parser(__doc__)
     parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
-    parser.add_argument("--data", required=True, type=Path, help="examples that no arm was trained on")
+    data = "examples that no arm was trained on (default: the validation file in the configs of the runs)"
+    parser.add_argument("--data", type=Path, help=data)
     parser.add_argument("--train", type=Path, help="the training split, as for scripts/evaluate.py")
     add_task_options(parser)
     parser.add_argument("--base", help="the model before training (default: the base of the runs)")
@@ -74,6 +78,14 @@ def main() -> int:
     arguments, task = parse_arguments()
     sources = parse_arms(arguments.arms)
     primary = declare(arguments.primary, arguments.primary_paired, arguments.margin, sources)
+    curves = final_validation(sources)
+    if curves:
+        print("\n".join(["The runs' own last validation:", *final_curves(curves)]), flush=True)
+    if arguments.data is None:
+        file, form, fields = validation_data(sources)
+        arguments.data = Path(file)
+        if (arguments.format, arguments.fields) == ("auto", ""):
+            arguments.format, arguments.fields = form, ",".join(f"{ours}={theirs}" for ours, theirs in fields.items())
     user_metric = metric_figures(arguments.metric)
     reading = read_as(arguments.format, arguments.fields)
     examples = read_examples(arguments.data, reading)
@@ -90,12 +102,25 @@ def main() -> int:
         arguments.task,
         ("--format", arguments.format, "--fields", arguments.fields),
     )
-    arms = measuring.arms(sources)
-    asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
+    # Everything that may be refused comes before the first model computes.
+    stored = measuring.stored(sources)
+    measuring.check(sources, stored)
+    asked = [*filter(has_answer, choose_examples(examples, stored.limit))]
+    task.check(asked, str(arguments.data))
+    task.check(training or (), str(arguments.train))
     task_options = task.read_options(arguments, reading)
     baselines = task.baselines(asked, training, str(arguments.data), **task_options) if asked else {}
-    arms = with_metric(arms, asked, user_metric)
-    result = compare(arms, baselines, asked, primary, arguments.pairs, arguments.worst, task)
+    check_names([*sources], baselines, primary)
+    perfect = [example["messages"][-1]["content"] for example in asked]
+    own_scores = user_metric(perfect, asked).get("metric", {}).get("each", {}) if asked else {}
+    if primary and asked:
+        where = str(arguments.data), training, str(arguments.train)
+        scored = task.score(asked, perfect, *where, **task_options)
+        check_metrics(
+            [*terms_of(scored), *label_terms(scored, named_labels([scored])), *map(OWN.__add__, own_scores)], primary
+        )
+    arms = with_metric(measuring.arms(sources, stored), asked, user_metric)
+    result = compare(arms, baselines, asked, primary, arguments.pairs, arguments.worst, task, curves)
     written = write_outputs(result, arms, arguments.out)
     for group, sentences in result["verdict"].items():
         print("\n".join([f"{group}:", *sentences]))

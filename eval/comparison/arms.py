@@ -164,3 +164,41 @@ def find_base(arms: dict[str, list[Source]]) -> str:
         problem = f"the arms have {bases}" if bases else "no run among the arms names one"
         raise UserError(f"--general needs one base model, and {problem}; name it with --base")
     return next(iter(run_by_base))
+
+
+def validation_data(arms: dict[str, list[Source]]) -> tuple[str, str, dict[str, str]]:
+    """Return (validation file, data.format, data.fields) of the runs' configs. Raise UserError unless all runs have the same file."""
+    runs = [source for sources in arms.values() for source in sources if source.run]
+    files = {tuple(source.setting("data", "validation") or ()): source.run for source in runs}
+    listing = "; ".join(f"{run} has {', '.join(names) or 'none'}" for names, run in files.items()) or "no run is named"
+    paths = next(iter(files), ())
+    if len(files) != 1 or len(paths) != 1 or not Path(paths[0]).is_file():
+        raise UserError(
+            f"name the examples to compare on with --data: the runs' configs do not name one validation file ({listing})"
+        )
+    format, fields = (runs[0].setting("data", key) for key in ("format", "fields"))
+    return paths[0], format or "auto", fields or {}
+
+
+def final_validation(arms: dict[str, list[Source]]) -> dict[str, dict[str, list[float]]]:
+    """Return the last value of each validation curve that all runs have: curve -> arm -> values of its seeds.
+
+    Return {} unless every seed is a run and all runs were validated on the same data, as their configs name it.
+    """
+    keys = ("validation", "validation_share", "split_by")
+    runs = [source for sources in arms.values() for source in sources]
+    data = {str([source.setting("data", key) for key in keys]) for source in runs}
+    if any(not source.run or source.setting("data", "train") is None for source in runs) or len(data) > 1:
+        return {}
+    # The examples that a share holds out depend on the training files.
+    files = {str(source.setting("data", "train")) for source in runs}
+    if runs[0].setting("data", "validation_share") and len(files) > 1:
+        return {}
+    rows = {source: source.rows for source in runs}
+    names = dict.fromkeys(name for row in rows[runs[0]] for name in row if name.startswith("validation/"))
+    curves = {name: {source: curve(rows[source], name)[1] for source in runs} for name in names}
+    return {
+        name: {arm: [values[source][-1] for source in seeds] for arm, seeds in arms.items()}
+        for name, values in curves.items()
+        if all(values.values())
+    }

@@ -23,7 +23,7 @@ from eval.comparison.measures import (
     named_labels,
     ordered,
 )
-from eval.comparison.words import limits, verdict, warnings
+from eval.comparison.words import final_curves, limits, verdict, warnings
 from eval.intervals import Terms, change, clusters_of, interval, labels, terms_of
 from eval.task import ANY_CHAT, Task
 
@@ -40,18 +40,19 @@ def compare(
     all_pairs: bool = False,
     number: int = 10,
     task: Task = ANY_CHAT,
+    curves: dict[str, dict[str, list[float]]] | None = None,
 ) -> dict:
     """Return all figures of the arms on the same `examples` (the asked ones), and the sentences about them.
 
     The first arm is the reference. baselines: name -> result, from the `task`. primary: the contrasts to test, with Holm's
     correction among them. All other differences are described, each with its interval: between pairs of `arms`, `forgetting`
-    (every arm less the base) and `baselines` (each less the reference). number: of disagreements.
+    (every arm less the base) and `baselines` (each less the reference). number: of disagreements. curves: from
+    `eval.comparison.arms.final_validation`.
 
     Raise UserError if an arm has the name of another row, or if a primary contrast cannot be tested.
     """
     names, first = [arm.name for arm in arms], arms[0].seeds[0].task
-    for name in {BASE, *baselines} & {*names}:
-        raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
+    check_names(names, baselines)
     _check_seeds(arms, examples)
     named = named_labels([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
     all_terms, per_answer = arm_terms(arms, named)
@@ -116,11 +117,27 @@ def compare(
         ],
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) > 0 else [],
     }
+    own = {"In the runs' own last validation": final_curves(curves)} if curves else {}
     return comparison | {
-        "verdict": verdict(comparison),
+        "verdict": verdict(comparison) | own,
         "warnings": warnings(comparison),
         "limits": limits(comparison),
     }
+
+
+def check_names(names: Sequence[str], baselines: Collection[str], primary: Sequence[Contrast] = ()) -> None:
+    """Raise UserError for an arm with the name of another row, and for a declared contrast of a row that does not exist."""
+    for name in {BASE, *baselines} & {*names}:
+        raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
+    for contrast in primary:
+        for name in (contrast.of, contrast.against):
+            _find(contrast, name, [*names, BASE, *baselines])
+
+
+def check_metrics(metrics: Collection[str], primary: Sequence[Contrast]) -> None:
+    """Raise UserError for a declared contrast in a metric that no answer of this task can have."""
+    for contrast in primary:
+        _find(contrast, contrast.metric, [*metrics, *OF_MODELS])
 
 
 def _without_interval(arms: Sequence[Arm]) -> dict[str, dict[str, list[float]]]:

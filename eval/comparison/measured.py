@@ -1,10 +1,12 @@
 """Read the results of every arm, and measure the missing ones.
 
-An existing result is used if its task, data and weights are the same. Otherwise scripts/evaluate.py or `scripts/measure.py
-forgetting` measures it, as a child process.
+An existing result is used if its task, data and weights are the same, whatever its name in RUN or RUN/eval. All existing
+results are read and compared before scripts/evaluate.py or `scripts/measure.py forgetting` measures the first missing one, as a
+child process.
 """
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 from common.child_process import under_torchrun
 from common.errors import UserError
 from eval.comparison.arms import Arm, Seed, Source
+from eval.evaluate_examples import EvaluationOptions, read_inputs
 from eval.results import prepare_output, read_result
 from model.fingerprint import fingerprint_of_base
 
@@ -25,7 +28,10 @@ GENERAL = ("per_text", "per_question", "weights"), "remove it, and it is measure
 
 @dataclass(frozen=True)
 class Measuring:
-    """How to measure missing results. base: None without --general. task: the module. options: more for scripts/evaluate.py."""
+    """How to measure missing results. base: None without --general. task: the module.
+
+    options: `--format`, its value, `--fields` and its value, for scripts/evaluate.py.
+    """
 
     data: Path
     train: Path | None
@@ -36,45 +42,101 @@ class Measuring:
     task: str = ""
     options: tuple[str, ...] = ()
 
-    def arms(self, sources: dict[str, list[Source]]) -> list[Arm]:
-        """Read the results of every seed, and measure the missing ones. Raise UserError if they do not belong together."""
-        arms = [
-            Arm(name, tuple(self._seed(source, name, number) for number, source in enumerate(seeds, 1)))
+    def stored(self, sources: dict[str, list[Source]]) -> "Stored":
+        """Read the existing results on the task without measuring anything. Raise UserError if they do not belong together."""
+        digest = hashlib.sha256(self.data.read_bytes()).hexdigest()
+        named = {source: self._named(source, digest) for seeds in sources.values() for source in seeds}
+        existing = [Seed(source, result) for source, result in named.items() if result]
+        _check(existing)
+        task = existing[0].task if existing else {}
+        limit = task.get("n_examples") if task.get("n_examples") != task.get("n_in_file") else None
+        places = {
+            source: self._place(source, name, number, digest)
             for name, seeds in sources.items()
-        ]
+            for number, source in enumerate(seeds, 1)
+        }
+        results = {
+            source: result or self._stored_task(source, places[source][0], digest, limit)
+            for source, result in named.items()
+        }
+        _check([Seed(source, result) for source, result in results.items() if result])
+        return Stored(results, places, limit)
+
+    def arms(self, sources: dict[str, list[Source]], stored: "Stored | None" = None) -> list[Arm]:
+        """Return the results of every seed, and measure the missing ones. Raise UserError if they do not belong together."""
+        stored = stored or self.stored(sources)
+        arms = [Arm(name, tuple(self._seed(source, stored) for source in seeds)) for name, seeds in sources.items()]
         _check([seed for arm in arms for seed in arm.seeds])
         return arms
 
-    def _seed(self, source: Source, name: str, number: int) -> Seed:
+    def check(self, sources: dict[str, list[Source]], stored: "Stored") -> None:
+        """Raise UserError for equal weights in one arm, and for an example that does not suit a model which must be measured."""
+        for name, seeds in sources.items():
+            seen: dict[str, Path] = {}
+            for source in seeds if len(seeds) > 1 else ():
+                weights = (stored.results[source] or {}).get("weights") or str(source.path.resolve())
+                weights = fingerprint_of_base(source.model) if stored.results[source] is None else weights
+                if weights in seen:
+                    raise UserError(
+                        f"{name}: {seen[weights]} and {source.path} are the same weights; name each training run once"
+                    )
+                seen[weights] = source.path
+        for source in stored.missing:
+            options = self.data, self.train, self.options[1], self.options[3], stored.limit
+            read_inputs(EvaluationOptions(str(source.model), *options))
+
+    def _seed(self, source: Source, stored: "Stored") -> Seed:
+        path, general = stored.places[source]
+        task = stored.results[source] or self._measured_task(source, path, stored.limit)
+        return Seed(source, task, self._general(source, general, task), source.tokens)
+
+    def _place(self, source: Source, name: str, number: int, digest: str) -> tuple[Path, Path]:
+        """Return the paths of measured results on the task and on general text: in RUN/eval, or for a model directory in OUT/eval."""
         folder, stem = source.path.parent, ""
         if source.kind == "run":
             folder = source.path / "eval"
         elif source.kind == "model":  # nothing is written into a model directory, which may be shared
             folder, stem = self.out / "eval", f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{number}-"
-        task = self._task(source, folder, stem)
-        return Seed(source, task, self._general(source, folder / f"{stem}general.json", task), source.tokens)
+        return folder / f"{stem}{self.data.stem}-{digest[:8]}.json", folder / f"{stem}general.json"
 
-    def _task(self, source: Source, folder: Path, stem: str) -> dict:
-        """Return the result of the task's examples, measured if it is missing or of another task, other data or weights."""
-        digest = hashlib.sha256(self.data.read_bytes()).hexdigest()
-        if source.kind == "result":
-            result = read_result(source.path)
-            if result["data_sha256"] != digest:
-                raise UserError(
-                    f"{source.path} was measured on other data ({result.get('data')}) than {self.data}: name the file that was "
-                    "evaluated, or evaluate again"
-                )
-            return result
-        path = folder / f"{stem}{self.data.stem}-{digest[:8]}.json"
-        result = read_result(path) if path.is_file() else {}
-        if (
-            result.get("data_sha256") == digest
-            and result.get("task") == self.task
-            and result.get("weights") == fingerprint_of_base(source.model)
-        ):
-            return result
+    def _named(self, source: Source, digest: str) -> dict | None:
+        """Return the result of a source that is one; None for a run or a model. Raise UserError if it is of other data."""
+        if source.kind != "result":
+            return None
+        result = read_result(source.path)
+        if result["data_sha256"] != digest:
+            raise UserError(
+                f"{source.path} was measured on other data ({result.get('data')}) than {self.data}: name the file that was "
+                "evaluated, or evaluate again"
+            )
+        return result
+
+    def _stored_task(self, source: Source, place: Path, digest: str, limit: int | None) -> dict | None:
+        """Return an existing result of this task, data and number of examples with the weights of a run or model; None without one.
+
+        `place` comes first, then every other JSON in RUN/eval and RUN that has no examples in its prompts.
+        """
+        others = [*source.path.glob("eval/*.json"), *source.path.glob("*.json")] if source.kind == "run" else []
+        results = {path: _result_in(path) for path in [place, *sorted(others)] if path.is_file()}
+        matching = [
+            (path, result)
+            for path, result in results.items()
+            if (result.get("data_sha256"), result.get("task")) == (digest, self.task)
+            and result["n_examples"] == (limit or result["n_in_file"])
+            and (path == place or not result.get("shots"))
+        ]
+        weights = fingerprint_of_base(source.model) if matching else None
+        for path, result in matching:
+            if result.get("weights") == weights:
+                if path != place:
+                    print(f"{source.path}: its result {path} is used", flush=True)
+                return result
+        return None
+
+    def _measured_task(self, source: Source, path: Path, limit: int | None) -> dict:
         options = ["--data", self.data, *self.options, "--json", path, "--show", 0]
         options += ["--train", self.train] if self.train else []
+        options += ["--limit", limit] if limit else []
         options += ["--task", self.task] if self.task else []
         self._measure(path, "scripts/evaluate.py", source.model, *options)
         return read_result(path)
@@ -102,8 +164,35 @@ class Measuring:
         launch(self.processes, script, *options)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The results that exist. results: None for a source to measure. places: where measured results on
+    the task and on general text are kept. limit: the --limit of all results; None for whole files.
+    """
+
+    results: dict[Source, dict | None]
+    places: dict[Source, tuple[Path, Path]]
+    limit: int | None
+
+    @property
+    def missing(self) -> list[Source]:
+        """The sources whose result must be measured."""
+        return [source for source, result in self.results.items() if not result]
+
+
+def _result_in(path: Path) -> dict:
+    """Return the result of scripts/evaluate.py in a JSON file; {} if the file has none."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) and {"n_examples", "n_in_file", "data_sha256"} <= result.keys() else {}
+
+
 def _check(seeds: Sequence[Seed]) -> None:
     """Raise UserError unless all results are of the same examples and, if measured, of the same general text and base."""
+    if not seeds:
+        return
     first = seeds[0]
     general = [(seed.source.path, seed.general) for seed in seeds if seed.general]
     for seed in seeds:

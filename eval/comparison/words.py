@@ -1,5 +1,6 @@
 """The comparison in sentences: the verdict, the warnings, and the limits of the figures."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -11,7 +12,7 @@ MANY_TOKENS = 1.01  # arms whose tokens differ by more than 1% did not have equa
 
 
 def verdict(result: dict) -> dict[str, list[str]]:
-    """Return sentences on the primary contrasts, on learning and forgetting, and on the baselines, by heading.
+    """Return sentences on the primary contrasts, the clearest difference, learning, forgetting and the baselines, by heading.
 
     Differences between two arms of which neither is the reference are in the tables alone.
     """
@@ -35,6 +36,7 @@ def verdict(result: dict) -> dict[str, list[str]]:
     best = max(baselines, key=lambda entry: value_of(result, entry["of"], entry["metric"]), default=None)
     groups = {
         "Declared before": [primary_sentence(result, contrast) for contrast in result["primary"]],
+        "Clearest difference": _clearest(result),
         "Learning": learned,
         "Forgetting": forgotten,
         "Without a language model": [
@@ -44,6 +46,36 @@ def verdict(result: dict) -> dict[str, list[str]]:
         ],
     }
     return {name: sentences for name, sentences in groups.items() if sentences}
+
+
+def _clearest(result: dict) -> list[str]:
+    """Return a sentence on the difference between two arms that is the largest beside half its interval, or that none is clear."""
+    entries = [entry for entry in result["differences"] if entry["family"] == "arms" and entry["low"] is not None]
+    if not entries:
+        return []
+    clear = [entry for entry in entries if not entry["low"] <= 0 <= entry["high"]]
+    best = max(clear or entries, key=_clearness)
+    if clear:
+        return [f"Of {len(entries)} differences, the largest beside its interval: {description(result, best)}"]
+    return [
+        f"None is clear: every interval of the {len(entries)} differences contains 0. The largest beside its interval: "
+        f"{description(result, best)}"
+    ]
+
+
+def _clearness(entry: dict) -> float:
+    half_width = (entry["high"] - entry["low"]) / 2
+    if half_width == 0:  # equal answers, or a difference that is the same in every example
+        return math.inf if entry["value"] else 0.0
+    return abs(entry["value"]) / half_width
+
+
+def final_curves(curves: dict[str, dict[str, list[float]]]) -> list[str]:
+    """Return a sentence for each curve of `eval.comparison.arms.final_validation`, with the mean over the seeds of each arm."""
+    return [
+        f"{name}: {', '.join(f'{arm} {fmean(values):.4g}' for arm, values in by_arm.items())} (no interval)."
+        for name, by_arm in curves.items()
+    ]
 
 
 def description(result: dict, entry: dict) -> str:

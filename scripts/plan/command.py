@@ -2,19 +2,20 @@
 
 import argparse
 import os
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 from common.command_line import add_number, new_parser
 from common.errors import UserError
-from configs.deepspeed import from_deepspeed
-from configs.load import load_config, override
+from configs.load import load_with_deepspeed
 from distributed.process_group import world_size_from_environment
 from scripts.plan.against import compare_with_run
 from scripts.plan.machines import GPU_NAMES, PER_NODE, Cluster, cluster_of, generic_device, named_device, this_machine
-from scripts.plan.report import text
+from scripts.plan.models import SIZES
+from scripts.plan.report import WIDTH, text
 from scripts.plan.search import search
-from scripts.plan.subject import ASSUMED, SHAPES, assumed_subject, read_subject
+from scripts.plan.subject import ASSUMED, assumed_subject, read_subject
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
@@ -32,7 +33,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     add_number(machine, "--network", "of all cards of a node together", kind=float, least=1, metavar="Gb/s")
     add("--here", action="store_true", help="this machine and torchrun's ranks, or one: as train.py --dry-run")
     instead = parser.add_argument_group("in place of a config")
-    instead.add_argument("--model", help=f"{', '.join(SHAPES)}, a directory with a config.json, or an id on the hub")
+    instead.add_argument("--model", help=f"{', '.join(SIZES)}, a directory with a config.json, or an id on the hub")
     for name, (value, words) in ASSUMED.items():
         add_number(instead, _option(name), f"{words} ({value or 'as --sequence'})", least=1, metavar="N")
     add = parser.add_argument_group("output").add_argument
@@ -51,7 +52,7 @@ def check_arguments(arguments: argparse.Namespace) -> dict[str, int]:
     if arguments.model and (arguments.deepspeed or arguments.against or arguments.here):
         raise UserError("--deepspeed, --against and --here go with a config, not with --model")
     if not (arguments.model or arguments.what):
-        message = f"name a config, e.g. configs/quickstart.py, or a model: --model with one of {', '.join(SHAPES)}"
+        message = f"name a config, e.g. configs/quickstart.py, or a model: --model with one of {', '.join(SIZES)}"
         raise UserError(message)
     return assumed
 
@@ -86,16 +87,15 @@ def main(description: str | None = None) -> int:
         subject = assumed_subject(arguments.model, arguments.what, cluster, **options)
     else:
         path, *overrides = arguments.what
-        if arguments.deepspeed:
-            ranks = world_size_from_environment()[0] if arguments.here else cluster.devices
-            config = override(from_deepspeed(load_config(path), arguments.deepspeed, ranks)[0], overrides)
-        else:
-            config = load_config(path, overrides)
+        ranks = world_size_from_environment()[0] if arguments.here else cluster.devices
+        config, notes = load_with_deepspeed(path, overrides, arguments.deepspeed, ranks)
         if arguments.against:
             print(compare_with_run(config, arguments.against))
             return 0
         if arguments.here:
             (config, cluster), assumed = this_machine(config), []
+        for note in notes:
+            print("\n".join(textwrap.wrap(note, WIDTH, subsequent_indent="  ", break_long_words=False)))
         subject = read_subject(config, cluster)
     print(text(search(subject), assumed, arguments.all))
     return 0

@@ -41,6 +41,7 @@ def text(result: SearchResult, assumed: Iterable[str], show_all: bool = False) -
         _time(own) if own.fits else [],
         _table(result, show_all),
         _proposals(result),
+        _instead(result),
     ]
     words = "\n\n".join("\n".join(block) for block in blocks if block)
     if own.layout.on_cuda:
@@ -212,11 +213,45 @@ def _nothing_fits(result: SearchResult) -> list[str]:
     ]
 
 
+def _instead(result: SearchResult) -> list[str]:
+    """Return the commands that train less of the model, or less of a model; [] if full training fits."""
+    lines = []
+    if result.lora:
+        lines += [
+            "LoRA instead trains adapters beside the frozen weights, at ten times the rate:",
+            *_needs(result.lora),
+        ]
+        lines += _command(result.lora, result.own, result.lora.config.model.path)
+    if result.smaller:
+        name = result.smaller.config.model.path
+        directory = f"artifacts/models/{name.rpartition('/')[2]}"
+        lines += [f"All weights of a smaller model fit, {name}:", *_needs(result.smaller)]
+        lines.append(f"    python scripts/fetch_base_model.py {name}")
+        lines += _command(result.smaller, result.own, directory)
+    return lines
+
+
+def _command(plan: Plan, own: Plan, path: str) -> list[str]:
+    """Return the command line of train.py for a plan of another config or model than the user's."""
+    ranks = plan.cluster.per_node
+    start = f"torchrun --nproc_per_node={ranks}" if ranks > 1 else "python"
+    keys = ("model.path", "lora.rank", "optimizer.learning_rate")
+    values = ((key, attrgetter(key)(plan.config), attrgetter(key)(own.subject.config)) for key in keys)
+    changes = [f"{key}={path if key == 'model.path' else value}" for key, value, before in values if value != before]
+    words = " ".join([start, "train.py CONFIG", *changes, *plan.overrides])
+    lines = textwrap.wrap(words, WIDTH - 6, break_long_words=False)
+    return ["    " + line + " \\" * (line is not lines[-1]) for line in lines]
+
+
 def _paste(plan: Plan) -> list[str]:
     """Return the needs of a proposal, and its lines for the command line."""
+    return [*_needs(plan), *_overrides(plan)]
+
+
+def _needs(plan: Plan) -> list[str]:
     host = sum(plan.host.values())
     needs = f"{gib(plan.memory.total)} GiB per GPU" + (f", {gib(host)} GiB of a node's host" if host else "")
-    return [f"  ({needs}; {_tokens(plan)} tokens/s per GPU, {_hours(plan.gpu_hours)} GPU-hours)", *_overrides(plan)]
+    return [f"  ({needs}; {_tokens(plan)} tokens/s per GPU, {_hours(plan.gpu_hours)} GPU-hours)"]
 
 
 def _overrides(plan: Plan) -> list[str]:

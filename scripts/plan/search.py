@@ -7,6 +7,9 @@ Weights and moments in bf16 change the training; no other setting here does. So 
    of the fastest, the setting with the least memory is taken. If none fits without `sharding.cpu_offload`,
    `sharding.context` is doubled, up to three times.
 3. Else the same with 14N, then 12N, 8N and 6N: precision is given up last.
+
+Settings with `sharding.cpu_offload` are tried only if the user asks for it or no other setting of the user's precision fits. In
+this case the search also plans LoRA, and the largest smaller model whose weights can all be trained (scripts/plan/models.py).
 """
 
 from collections.abc import Iterable
@@ -14,9 +17,14 @@ from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from itertools import product
 
+from transformers import PretrainedConfig
+
+from common.errors import UserError
 from configs.config import Config
 from configs.load import replace
+from model.rope import check_length
 from scripts.plan.machines import PER_NODE, Cluster
+from scripts.plan.models import smaller_models
 from scripts.plan.planner import Plan, accepted_rows, is_accepted, plan_setting
 from scripts.plan.subject import Subject
 from scripts.plan.workload import Workload
@@ -29,6 +37,8 @@ CHECKPOINTING = (("none", 1), ("selective", 1), ("full", 4), ("full", 2), ("full
 AS_FAST = 0.99  # a setting counts as equally fast from this fraction of the fastest one's speed
 WORTH_IT = 1.05  # another setting is proposed if it is so many times as fast
 WORTH_THE_PRECISION = 1.25  # a setting with fewer bytes per parameter must be so many times as fast
+LORA_RANK = 64
+LORA_RATE = 10  # times the rate of full fine-tuning ("LoRA Without Regret", Schulman et al., 2025)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class SearchResult:
     """The user's setting, all candidates, and the proposals.
 
     `faster` has at least the bytes per parameter of `cheapest`, `lighter` has fewer. If nothing fits, `nearest` needs the
-    least memory, and `devices` is the number of devices that hold it, or None if 64 times as many do not.
+    least memory, and `devices` is the number of devices that hold it, or None if 64 times as many do not. `lora` and `smaller`
+    train less without offload and with the user's bytes per parameter; they are None if full training fits in this way.
     """
 
     own: Plan
@@ -46,19 +57,83 @@ class SearchResult:
     lighter: Plan | None = None
     nearest: Plan | None = None
     devices: int | None = None
+    lora: Plan | None = None
+    smaller: Plan | None = None
 
 
 def search(subject: Subject) -> SearchResult:
     """Plan the user's setting and all candidates, and choose the proposals."""
-    config, plans, fitting = subject.config, list[Plan](), list[Plan]()
+    config = subject.config
+    own, plans = _plans(subject)
+    if _fits_precisely(own, plans):
+        return _chosen(own, plans)
+    for context in () if config.sharding.cpu_offload else contexts(subject):
+        shared = replace(config, "sharding.context", context)
+        plans += [plan_setting(subject, offloading) for offloading in candidates(shared, subject.cluster, True)]
+    return replace_fields(_chosen(own, plans), lora=_lora(subject), smaller=_smaller_model(subject))
+
+
+def _plans(subject: Subject) -> tuple[Plan, list[Plan]]:
+    """Return the plan of the user's setting, and of all candidates that offload no more than it does."""
+    config, plans = subject.config, list[Plan]()
     own = plan_setting(subject, config, as_written=True)
     for context in contexts(subject):
         shared = replace(config, "sharding.context", context)
-        plans += [plan_setting(subject, candidate) for candidate in candidates(shared, subject.cluster)]
-        fitting = [plan for plan in plans if plan.fits]
-        on_device = [plan for plan in fitting if plan.config.sharding.cpu_offload <= config.sharding.cpu_offload]
-        if own.fits or any(plan.bytes_per_parameter >= own.bytes_per_parameter for plan in on_device):
+        for offload in sorted({False, config.sharding.cpu_offload}):
+            plans += [plan_setting(subject, candidate) for candidate in candidates(shared, subject.cluster, offload)]
+        if _fits_precisely(own, plans):
             break
+    return own, plans
+
+
+def _fits_precisely(own: Plan, plans: list[Plan]) -> bool:
+    """Return whether a setting fits with at least the bytes per parameter of the user's."""
+    return own.fits or any(plan.fits and plan.bytes_per_parameter >= own.bytes_per_parameter for plan in plans)
+
+
+def _lora(subject: Subject) -> Plan | None:
+    """Return the run with LoRA if it fits; None if it does not, the run has LoRA, or its settings exclude LoRA."""
+    config = subject.config
+    rate = float(f"{LORA_RATE * config.optimizer.learning_rate:.3g}")
+    with_lora = replace(replace(config, "lora.rank", LORA_RANK), "optimizer.learning_rate", rate)
+    return None if config.lora.rank else _fitting(subject, with_lora, subject.shape.config)
+
+
+def _smaller_model(subject: Subject) -> Plan | None:
+    """Return the run with the largest known model that is smaller and fits, of the same type if any does; None with LoRA."""
+    config, cluster, shape = subject.config, subject.cluster, subject.shape
+    bytes_per_parameter = int(config.optimizer.memory.removesuffix("N"))
+    models = () if config.lora.rank else smaller_models(shape.num_parameters, shape.config.model_type)
+    for name, num_parameters, model_config in models:
+        if num_parameters * bytes_per_parameter > cluster.devices * cluster.device.memory:
+            continue
+        try:
+            check_length(config.data.sequence_length, model_config, name)
+        except UserError:
+            continue
+        if plan := _fitting(subject, replace(config, "model.path", name), model_config):
+            return plan
+    return None
+
+
+def _fitting(subject: Subject, config: Config, model_config: PretrainedConfig) -> Plan | None:
+    """Return the plan of another config or model with the user's settings, or with the leanest without offload; None if none fits."""
+    if not subject.with_model:
+        return None
+    sharding = replace_fields(config.sharding, strategy="full", shard_size=None)
+    leanest = replace_fields(replace(config, "model.activation_checkpointing", "full"), sharding=sharding)
+    rows = config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
+    for setting in (with_rows(config, rows), with_rows(leanest, 1)):
+        if is_accepted(setting, subject.cluster):
+            plan = Plan(subject.with_model(config, model_config), setting)
+            if plan.fits:
+                return plan
+    return None
+
+
+def _chosen(own: Plan, plans: list[Plan]) -> SearchResult:
+    """Choose the proposals among the user's setting and the candidates."""
+    fitting = [plan for plan in plans if plan.fits]
     if not fitting and not own.fits:
         return _nothing_fits(own, plans)
     cheapest = own
@@ -88,12 +163,15 @@ def contexts(subject: Subject) -> list[int]:
     return [own, *(context for context, shared in configs.items() if is_accepted(shared, subject.cluster))]
 
 
-def candidates(config: Config, cluster: Cluster) -> list[Config]:
-    """Return the user's config, then every other combination that differs on this cluster and with which a run starts."""
+def candidates(config: Config, cluster: Cluster, offload: bool) -> list[Config]:
+    """Return every combination that differs on this cluster and with which a run starts, with `sharding.cpu_offload=offload`.
+
+    The user's config is the first if it has this `sharding.cpu_offload`.
+    """
     own, on_cuda = config.sharding, cluster.device.kind == "cuda"
     differs_from_full = {"full": True, "hybrid": cluster.nodes > 1}
-    configs = [config]
-    for strategy, offload, memory, (mode, every) in product(STRATEGIES, (False, True), MEMORIES, CHECKPOINTING):
+    configs = [config] if offload == own.cpu_offload else []
+    for strategy, memory, (mode, every) in product(STRATEGIES, MEMORIES, CHECKPOINTING):
         if strategy != own.strategy and not differs_from_full.get(strategy, cluster.devices > 1):
             continue
         if not on_cuda and (offload != own.cpu_offload or mode == "offload"):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
+from transformers import PretrainedConfig
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
@@ -19,6 +19,7 @@ from model.hub import HUB_TIMEOUT, asking_the_hub
 from model.memory import ModelShape, shape_of
 from model.rope import check_length, scaled_config
 from scripts.plan.machines import Cluster
+from scripts.plan.models import SIZES, known_config, named_config
 from scripts.plan.workload import Workload, planned_workload, uniform_workload
 from training.anchor import planned_bytes
 from training.chat_settings import settle_chat_settings
@@ -26,22 +27,6 @@ from training.description import schedule_warnings
 from training.inputs import read_inputs
 from training.micro_batch import with_rows
 
-# Models by size, for a plan before a model is chosen. Source: the config.json of each model.
-SHAPE_KEYS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("vocab_size", "tie_word_embeddings"),
-    *("head_dim", "num_experts", "num_experts_per_tok", "moe_intermediate_size"),  # models with experts only
-)
-SHAPES = {
-    "135M": (576, 1536, 30, 9, 3, 49152, True),  # SmolLM2-135M
-    "1B": (2048, 8192, 16, 32, 8, 128256, True),  # Llama 3.2 1B
-    "3B": (3072, 8192, 28, 24, 8, 128256, True),  # Llama 3.2 3B
-    "7B": (4096, 11008, 32, 32, 32, 32000, False),  # Llama 2 7B
-    "8B": (4096, 14336, 32, 32, 8, 128256, False),  # Llama 3.1 8B
-    "13B": (5120, 13824, 40, 40, 40, 32000, False),  # Llama 2 13B
-    "70B": (8192, 28672, 80, 64, 8, 128256, False),  # Llama 3.1 70B
-    "30B-A3B": (2048, 6144, 48, 32, 4, 151936, False, 128, 128, 8, 768),  # Qwen3-30B-A3B
-}
 # The options that go with --model, with their defaults and meanings.
 ASSUMED: dict[str, tuple[int, str]] = {
     "sequence": (4096, "data.sequence_length"),
@@ -56,7 +41,8 @@ class Subject:
     """A run and its machine.
 
     `workload_of` takes `batch.micro_batch` and `sharding.context`. `lines` describe the data. `anchor` is the size of
-    runs/NAME/anchor in bytes.
+    runs/NAME/anchor in bytes. `with_model` plans another config and model on the same machine. It assumes that the other model
+    splits the texts into as many tokens.
     """
 
     config: Config
@@ -65,6 +51,7 @@ class Subject:
     workload_of: Callable[[int, int], Workload]
     lines: list[str]
     anchor: int = 0
+    with_model: "Callable[[Config, PretrainedConfig], Subject] | None" = None
 
 
 def read_subject(config: Config, cluster: Cluster) -> Subject:
@@ -86,16 +73,23 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
     readable = config if isinstance(config.batch.micro_batch, int) else with_rows(config, 1)
     inputs = read_inputs(readable, tokenizer, model_config.vocab_size, document_costs(shape.work), 1, True)
 
-    @functools.cache
-    def workload_of(rows: int, context: int) -> Workload:
-        kind, length = cluster.device.kind, config.data.sequence_length
-        return planned_workload(inputs, shape, rows, length, cluster.devices, kind, context)
-
     lines = [*inputs.train.lines("train", inputs.plan.passes(inputs.total_steps)), *inputs.plan.warnings]
     lines += inputs.validation.lines("validation") if inputs.validation else []
     warnings = schedule_warnings(config, shape.num_parameters, inputs.total_steps, inputs.warmup_steps)
     lines += [f"warning: {warning}" for warning in warnings]
-    return Subject(config, shape, cluster, workload_of, lines, planned_bytes(inputs))
+
+    def subject_of(config: Config, shape: ModelShape) -> Subject:
+        @functools.cache
+        def workload_of(rows: int, context: int) -> Workload:
+            kind, length = cluster.device.kind, config.data.sequence_length
+            return planned_workload(inputs, shape, rows, length, cluster.devices, kind, context)
+
+        def with_model(config: Config, model_config: PretrainedConfig) -> Subject:
+            return subject_of(config, _shape(config, model_config))
+
+        return Subject(config, shape, cluster, workload_of, lines, planned_bytes(inputs), with_model)
+
+    return subject_of(config, shape)
 
 
 def assumed_subject(name: str, overrides: list[str], cluster: Cluster, **options: int) -> Subject:
@@ -118,49 +112,44 @@ def assumed_subject(name: str, overrides: list[str], cluster: Cluster, **options
     model_config = _model_config(config.model)
     sequence, per_step = config.data.sequence_length, config.batch.global_examples
     check_length(sequence, model_config, name)
-    shape, examples, length = _shape(config, model_config), assumed["examples"], assumed["length"] or sequence
+    examples, length = assumed["examples"], assumed["length"] or sequence
     if length > sequence:
         raise UserError(f"--length {length} is longer than --sequence {sequence}; lower it")
     if per_step is None:
         raise UserError("batch.global_tokens needs data; with --model set --global-examples")
 
-    @functools.cache
-    def workload_of(rows: int, context: int) -> Workload:
-        documents = max(1, rows * sequence // length) if config.data.packing else rows
-        ranks = cluster.devices // context
-        return uniform_workload(shape, examples, length, per_step, config.optimizer.epochs, documents, ranks)
-
     lines = [f"assumed: {examples:,} examples of {length:,} tokens, all targets"]
-    return Subject(config, shape, cluster, workload_of, lines)
+
+    def subject_of(config: Config, model_config: PretrainedConfig) -> Subject:
+        shape = _shape(config, model_config)
+
+        @functools.cache
+        def workload_of(rows: int, context: int) -> Workload:
+            documents = max(1, rows * sequence // length) if config.data.packing else rows
+            ranks = cluster.devices // context
+            return uniform_workload(shape, examples, length, per_step, config.optimizer.epochs, documents, ranks)
+
+        return Subject(config, shape, cluster, workload_of, lines, with_model=subject_of)
+
+    return subject_of(config, model_config)
 
 
 def _shape(config: Config, model_config: PretrainedConfig) -> ModelShape:
     return shape_of(build_to_train(config, model_config), model_config, config.model.layer_class)
 
 
-def named_config(name: str) -> PretrainedConfig:
-    """Return the configuration of a size of `SHAPES`, in upper or lower case. Raise UserError for an unknown size."""
-    known = {size.lower(): numbers for size, numbers in SHAPES.items()}
-    if name.lower() not in known:
-        raise UserError(
-            f"{name} is neither a model directory, nor an id on the hub (ORG/NAME), nor one of {', '.join(SHAPES)}"
-        )
-    numbers = dict(zip(SHAPE_KEYS, known[name.lower()], strict=False)) | {"max_position_embeddings": 131072}
-    return (Qwen3MoeConfig if "num_experts" in numbers else LlamaConfig).from_dict(numbers)
-
-
 def _model_config(model: Model) -> PretrainedConfig:
-    """Return the configuration of a size, a directory or a hub id. From the hub only config.json is fetched."""
+    """Return the configuration of a size, a directory or a hub id. From the hub only an unknown model's config.json is fetched."""
     name, rope = model.path, (model.rope_type, model.rope_factor, model.rope_original_length)
     if Path(name).is_dir():
         return read_model_config(name, *rope)
-    if "/" not in name:
+    if "/" not in name or known_config(name):
         return scaled_config(named_config(name), *rope)
     from huggingface_hub import hf_hub_download
 
     unreachable = (
         f"{name} is not a directory here, and its config.json cannot be fetched, because the Hugging Face hub cannot "
-        f"be reached ({{reason}}); give a directory with a config.json, or one of {', '.join(SHAPES)}"
+        f"be reached ({{reason}}); give a directory with a config.json, or one of {', '.join(SIZES)}"
     )
     with asking_the_hub(name, unreachable):
         directory = Path(hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT)).parent

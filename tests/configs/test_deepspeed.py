@@ -28,6 +28,13 @@ def apply(folder: Path, tree: object, world_size: int = 4, ours: Config = OURS) 
     config, notes = from_deepspeed(ours, path, world_size)
     assert all(isinstance(note, str) and "\n" not in note for note in notes)
     check_config(config)
+    before_and_after = [
+        f"{key}: {attrgetter(key)(ours)} -> {attrgetter(key)(config)} ("
+        for key in KEYS
+        if attrgetter(key)(ours) != attrgetter(key)(config)
+    ]
+    lines = [line for line in before_and_after if not any(note.startswith(line) for note in notes)]
+    assert lines == [], notes  # the file changes nothing silently
     return config, "\n".join(notes)
 
 
@@ -75,7 +82,7 @@ def test_the_usual_file(tmp_path) -> None:
     hints |= {"zero_optimization.offload_optimizer.pin_memory", "zero_optimization.offload_param.pin_memory"}
     assert set(ignored.split(": ")[1].split(", ")) == hints
     assert '"auto"' not in notes  # the "auto" sizes are listed among the ignored keys
-    assert "2 x gradient_accumulation_steps=8 x 4 ranks -> batch.global_examples=64" in notes
+    assert "batch.global_examples: None -> 64 (" in notes and "2 x gradient_accumulation_steps=8 x 4 ranks)" in notes
 
 
 def test_auto_file_for_zero_2_changes_only_sharding(tmp_path) -> None:
@@ -144,14 +151,22 @@ def cosine(**params: object) -> dict:
         (zero(stage=1), ZERO_2, "also shards gradients"),
         (zero(stage=2), ZERO_2, "grad_op"),
         (zero(stage=3), FULL, "full"),
-        (zero(stage=3, mics_shard_size=1), {"sharding.shard_size": 1}, "mics_shard_size=1 -> sharding.strategy=hybrid"),
+        (
+            zero(stage=3, mics_shard_size=1),
+            {"sharding.shard_size": 1},
+            "sharding.strategy: stays hybrid (zero_optimization.mics_shard_size=1)",
+        ),
         (zero(stage="auto"), {}, '"auto"'),
-        (zero(stage=3, offload_param={"device": "cpu"}), FULL | OFFLOADED, "cpu_offload=True, which moves"),
+        (
+            zero(stage=3, offload_param={"device": "cpu"}),
+            FULL | OFFLOADED,
+            "cpu_offload: False -> True (offload_param to cpu, which moves",
+        ),
         (zero(stage=2, cpu_offload=True), ZERO_2 | OFFLOADED, "offload_optimizer to cpu"),
         (
             zero(stage=3, offload_optimizer={"device": "nvme", "nvme_path": "/x"}),
             FULL | OFFLOADED,
-            "offload_optimizer to nvme -> sharding.cpu_offload=True, which moves",
+            "sharding.cpu_offload: False -> True (offload_optimizer to nvme, which moves",
         ),
         (batch(2, 8, None), OF_64 | {"batch.micro_batch": 2}, "x data.sequence_length tokens"),
         (batch(2, "auto", 64), OF_64 | {"batch.micro_batch": 2}, "train_batch_size=64"),
@@ -163,7 +178,7 @@ def cosine(**params: object) -> dict:
         (batch(None, None, None), {}, ""),
         ({"bf16": {"enabled": True}}, BF16, "DeepSpeed's default is bf16"),
         ({"bfloat16": {"enabled": True}, "fp16": {"enabled": "auto"}}, BF16, "bf16"),
-        ({"fp16": {"enabled": False}}, {}, "neither bf16 nor fp16 is enabled -> model.compute_dtype=fp32"),
+        ({"fp16": {"enabled": False}}, {}, "model.compute_dtype: stays fp32 (neither bf16 nor fp16 is enabled)"),
         ({"fp16": {"enabled": "auto"}}, {}, "stays: fp16.enabled"),
         ({"gradient_clipping": 2}, {"optimizer.max_grad_norm": 2.0}, "gradient_clipping=2"),
         ({"gradient_clipping": 0}, {"optimizer.max_grad_norm": NO_CLIPPING}, "nothing is clipped"),

@@ -103,6 +103,8 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.parquet", parquet([{"prompt": "a", "completion": "b", "chat_template_kwargs": {"a": 1}}]), "row 1 has `chat_template_kwargs`"),
         ("a.parquet", parquet([{"input_ids": [5], "assistant_masks": [1]}]), "row 1 has `assistant_masks`, which is a `mask` here;"),
         ("a.parquet", parquet([{"prompt": "a", "completion": None}, ROWS[0]]), "row 1 has .*: its keys are prompt, completion .null."),
+        ("a.parquet", parquet([{"chosen": "a", "rejected": "b", "id": 1}]), "row 1 is a row of preferences"),
+        ("a.parquet", parquet([{"messages": [], "chosen": [], "rejected": []}]), "row 1 is a row of preferences"),
         ("a.parquet", parquet([{"question": "a", "label": 1}]), "no column of a known form .* its columns are question, label;"),
         ("a.jsonl", b'[{"text": "a"}]', "line 1 is not an object .*; the name of a file with one array must end in .json"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),

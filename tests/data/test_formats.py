@@ -87,6 +87,56 @@ def test_each_message_has_one_canonical_form(original, expected) -> None:
     assert message(original) == expected
 
 
+PAIR = {"chosen": CHAT, "rejected": [USER, {"role": "assistant", "content": "0"}]}  # as TRL writes preferences
+
+
+@pytest.mark.parametrize(
+    "row, setting, example",
+    [
+        (PAIR, {"fields": {"messages": "chosen"}}, {"messages": CHAT}),
+        (PAIR | {"prompt": "LCR?"}, {"fields": {"messages": "chosen"}}, {"messages": CHAT}),
+        (PAIR | {"prompt": "LCR?", "messages": CHAT}, {"fields": {"messages": "chosen"}}, {"messages": CHAT}),
+        (PAIR | {"messages": CHAT}, {"format": "messages"}, {"messages": CHAT}),
+        ({"chosen": json.dumps(CHAT), "rejected": json.dumps(CHAT)}, {"fields": {"messages": "chosen"}}, {"messages": CHAT}),
+        ({"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, {"fields": {"completion": "chosen"}}, {"messages": CHAT}),
+        ({"prompt": "LCR?", "chosen": "97.3%", "rejected": "0"}, {"fields": {"instruction": "prompt", "output": "chosen"}}, {"messages": CHAT}),
+        ({"prompt": "LCR?", "chosen": "97.3%", "rejected": "0"}, {"fields": {"completion": "chosen"}}, {"prompt": "LCR?", "completion": "97.3%"}),
+        ({"chosen": "LCR? 97.3%", "rejected": "LCR? 0"}, {"fields": {"text": "chosen"}}, {"text": "LCR? 97.3%"}),
+    ],
+)  # fmt: skip
+def test_preferences_name_the_setting_that_trains(row, setting, example) -> None:
+    with pytest.raises(UserError, match=r"line 3 is a row of preferences \(`chosen`, `rejected`\)") as error:
+        canonical(row)
+    names = setting.get("fields", {})
+    words = (
+        "data.fields=" + ",".join(f"{ours}={theirs}" for ours, theirs in names.items())
+        if names
+        else "data.format=messages"
+    )
+    assert words in str(error.value)
+    trained = canonical(row, **setting)
+    assert {key: trained[key] for key in example} == example
+
+
+@pytest.mark.parametrize(
+    "row, name, expected",
+    [
+        (
+            {"instruction": "LCR?", "completions": [{"response": "0", "overall_score": 3.0}, {"response": "97.3%", "overall_score": 8.5}]},
+            "best",
+            CHAT,
+        ),
+        ({"prompt": "LCR?", "chosen": [ANSWER], "rejected": [ANSWER]}, "chosen", CHAT),
+    ],
+)  # fmt: skip
+def test_printed_functions_convert_preferences(row, name, expected) -> None:
+    with pytest.raises(UserError, match=f"data.row=MODULE:{name}") as error:
+        canonical(row)
+    namespace: dict = {}
+    exec(str(error.value).split("`")[-2], namespace)
+    assert canonical(namespace[name](row))["messages"] == expected
+
+
 @pytest.mark.parametrize(
     "row, words",
     [

@@ -24,8 +24,8 @@ def test_command_line_overrides_deepspeed_and_config(tmp_path) -> None:
     done = run_python(ROOT / "train.py", "config.py", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert "error: model.path=elsewhere is not a directory" in done.stderr
-    assert "deepspeed: zero_optimization.stage=2 -> sharding.strategy=grad_op" in done.stdout
-    assert "batch.global_examples=16" in done.stdout
+    assert "deepspeed: sharding.strategy: full -> grad_op (zero_optimization.stage=2)" in done.stdout
+    assert "batch.global_examples: 8 -> 16 (" in done.stdout
     assert (
         "applied last, from the command line: batch.micro_batch=1, model.path=elsewhere, sharding.strategy=full"
         in done.stdout

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import UserError
 from eval.comparison import measured
-from eval.comparison.arms import Source, find_base, parse_arms
+from eval.comparison.arms import Source, final_validation, find_base, parse_arms, validation_data
 from eval.comparison.measured import Measuring
 from tests.comparisons import general, row, task, write_run
 
@@ -141,3 +141,58 @@ def test_results_that_do_not_belong_together_are_refused(data, runs):
     )
     for text in ("{", "{}", "[]"):
         refused(other, text, "general.json is not the JSON of an evaluation .*; remove it, and it is measured again")
+
+
+def test_results_of_any_name_in_a_run_are_used(tmp_path, data, runs, monkeypatch):
+    monkeypatch.setattr(measured, "launch", lambda *options: pytest.fail(f"measured: {options}"))
+    monkeypatch.setattr(measured, "fingerprint_of_base", lambda path: path.parent.name)
+    runs[0].rename(tmp_path / "one" / "after.json")
+    quick = json.loads(runs[1].read_text()) | {"n_examples": 1, "n_in_file": 9}
+    runs[1].with_name("quick.json").write_text(json.dumps(quick))  # of few examples, so it is no result of the file
+    sources = parse_arms(["one", "two"])
+    stored = measuring(data).stored(sources)
+    assert stored.missing == [] and stored.limit is None
+    assert [seed.task["n_in_file"] for arm in measuring(data).arms(sources, stored) for seed in arm.seeds] == [1, 1]
+
+
+def test_nothing_is_measured_before_all_checks(tmp_path, data, runs, monkeypatch):
+    """The first run has no result yet, and the stored result of the second one is refused."""
+    launched = []
+    monkeypatch.setattr(measured, "launch", lambda *options: launched.append(options))
+    runs[0].unlink()
+    runs[1].write_text(json.dumps(json.loads(runs[1].read_text()) | {"data_sha256": "1" * 64}))
+    with pytest.raises(UserError, match="was measured on other data"):
+        measuring(data).arms(parse_arms(["one", str(runs[1])]))
+    assert launched == []
+
+
+def test_missing_results_have_the_limit_of_stored_ones(tmp_path, data, runs, monkeypatch):
+    launched = []
+
+    def launch(processes, script, *options):
+        launched.append(options)
+        options[options.index("--json") + 1].write_text(limited)
+
+    monkeypatch.setattr(measured, "launch", launch)
+    monkeypatch.setattr(measured, "fingerprint_of_base", lambda path: path.parent.name)
+    limited = json.dumps(json.loads(runs[1].read_text()) | {"n_in_file": 9})
+    runs[1].write_text(limited)
+    runs[0].unlink()
+    measuring(data).arms(parse_arms(["one", str(runs[1])]))
+    assert launched[0][-2:] == ("--limit", 1)
+
+
+def write_config(run, **settings):
+    (run / "config.json").write_text(json.dumps({"config": {"data": {"train": ["a.jsonl"], **settings}}}))
+
+
+def test_configs_name_the_validation_file(tmp_path, data, runs):
+    for name in ("one", "two"):
+        write_config(tmp_path / name, validation=["test.jsonl"], format="messages", fields={"messages": "chosen"})
+    sources = parse_arms(["one", "two"])
+    assert validation_data(sources) == ("test.jsonl", "messages", {"messages": "chosen"})
+    assert final_validation(sources) == {"validation/loss": {"one": [1.5], "two": [1.5]}}
+    write_config(tmp_path / "two", validation=["other.jsonl"])
+    with pytest.raises(UserError, match="--data: .*one has test.jsonl; two has other.jsonl"):
+        validation_data(sources)
+    assert final_validation(sources) == {}

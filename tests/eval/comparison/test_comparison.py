@@ -72,8 +72,8 @@ def test_one_seed_is_described_and_never_called_better():
     for seeds in ((12,), (9, 11, 12)):
         weak = arm("weak", task(answers(1)), general=general(0.01, 10))
         result = compared(weak, arm("strong", *(task(answers(n)) for n in seeds), general=general(0.3, 8)))
-        said = [sentence for group in verdict(result).values() for sentence in group]
-        assert len(said) == 5 and not any(map(CLAIMS.search, said))
+        clearest, *said = [sentence for group in verdict(result).values() for sentence in group]
+        assert len(said) == 5 and not any(map(CLAIMS.search, [clearest, *said])) and clearest.startswith("Of ")
         assert said[0].startswith(f"F1: strong {1 if len(seeds) == 1 else 0.941:.3f}, weak 0.154; strong less weak +0.")
         whose, have = ("weak and strong", "have one seed each") if len(seeds) == 1 else ("weak", "has one seed")
         assert said[0].endswith(f"; {whose} {have}, and another may differ by more).")
@@ -337,3 +337,21 @@ def test_few_banks_are_a_warning():
     assert "has 8 independent banks. With" in warnings(compared(arm("one", few[0]), arm("two", few[1])))[-1]
     with pytest.raises(UserError, match="--primary two one f1: one bank, or no finite number, shows nothing of others"):
         declared(arm("one", one, one | {"weights": "1"}), arm("two", one, one | {"weights": "2"}))
+
+
+def test_the_clearest_difference_leads():
+    """Both differ in F1 and in the loss; the loss differs by the same amount in every example."""
+    weak, strong = arm("weak", task(answers(2), loss=1.0)), arm("strong", task(answers(11), loss=0.5))
+    heading, (sentence,) = next(iter(verdict(compared(weak, strong)).items()))
+    assert heading == "Clearest difference" and sentence.startswith("Of ")
+    assert "beside its interval: loss, nats/token: strong 0.2500, weak 0.5000; strong less weak -0.2500 (" in sentence
+    one, other = arm("one", task(answers(6))), arm("other", task(answers(7)))
+    assert verdict(compared(one, other))["Clearest difference"][0].startswith("None is clear: every interval of the ")
+
+
+def test_last_validation_is_shown_without_a_claim():
+    curves = {"validation/loss": {"weak": [1.5, 1.7], "strong": [1.25]}}
+    arms = [arm("weak", task(answers(2))), arm("strong", task(answers(11)))]
+    result = compare(arms, {}, EXAMPLES, curves=curves)
+    expected = "validation/loss: weak 1.6, strong 1.25 (no interval)."
+    assert result["verdict"]["In the runs' own last validation"] == [expected]

@@ -35,11 +35,11 @@ from model.language_model import build_on_meta
 from model.memory import ModelShape, shape_of
 from scripts.plan import step_time
 from scripts.plan.machines import Cluster, cluster_of, named_device
+from scripts.plan.models import SHAPE_KEYS
 from scripts.plan.step_time import Speed, StepWork, expected_speed, layer_elements
-from scripts.plan.subject import SHAPE_KEYS
 
 ROWS = Path(__file__).with_name("published_rows.csv")
-# As scripts.plan.subject.SHAPES. An MPT block has two matrices of 4 h x h
+# Values of SHAPE_KEYS. An MPT block has two matrices of 4 h x h
 # in its MLP; as a Llama block with three it has as many elements with an intermediate size of 8/3 h.
 SHAPES = {
     "MPT 125M": (768, 2048, 12, 12, 12, 50368, True),

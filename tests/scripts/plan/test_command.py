@@ -71,9 +71,10 @@ def plan(folder, shapes, monkeypatch, capsys):
     shape_of = scripts.plan.subject._shape
 
     def shape_once(config, model_config) -> ModelShape:
-        if config.model.path not in shapes:
-            shapes[config.model.path] = shape_of(config, model_config)
-        return shapes[config.model.path]
+        key = f"{config.model.path}, rank {config.lora.rank}"
+        if key not in shapes:
+            shapes[key] = shape_of(config, model_config)
+        return shapes[key]
 
     monkeypatch.setattr(scripts.plan.subject, "_shape", shape_once)
 
@@ -105,6 +106,18 @@ def test_config_is_planned_from_its_data(plan, results) -> None:
         assert setting.fits == (setting.memory.total <= available) == (setting.rate > 0)
 
 
+def test_deepspeed_changes_are_printed(plan, folder) -> None:
+    file = {"zero_optimization": {"stage": 2}, "gradient_clipping": 0.5, "steps_per_print": 10}
+    (folder / "ds.json").write_text(json.dumps(file))
+    code, out, err = plan("config.py", "--gpus", "1", "--deepspeed", "ds.json", "optimizer.epochs=1")
+    assert code == 0, err
+    lines = out.splitlines()[:4]
+    assert lines[0] == "deepspeed: sharding.strategy: full -> grad_op (zero_optimization.stage=2)"
+    assert "deepspeed: optimizer.max_grad_norm: 1.0 -> 0.5 (gradient_clipping=0.5)" in lines
+    assert "deepspeed: ignored, because the result does not depend on it: steps_per_print" in out
+    assert "deepspeed: applied last, from the command line: optimizer.epochs=1" in out
+
+
 WIDE = ("--model", "wide", "--sequence", "512", "--gpus", "1")  # 0.7B parameters
 
 
@@ -128,8 +141,20 @@ def test_pasted_lines_give_a_setting_that_fits(plan, results) -> None:
     # --all lists every setting.
     row = r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no)$"
     rows = re.findall(row, again, re.MULTILINE)
-    assert len(rows) == len(pasted.plans) >= 2 * 2 * 3
+    assert len(rows) == len(pasted.plans) >= 2 * 3 and " + offload" not in again
     assert rows.count("yes") == sum(setting.fits for setting in pasted.plans)
+
+
+def test_lora_and_smaller_model_replace_full_training(plan, results) -> None:
+    code, out, err = plan(*WIDE, "--gpu-memory", "4")
+    (result,) = results
+    assert code == 0, err
+    assert result.cheapest and result.cheapest.config.sharding.cpu_offload and " + offload" in out
+    commands = " ".join(out.split())
+    assert "python train.py CONFIG lora.rank=64 optimizer.learning_rate=0.0002" in commands
+    assert "python scripts/fetch_base_model.py HuggingFaceTB/SmolLM2-135M" in out
+    assert "python train.py CONFIG model.path=artifacts/models/SmolLM2-135M" in commands
+    assert result.lora and result.lora.fits and not result.lora.config.sharding.cpu_offload
 
 
 def test_nothing_fits(plan, results) -> None:

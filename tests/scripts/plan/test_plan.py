@@ -23,10 +23,11 @@ from model.memory import ModelShape, StepMemory, shape_of
 from scripts.plan import against, machines, planner, report, workload
 from scripts.plan.against import beside, measured
 from scripts.plan.machines import Cluster, Device, cpu_cluster
+from scripts.plan.models import named_config
 from scripts.plan.planner import Plan
 from scripts.plan.search import candidates, search
 from scripts.plan.step_time import Speed
-from scripts.plan.subject import Subject, named_config
+from scripts.plan.subject import Subject
 from scripts.plan.workload import planned_workload, uniform_workload
 from tests.in_memory import chats, texts
 from training.inputs import Inputs
@@ -104,9 +105,13 @@ def overrides_of(proposal: Plan | None) -> str | None:
     return proposal and " ".join(proposal.overrides).replace("model.activation_checkpointing", "mode")
 
 
+def all_candidates(config: Config, cluster: Cluster) -> list[Config]:
+    return [each for offload in (False, True) for each in candidates(config, cluster, offload)]
+
+
 @pytest.mark.parametrize("cluster,strategies", [(CLUSTER, 3), (TWO_NODES, 4), (Cluster(DEVICE, 1), 1)])
 def test_candidates_are_distinct_and_valid(shape, cluster, strategies) -> None:
-    configs = candidates(CONFIG, cluster)
+    configs = all_candidates(CONFIG, cluster)
     assert configs[0] == CONFIG and len(configs) == strategies * 2 * 5 * 6
     subject = Subject(CONFIG, shape, cluster, lambda rows, context: uniform_workload(shape, 64, 9, 64, 1, rows, 16), [])
     written = {tuple(Plan(subject, config).overrides): config for config in configs}
@@ -118,14 +123,16 @@ def test_candidates_are_distinct_and_valid(shape, cluster, strategies) -> None:
 
 
 def test_candidates_keep_valid_choices_of_the_user() -> None:
-    configs = candidates(changed(sharding={"strategy": "hybrid", "shard_size": 4}, model={"compile": True}), CLUSTER)
+    configs = all_candidates(
+        changed(sharding={"strategy": "hybrid", "shard_size": 4}, model={"compile": True}), CLUSTER
+    )
     assert {(c.sharding.strategy == "hybrid", c.sharding.shard_size) for c in configs} == {(True, 4), (False, None)}
     assert all(config.model.compile for config in configs)
-    for config in candidates(changed(sharding={"reduce_dtype": "bf16"}), CLUSTER):
+    for config in all_candidates(changed(sharding={"reduce_dtype": "bf16"}), CLUSTER):
         assert config.sharding.reduce_dtype == ("fp32" if config.sharding.strategy == "none" else "bf16")
-    configs = candidates(changed(model={"mlp_tiles": 2}), CLUSTER)  # with which `selective` is refused
+    configs = all_candidates(changed(model={"mlp_tiles": 2}), CLUSTER)  # with which `selective` is refused
     assert {c.model.activation_checkpointing for c in configs} == {"none", "full", "offload"}
-    configs = candidates(CONFIG, Cluster(CPU, 2))  # where nothing is offloaded
+    configs = all_candidates(CONFIG, Cluster(CPU, 2))  # where nothing is offloaded
     assert not any(config.sharding.cpu_offload for config in configs)
     assert "offload" not in {config.model.activation_checkpointing for config in configs}
 

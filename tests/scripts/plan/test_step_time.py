@@ -12,6 +12,7 @@ from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, Unit, shape_of
 from scripts.plan.machines import Cluster, cluster_of, cpu_cluster
+from scripts.plan.models import named_config
 from scripts.plan.step_time import (
     ASSUMPTIONS,
     LOCAL_LATENCY,
@@ -23,7 +24,6 @@ from scripts.plan.step_time import (
     layer_elements,
     share_of_tiles,
 )
-from scripts.plan.subject import named_config
 from tests.scripts.plan import published
 
 MIDDLE = ASSUMPTIONS["cuda"][1]
