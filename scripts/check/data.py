@@ -20,8 +20,8 @@ from model.build import build
 from model.dtypes import DTYPES, has_native_bf16
 from model.flops import count_work, document_costs
 from scripts.check.result import FAILS, OK, SKIPPED, Result
-from training.chat_settings import chat_settings, settle_chat_settings
-from training.inputs import Inputs, read_inputs
+from training.chat_settings import chat_settings
+from training.inputs import Inputs, read_inputs, settle_settings
 from training.micro_batch import settle_micro_batch
 
 STEPS = 200  # first steps whose documents are read
@@ -49,7 +49,7 @@ def read_run(config: Config, world_size: int, device: torch.device, train: Path)
     run_directory = Path(config.run.directory) / config.run.name
     check_memory(config.optimizer.memory)
     model, model_config, tokenizer = build(config)
-    config = settle_chat_settings(config, tokenizer, run_directory)
+    config = settle_settings(config, model, model_config, tokenizer, show_progress=False)
     config = settle_micro_batch(config, model, model_config, run_directory, 1, lambda text: None)
     costs = document_costs(count_work(model, model_config))
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=False)
@@ -74,7 +74,7 @@ def check_ends(run: RunInputs) -> Result:
     A document of data.sequence_length tokens may lack its end: it is a piece of a long text, or was cut off, which train.py
     counts and prints.
     """
-    train, plan, length = run.inputs.train, run.inputs.plan, run.config.data.sequence_length
+    train, plan, length = run.inputs.train, run.inputs.plan, run.config.data.length
     stops = {*ExampleEncoder(run.tokenizer, chat_settings(run.inputs.local.data)).stop_ids}
     names = ", ".join(one_line(str(run.tokenizer.convert_ids_to_tokens(i))) for i in sorted(stops))
     # A step may hold only a part of a document of a mixed-in source. `locate` leads to the whole document.

@@ -8,7 +8,7 @@ from pathlib import Path
 from common.command_line import add_number, new_parser
 from common.errors import UserError
 from configs.deepspeed import from_deepspeed
-from configs.load import load_config, override
+from configs.load import load_config, override, required_of
 from distributed.process_group import world_size_from_environment
 from scripts.plan.against import compare_with_run
 from scripts.plan.machines import GPU_NAMES, PER_NODE, Cluster, cluster_of, generic_device, named_device, this_machine
@@ -88,7 +88,9 @@ def main(description: str | None = None) -> int:
         path, *overrides = arguments.what
         if arguments.deepspeed:
             ranks = world_size_from_environment()[0] if arguments.here else cluster.devices
-            config = override(from_deepspeed(load_config(path), arguments.deepspeed, ranks)[0], overrides)
+            config = override(
+                from_deepspeed(load_config(path, required_of(overrides)), arguments.deepspeed, ranks)[0], overrides
+            )
         else:
             config = load_config(path, overrides)
         if arguments.against:
