@@ -116,7 +116,7 @@ def main() -> int:
     # Before the process group, so that a mistake in a file ends in one sentence.
     config = read_config(__doc__)
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
-    # `config` now has a number for batch.micro_batch=auto and the date of chats. `data.plan` has the documents of each step.
+    # `config` now has a number for each `auto`, and the date of chats. `data.plan` has the documents of each step.
     config, data = open_data(config, model, model_config, tokenizer, __file__)
     # The ranks agree on all inputs before anything is trained. A run directory has one owner.
     with join_run(config, data, model, model_config, tokenizer) as run:
@@ -208,7 +208,7 @@ def train(run: TrainingRun) -> int:
     # --- 5. The loop --------------------------------------------------------------------------------------------------
     steps = data.steps(state["step"], ranks)  # a thread prepares micro-batches while the device computes
     freeze_garbage()
-    peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
+    peak_rate, min_lr_ratio = config.optimizer.peak, config.optimizer.min_lr_ratio
     factors = [group["lr"] / peak_rate for group in optimizer.param_groups]  # 1, unless make_optimizer has other rates
     pace = Pace(layers, stop, state["step"])  # which rank is slow
     profile = Profile(config.run.profile, total_steps, directory, ranks, log.say) if config.run.profile else None

@@ -14,7 +14,8 @@ Format = Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text",
 
 @dataclass(frozen=True)
 class Model:
-    path: str  # a Hugging Face model directory; scripts/fetch_base_model.py downloads one to artifacts/models/NAME
+    # A Hugging Face model directory; scripts/fetch_base_model.py downloads one to artifacts/models/NAME. A run needs it
+    path: str = ""
     layer_class: str | None = None  # class name of the decoder layers, to shard by; None: as declared by the model
     compute_dtype: Literal["bf16", "fp32"] = "bf16"  # of matrix products and activations
     # Which activations backward recomputes (distributed/activation_checkpointing.py)
@@ -49,8 +50,8 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     # The main source: files, folders or globs of any form in docs/data.md, URLs such as s3://BUCKET/FILE, or a dataset of the
-    # hub, ORG/NAME:SPLIT. Or one directory: a token store (scripts/data.py build)
-    train: tuple[str, ...]
+    # hub, ORG/NAME:SPLIT. Or one directory: a token store (scripts/data.py build). A run needs it
+    train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
     # A key of the rows that belongs to no form, such as the author: rows with the same value are all trained on or all held
@@ -71,7 +72,8 @@ class Data:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:... or data.mix=FILE,FILE=SHARE;ORG/NAME:SPLIT=SHARE, in which
     # SHARE:anchor sets Source.anchor
     mix: tuple[Source, ...] = ()
-    sequence_length: int = 2048  # maximum number of tokens in an example; the unit of batch.micro_batch
+    # Maximum number of tokens in an example; the unit of batch.micro_batch. "auto": from data.train (training/auto.py)
+    sequence_length: int | Literal["auto"] = 2048
     # Drop, truncate or refuse chats and completions above this length; they are counted. Longer texts are cut into examples
     too_long: Literal["drop", "truncate", "error"] = "drop"
     packing: bool = True  # False: a micro-batch has batch.micro_batch examples, whatever their length
@@ -88,6 +90,12 @@ class Data:
     cache: str | None = "artifacts/tokens"  # directory of tokenised files, one per node; None: tokenise at every start
     # Above this size of the cache, the least recently used entries are removed; None: never
     cache_gib: float | None = 64.0
+
+    @property
+    def length(self) -> int:
+        """`sequence_length` as a number. `auto` must have been replaced, which a run does before it divides its examples."""
+        assert isinstance(self.sequence_length, int)
+        return self.sequence_length
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Optimizer:
-    learning_rate: float  # peak
+    learning_rate: float | Literal["auto"] = "auto"  # peak; "auto": by the size of the model (training/auto.py)
     epochs: int = 3
     max_steps: int | None = None  # stop after this many steps; the schedule is computed for this number
     # Fraction of all steps; at least 4 steps, or half of a shorter run, which then stays below the peak. 0: no warm-up
@@ -125,7 +133,14 @@ class Optimizer:
     # Skip a step whose gradient norm is more than this many standard deviations above the mean of the last 128; None: off
     skip_spikes: float | None = None
     memory: Literal["16N", "14N", "12N", "8N", "6N"] = "16N"  # bytes for N parameters (distributed/optimizer.py)
-    stage: Literal["fine-tuning", "pre-training"] = "fine-tuning"  # which range of learning rates is considered usual
+    # pre-training: training on texts, at half of the learning rate that is suggested for fine-tuning
+    stage: Literal["fine-tuning", "pre-training"] = "fine-tuning"
+
+    @property
+    def peak(self) -> float:
+        """`learning_rate` as a number. `auto` must have been replaced, which a run does before it reads any data."""
+        assert not isinstance(self.learning_rate, str)
+        return self.learning_rate
 
 
 @dataclass(frozen=True)

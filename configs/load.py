@@ -187,9 +187,15 @@ def load_with_deepspeed(
         return load_config(path, overrides), []
     from configs.deepspeed import from_deepspeed  # only for a run that names such a file
 
-    config, notes = from_deepspeed(load_config(path), deepspeed, world_size)
+    base = load_config(path, required_of(overrides))
+    config, notes = from_deepspeed(base, deepspeed, world_size)
     notes += [f"applied last, from the command line: {', '.join(overrides)}"] if overrides else []
     return override(config, overrides), [f"deepspeed: {note}" for note in notes]
+
+
+def required_of(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of the keys without a default, which a config file may leave to the command line."""
+    return [text for text in overrides if text.partition("=")[0] in EXAMPLES]
 
 
 def check_command_line(description: str | None) -> None:
@@ -436,6 +442,8 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
     ),
 )
 RULES = {name: (words, holds) for words, holds, names in _RULES for name in names.split()}
+# The keys that have no default, with the values of an example.
+EXAMPLES = {"model.path": "artifacts/models/Qwen3-0.6B", "data.train": "chats.jsonl"}
 ABOVE_0 = ("above 0", lambda number: 0 < number < math.inf)
 NOT_EMPTY = ("a text that is not empty", lambda value: value != "")
 
@@ -449,8 +457,23 @@ def _is_date(text: str) -> bool:
 
 def check_config(config: Config) -> None:
     """Check types, choices, ranges and combinations. Raise UserError for the first mistake."""
-    for sentence in filter(None, itertools.chain(_wrong_values(config), _wrong_together(config))):
+    for sentence in filter(None, itertools.chain(_missing(config), _wrong_values(config), _wrong_together(config))):
         raise UserError(sentence)
+
+
+def _missing(config: Config) -> Iterator[str]:
+    """Yield a sentence if a config such as configs/sft.py still lacks its model or its data."""
+    meanings = {
+        "model.path": (
+            config.model.path,
+            "the directory of a model: scripts/fetch_base_model.py ORG/NAME downloads one",
+        ),
+        "data.train": (config.data.train, "your files: docs/data.md has their forms"),
+    }
+    missing = {key: meaning for key, (value, meaning) in meanings.items() if value in ("", ())}
+    if missing:
+        words = " and ".join(f"{key} ({meaning})" for key, meaning in missing.items())
+        yield f"set {words}, e.g. {' '.join(f'{key}={EXAMPLES[key]}' for key in missing)}"
 
 
 def _wrong_values(config: Config) -> Iterator[str | None]:

@@ -19,7 +19,7 @@ config = Config(
     ),
     # Long chats or texts in any form of docs/data.md. Shorter ones are packed, without attention to each other: a micro-batch
     # of a group of 8 GPUs has up to 131,072 tokens.
-    data=Data(train=("artifacts/long/train.jsonl",), sequence_length=131072),
+    data=Data(sequence_length=131072),
     # Target tokens per step. The step has this size for any number of GPUs and for any length of the documents.
     batch=Batch(global_tokens=1_000_000, micro_batch=1),
     optimizer=Optimizer(learning_rate=1e-5, epochs=1),

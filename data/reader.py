@@ -105,6 +105,27 @@ class Reader:
                     "build a smaller store (scripts/data.py build --max-samples)"
                 )
             return self._open_store(Path(paths[0]))
+        store, origin = self._open_examples(paths, label, reading)
+        documents = documents_of(store, origin, paths, self.sequence_length, self.too_long, reading)
+        self._check_highest(store.highest)
+        return documents
+
+    def lengths(self, train: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the whole length in tokens of each training example, and whether it is a text: both `(examples,)`.
+
+        Both are empty for a token store, whose windows have any length. Raise UserError for a bad file.
+        """
+        arrays = [(np.zeros(0, np.int64), np.zeros(0, bool))]
+        if not (len(train) == 1 and is_store(train[0])):
+            part = "training" if self.reading.validation_share else "all"
+            store, _ = self._open_examples(train, "training", replace(self.reading, part=part))
+            rows = [shard.rows("documents") for shard in store.shards]
+            arrays += [(np.diff(row["ids"].astype(np.int64), prepend=0), row["is_text"] > 0) for row in rows]
+        lengths, is_text = map(np.concatenate, zip(*arrays, strict=True))
+        return lengths, is_text
+
+    def _open_examples(self, paths: tuple[str, ...], label: str, reading: Reading) -> tuple[Store, str]:
+        """Return the store of the examples of files, from the cache or tokenised now, and its origin in words."""
         start = time.perf_counter()
 
         def build(folder: Path | None) -> Store:
@@ -113,13 +134,9 @@ class Reader:
             return build_examples(paths, self.encoder, reading, folder, label)
 
         if self.cache is None:
-            store, origin = build(None), tokenised(start)
-        else:
-            described = describe(paths, self.encoder, reading, self.digest_of_row(reading.row))
-            store, origin = self.cache.open(paths, described, build)
-        documents = documents_of(store, origin, paths, self.sequence_length, self.too_long, reading)
-        self._check_highest(store.highest)
-        return documents
+            return build(None), tokenised(start)
+        described = describe(paths, self.encoder, reading, self.digest_of_row(reading.row))
+        return self.cache.open(paths, described, build)
 
     def _open_store(self, path: Path) -> Windows:
         store = open_store(path)

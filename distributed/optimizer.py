@@ -51,7 +51,7 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
     for decay in (True, False):
         members = [p for name, p in parameters.items() if decays(name, p.dim()) == decay]
         groups += [{"params": members, "weight_decay": settings.weight_decay if decay else 0.0}] if members else []
-    options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
+    options = {"lr": settings.peak, "betas": settings.betas, "eps": settings.eps}
     if settings.memory == "16N":
         optimizer = AdamW(groups, **options, fused=True)
         for parameter in parameters.values():  # before the first step, so that a checkpoint can be read in place

@@ -31,7 +31,8 @@ def build(config: Config) -> tuple[PackedLanguageModel, PretrainedConfig, PreTra
     settings = config.model
     model_config = model_config_of(settings)
     tokenizer = load_tokenizer(settings.path, config.data.chat_template)
-    check_length(config.data.sequence_length, model_config, settings.path)
+    if config.data.sequence_length != "auto":
+        check_length(config.data.length, model_config, settings.path)
     model = build_to_train(config, model_config)
     decoder_layers(model, settings.layer_class)  # raises for a wrong name
     check_weights(model, settings.path)

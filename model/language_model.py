@@ -267,6 +267,11 @@ def num_trained(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def num_base_parameters(model: PackedLanguageModel) -> int:
+    """Count the parameters of the base model on all ranks, tied ones once, without LoRA's adapters."""
+    return sum(parameter.numel() for parameter in parameter_names(model).values())
+
+
 def parameter_names(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     """Return Hugging Face name -> parameter, tied ones once, without LoRA's adapters. Checkpoints and exports use these names."""
     named = model.causal_lm.named_parameters()

@@ -506,7 +506,7 @@ def full_memory(shape: ModelShape, config: Config, layout: Layout, rows: int) ->
     That length is a whole row. On a CPU in bf16 it is at most 512 tokens, because attention keeps its probabilities up to
     that length (model/product_attention.py).
     """
-    counted, length = min(rows, COUNTED_ROWS if layout.on_cuda else 1), config.data.sequence_length
+    counted, length = min(rows, COUNTED_ROWS if layout.on_cuda else 1), config.data.length
     keeps = not layout.on_cuda and config.model.compute_dtype == "bf16"
     document = min(length, KEEP_PROBABILITIES) if keeps else length
     whole, rest = divmod(counted * length, document)

@@ -13,7 +13,8 @@ from distributed.process_group import read_on_first
 from model.architectures import origin
 from model.dtypes import dtype_name
 from model.flops import Peak
-from model.language_model import num_parameters, num_trained
+from model.language_model import num_base_parameters, num_parameters, num_trained
+from training.auto import rate_warnings
 from training.chat_settings import other_options
 from training.inputs import Inputs
 
@@ -47,7 +48,8 @@ def describe_run(
         _data_line(inputs),
         _batch_line(config, inputs.deal(0), world_size) + share,
         f"schedule: {counted(inputs.total_steps, 'step')}, of which {inputs.warmup_steps} warm up to a learning rate of "
-        f"{settings.learning_rate * inputs.peak_share:g}{_short(inputs)}; learning_rate() of train.py then lowers it to {settings.min_lr_ratio:g} of that",
+        f"{settings.peak * inputs.peak_share:g}{_short(inputs)}; learning_rate() of train.py then lowers it to "
+        f"{settings.min_lr_ratio:g} of that",
         f"memory: sharding {sharding.strategy}{' in host memory' if sharding.cpu_offload else ''} keeps {settings.memory} "
         f"bytes for N parameters; compute in {dtype_name(peak.dtype)}, activation checkpointing "
         f"{config.model.activation_checkpointing}{f', one layer in {every}' if every > 1 else ''}, compile "
@@ -63,12 +65,12 @@ def describe_run(
         f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as in config.json'}; "
         f"{counted(inputs.plan.steps_per_epoch[0], 'step')} in the first epoch"
     )
-    warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
+    warnings = schedule_warnings(config, num_base_parameters(model), inputs.total_steps, inputs.warmup_steps)
     peaks = list(dict.fromkeys(group["lr"] for group in optimizer.param_groups))
-    if peaks != [settings.learning_rate]:
+    if peaks != [settings.peak]:
         warnings.append(
             f"make_optimizer has groups with a peak rate of {', '.join(f'{rate:g}' for rate in peaks)}, and they are trained with it; "
-            f"the curve train/learning_rate is that of optimizer.learning_rate={settings.learning_rate:g}"
+            f"the curve train/learning_rate is that of optimizer.learning_rate={settings.peak:g}"
         )
     warnings += [*too_many_steps(config, inputs.total_steps), *other_options(config)]
     if config.lora.rank and config.model.rope_type:
@@ -89,12 +91,6 @@ def describe_run(
 
 BALANCE_STEPS = 20  # over which the balance is measured
 BALANCED = 0.9  # a run warns below it
-# Stage of a run -> the lowest and the highest usual learning rate, and the name of the stage.
-USUAL_RATES = {
-    "fine-tuning": (1e-5, 5e-5, "full fine-tuning"),
-    "pre-training": (0, 1e-5, "continual pre-training, where higher ones cause forgetting"),
-    "LoRA": (5e-5, 5e-4, "LoRA"),
-}
 # Remarks on the data of every run: the form of the examples, where they were encoded, and how many are held out.
 _ROUTINE = re.compile(
     rf"  .*: ({'|'.join(FORMATS)})( and \w+)* \(|  (from the cache|tokenised) |  [0-9,]+ examples? (not )?held out"
@@ -165,13 +161,8 @@ def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, l
 
 
 def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps: int) -> list[str]:
-    """Return warnings about a learning rate outside the usual range of its stage (above 1B parameters), or never reached."""
-    rate, warnings = config.optimizer.learning_rate, []
-    low, high, stage = USUAL_RATES["LoRA" if config.lora.rank else config.optimizer.stage]
-    if count >= 1e9 and not low <= rate <= high:
-        warnings.append(
-            f"learning rate {rate:g} is outside {low:g} to {high:g}, the usual range above 1B parameters for {stage}"
-        )
+    """Return warnings about a learning rate that is far from the suggested one, or never reached. count: parameters of the base."""
+    warnings = rate_warnings(config, count)
     if warmup_steps >= total_steps > 1:
         warnings.append(
             f"the warm-up of {warmup_steps} steps covers all {total_steps} steps: the peak learning rate is reached at the "
@@ -201,7 +192,7 @@ def _batch_line(config: Config, first: Deal, world_size: int) -> str:
     examples = counted(batch.global_examples or 0, "example")
     if batch.global_tokens:
         examples = f"as many examples as fit into {counted(batch.global_tokens, 'target token')}"
-    size = f"{counted(batch.rows * data.sequence_length, 'token')} at most"
+    size = f"{counted(batch.rows * data.length, 'token')} at most"
     if not data.packing:
         size = f"{counted(batch.rows, 'example')} at most"
     if data.mix:

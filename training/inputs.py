@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Config, Optimizer
+from configs.load import replace as with_setting
 from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
 from data.cache import Cache
 from data.chat_template import ChatSettings
@@ -29,7 +30,8 @@ from distributed.process_group import Ranks, world_size_from_environment
 from model.architectures import first_new_row
 from model.dtypes import DTYPES
 from model.flops import count_work, document_costs
-from model.language_model import PackedLanguageModel
+from model.language_model import PackedLanguageModel, num_base_parameters
+from training.auto import length_of, settle_rate
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.identity import Identity, digest_of_row, hash_files
 
@@ -144,7 +146,7 @@ def open_data(
     tokenizer: PreTrainedTokenizerBase,
     script: str,
 ) -> tuple[Config, Inputs]:
-    """Return the config, now with the date of its chats and a number in batch.micro_batch, and the data of the run.
+    """Return the config, now with the date of its chats and a number for each `auto`, and the data of the run.
 
     model: on meta. script: train.py, whose code is hashed before the data is read, because this process does not run later
     edits. Raise UserError for a missing or bad file. With batch.micro_batch=auto every process of torchrun must call this.
@@ -152,15 +154,68 @@ def open_data(
     directory, (world_size, _) = Path(config.run.directory, config.run.name), world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
     say = print if is_first else lambda text: None
-    config = settle_chat_settings(config, tokenizer, directory)
+    files = hash_files(config, script, say)
+    config = settle_settings(config, model, model_config, tokenizer, is_first)
     if config.batch.micro_batch == "auto":
         from training.micro_batch import settle_micro_batch
 
         config = settle_micro_batch(config, model, model_config, directory, world_size, say)
-    files = hash_files(config, script, say)
     costs = document_costs(count_work(model, model_config))
     data = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
     return config, replace(data, files=files)
+
+
+def settle_settings(
+    config: Config,
+    model: PackedLanguageModel,
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    show_progress: bool,
+) -> Config:
+    """Return the config with the date of its chats, and with numbers in optimizer.learning_rate and data.sequence_length.
+
+    model: on meta. With `show_progress` a line is printed for each `auto`. data.sequence_length=auto reads the training data.
+    """
+    config = settle_chat_settings(config, tokenizer, Path(config.run.directory, config.run.name))
+    config = settle_rate(config, num_base_parameters(model), print if show_progress else lambda text: None)
+    return settle_length(config, model_config, tokenizer, show_progress)
+
+
+def settle_length(
+    config: Config, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, show_progress: bool
+) -> Config:
+    """Return the config with a number in data.sequence_length. `auto` reads the training data (training/auto.py)."""
+    if config.data.sequence_length != "auto":
+        return config
+    positions = model_config.max_position_embeddings
+    whole = with_setting(config, "data.sequence_length", positions)
+    local, reader = local_reader(whole, tokenizer, model_config.vocab_size, show_progress)
+    length = length_of(reader, local.data, positions, print if show_progress else lambda text: None)
+    return with_setting(config, "data.sequence_length", length)
+
+
+def local_reader(
+    config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: int, show_progress: bool
+) -> tuple[Config, Reader]:
+    """Return the config with all data on this machine, and the reader of its sources. Raise UserError for a missing file."""
+    say = functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None
+    paths = data_paths(config)
+    check_paths_exist(paths)
+    if any(map(is_elsewhere, paths)):
+        from data.remote import with_local_files
+
+        config = with_local_files(config, say)
+    data = config.data
+    reader = Reader(
+        ExampleEncoder(tokenizer, chat_settings(data)),
+        vocab_size,
+        data.length,
+        data.too_long,
+        cache=Cache(Path(data.cache), say, data.cache_gib) if data.cache else None,
+        reading=reading_of(data, data.on_bad),
+        digest_of_row=digest_of_row,
+    )
+    return config, reader
 
 
 def read_inputs(
@@ -178,25 +233,9 @@ def read_inputs(
     it waits for another. Only the deals and the batches of validation depend on `world_size`. Raise UserError for a missing or
     bad file.
     """
-    say = functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None
-    paths = data_paths(config)
-    check_paths_exist(paths)
-    if any(map(is_elsewhere, paths)):
-        from data.remote import with_local_files
-
-        config = with_local_files(config, say)
+    config, reader = local_reader(config, tokenizer, vocab_size, show_progress)
     data, batch, ewc = config.data, config.batch, config.ewc
     old_files = ewc.data if ewc.strength else ()
-    chats = chat_settings(data)
-    reader = Reader(
-        ExampleEncoder(tokenizer, chats),
-        vocab_size,
-        data.sequence_length,
-        data.too_long,
-        cache=Cache(Path(data.cache), say, data.cache_gib) if data.cache else None,
-        reading=reading_of(data, data.on_bad),
-        digest_of_row=digest_of_row,
-    )
     train = reader.training(data.train, data.mix, config.forgetting.anchor_weight)
     validation = reader.validation(data.validation, data.mix, data.train)
     if validation:
@@ -210,7 +249,7 @@ def read_inputs(
     )
     total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
     warmup_steps, peak_share = warm_up(config.optimizer, total_steps)
-    tokens = batch.rows * data.sequence_length  # of one micro-batch
+    tokens = batch.rows * data.length  # of one micro-batch
     context = config.sharding.context
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing, context)
     old_domain = reader.read(old_files, "the old domain", Reading(on_bad=data.on_bad)) if old_files else None
@@ -241,7 +280,7 @@ def read_inputs(
         config,
         questions,
         new_row,
-        chats=chats,
+        chats=chat_settings(data),
         stop_ids=reader.encoder.stop_ids,
         peak_share=peak_share,
         tokenizer_digest=reader.encoder.tokenizer_digest,

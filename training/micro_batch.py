@@ -61,7 +61,7 @@ def settle_micro_batch(
     chosen = recorded or max(1, fits)
     rows = min(chosen, largest_useful(config, world_size))
     why = "as at the last start" if recorded else "a rank's part of any step" if rows < chosen else "what memory holds"
-    of = f"{rows * config.data.sequence_length:,} tokens" if config.data.packing else f"{rows} examples"
+    of = f"{rows * config.data.length:,} tokens" if config.data.packing else f"{rows} examples"
     say(
         f"batch.micro_batch=auto: {rows} ({of} at most), {why}; memory holds {fits}: {USABLE[device.type]:.0%} of "
         f"{free / 2**30:.1f} GiB free for a rank"
@@ -69,7 +69,7 @@ def settle_micro_batch(
     if fits < 1:
         more = "more ranks" if device.type == "cuda" else "fewer processes on this machine"
         say(
-            f"warning: not even {config.data.sequence_length} tokens are expected to fit into memory: use "
+            f"warning: not even {config.data.length} tokens are expected to fit into memory: use "
             f"model.activation_checkpointing=full, lower data.sequence_length or use {more}"
         )
     return with_rows(config, rows)

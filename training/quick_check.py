@@ -191,7 +191,7 @@ def check_ends(config: Config, tokenizer: PreTrainedTokenizerBase, inputs: Input
     A document of data.sequence_length tokens may lack its end: it is a piece of a long text, or was cut off, which train.py
     counts and prints.
     """
-    train, plan, length = inputs.train, inputs.plan, config.data.sequence_length
+    train, plan, length = inputs.train, inputs.plan, config.data.length
     stops = {*ExampleEncoder(tokenizer, chat_settings(inputs.local.data)).stop_ids}
     names = ", ".join(one_line(str(tokenizer.convert_ids_to_tokens(i))) for i in sorted(stops))
     # A step may hold only a part of a document of a mixed-in source. `locate` leads to the whole document.

@@ -23,7 +23,7 @@ from data.store import is_store
 from data.tokens import load_tokenizer
 from model.architectures import read_model_config
 from training.chat_settings import chat_settings, settle_chat_settings
-from training.inputs import Inputs, read_inputs
+from training.inputs import Inputs, read_inputs, settle_length
 from training.micro_batch import with_rows
 
 
@@ -38,10 +38,13 @@ def show_data(
     settings = load_config(config, overrides)
     tokenizer = load_tokenizer(settings.model.path, settings.data.chat_template)
     settings = settle_chat_settings(settings, tokenizer, Path(settings.run.directory, settings.run.name))
+    model_config = read_model_config(settings.model.path)
+    settings = settle_length(settings, model_config, tokenizer, show_progress=True)
     settings = with_local_files(settings, lambda text: print(text, file=sys.stderr))
     if index is None and random is None:
-        vocabulary = read_model_config(settings.model.path).vocab_size
-        inputs = read_inputs(with_rows(settings, 1), tokenizer, vocabulary, length_as_cost, 1, show_progress=True)
+        inputs = read_inputs(
+            with_rows(settings, 1), tokenizer, model_config.vocab_size, length_as_cost, 1, show_progress=True
+        )
         print("\n".join(summary(inputs)), flush=True)
         if source == MAIN and any(map(is_store, settings.data.train)):
             print("a token store keeps no examples to show", flush=True)
@@ -56,7 +59,7 @@ def show_data(
         if share and is_held_out(group_hash(example, data.split_by), share):
             lines.append(f"HELD OUT for validation (data.validation_share={share:g})")
         (outcome,) = encoder.encode([example])
-        lines += show_outcome(outcome, tokenizer, "text" in example, data.sequence_length, data.too_long, style)
+        lines += show_outcome(outcome, tokenizer, "text" in example, data.length, data.too_long, style)
     print("\n".join(lines))
 
 

@@ -13,8 +13,7 @@ from distributed.optimizer import check_memory
 from model.build import build
 from model.dtypes import DTYPES, has_native_bf16
 from model.flops import count_work, document_costs
-from training.chat_settings import settle_chat_settings
-from training.inputs import Inputs, read_inputs
+from training.inputs import Inputs, read_inputs, settle_settings
 from training.micro_batch import settle_micro_batch
 
 STEPS = 200  # first steps whose documents are read
@@ -42,7 +41,7 @@ def read_run(config: Config, world_size: int, device: torch.device, train: Path)
     run_directory = Path(config.run.directory) / config.run.name
     check_memory(config.optimizer.memory)
     model, model_config, tokenizer = build(config)
-    config = settle_chat_settings(config, tokenizer, run_directory)
+    config = settle_settings(config, model, model_config, tokenizer, show_progress=False)
     config = settle_micro_batch(config, model, model_config, run_directory, 1, lambda text: None)
     costs = document_costs(count_work(model, model_config))
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=False)

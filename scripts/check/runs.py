@@ -145,11 +145,13 @@ def judge_straight(check: Check, seconds: float) -> None:
     run, config = check.scratch / "straight", check.config
     steps, settings = check.on_first(lambda: (saved_steps(run), optimizer_of(run)))
     rates = check.on_first(lambda: {step: row[RATE] for step, row in read_rows(run).items() if RATE in row})
+    is_auto = config.optimizer.learning_rate == "auto"  # then the run has computed it
+    peak = settings["learning_rate"] if is_auto else config.optimizer.peak
     check.line("three steps", lambda: judge_steps(read_rows(run), seconds))
     judge_first(check, run, settings)
     check.line(
         "updates",
-        functools.partial(judge_moves, settings, rates, config.optimizer.learning_rate),
+        functools.partial(judge_moves, settings, rates, peak),
         functools.partial(measure_moves, run, settings, rates),
         checkpoint_of(run, 1),
         skip="" if steps == list(range(1, STEPS + 1)) else f"it saved steps {steps}, and every step is needed",

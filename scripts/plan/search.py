@@ -108,7 +108,7 @@ def _smaller_model(subject: Subject) -> Plan | None:
         if num_parameters * bytes_per_parameter > cluster.devices * cluster.device.memory:
             continue
         try:
-            check_length(config.data.sequence_length, model_config, name)
+            check_length(config.data.length, model_config, name)
         except UserError:
             continue
         if plan := _fitting(subject, replace(config, "model.path", name), model_config):

@@ -16,15 +16,15 @@ from model.architectures import check_model_directory, read_model_config
 from model.build import build_to_train, model_config_of
 from model.flops import document_costs
 from model.hub import HUB_TIMEOUT, asking_the_hub
+from model.language_model import num_base_parameters
 from model.memory import ModelShape, shape_of
 from model.rope import check_length, scaled_config
 from scripts.plan.machines import Cluster
 from scripts.plan.models import SIZES, known_config, named_config
 from scripts.plan.workload import Workload, planned_workload, uniform_workload
 from training.anchor import planned_bytes
-from training.chat_settings import settle_chat_settings
 from training.description import schedule_warnings
-from training.inputs import read_inputs
+from training.inputs import read_inputs, settle_settings
 from training.micro_batch import with_rows
 
 # The options that go with --model, with their defaults and meanings.
@@ -66,22 +66,23 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
         raise UserError(f"{error}; or plan without it: {advice}") from error
     model_config = model_config_of(model)
     tokenizer = load_tokenizer(model.path, config.data.chat_template)
-    check_length(config.data.sequence_length, model_config, model.path)
-    shape = _shape(config, model_config)
-    config = settle_chat_settings(config, tokenizer, Path(config.run.directory) / config.run.name)
+    built = build_to_train(config, model_config)
+    config = settle_settings(config, built, model_config, tokenizer, show_progress=True)
+    check_length(config.data.length, model_config, model.path)
+    shape = shape_of(built, model_config, config.model.layer_class)
     # The documents of a step are the same for any number of ranks and any micro-batch; `workload_of` deals them again.
     readable = config if isinstance(config.batch.micro_batch, int) else with_rows(config, 1)
     inputs = read_inputs(readable, tokenizer, model_config.vocab_size, document_costs(shape.work), 1, True)
 
     lines = [*inputs.train.lines("train", inputs.plan.passes(inputs.total_steps)), *inputs.plan.warnings]
     lines += inputs.validation.lines("validation") if inputs.validation else []
-    warnings = schedule_warnings(config, shape.num_parameters, inputs.total_steps, inputs.warmup_steps)
+    warnings = schedule_warnings(config, num_base_parameters(built), inputs.total_steps, inputs.warmup_steps)
     lines += [f"warning: {warning}" for warning in warnings]
 
     def subject_of(config: Config, shape: ModelShape) -> Subject:
         @functools.cache
         def workload_of(rows: int, context: int) -> Workload:
-            kind, length = cluster.device.kind, config.data.sequence_length
+            kind, length = cluster.device.kind, config.data.length
             return planned_workload(inputs, shape, rows, length, cluster.devices, kind, context)
 
         def with_model(config: Config, model_config: PretrainedConfig) -> Subject:
@@ -110,7 +111,7 @@ def assumed_subject(name: str, overrides: list[str], cluster: Cluster, **options
     config = override(config, overrides)
     check_world(config, cluster.devices, cluster.per_node)
     model_config = _model_config(config.model)
-    sequence, per_step = config.data.sequence_length, config.batch.global_examples
+    sequence, per_step = config.data.length, config.batch.global_examples
     check_length(sequence, model_config, name)
     examples, length = assumed["examples"], assumed["length"] or sequence
     if length > sequence:

@@ -1,1 +1,1 @@
-"""The supervisor's desk: bank reports in, checked findings and checked letters out (docs/desk.md)."""
+"""The supervisor's desk: bank reports in, checked findings and checked letters out (docs/xbrl.md)."""

@@ -1,4 +1,4 @@
-"""Analyse bank reports: judge them by the rules, and write a decision letter for each report (docs/desk.md).
+"""Analyse bank reports: judge them by the rules, and write a decision letter for each report (docs/xbrl.md).
 
     python xbrl/scripts/analyze.py MODEL FILE|DIR ... --out DIR [--register register.csv]
     python xbrl/scripts/analyze.py --engine-only FILE|DIR ... --out DIR

@@ -141,8 +141,8 @@ def test_note_waits_for_a_person_with_any_model(noted):
 
 
 def test_the_letter_of_the_page(tmp_path):
-    """The answer of the tuned model in docs/desk.md, without and with the decision of a person."""
-    page = (Path(__file__).parents[3] / "docs" / "desk.md").read_text(encoding="utf-8")
+    """The answer of the tuned model in docs/xbrl.md, without and with the decision of a person."""
+    page = (Path(__file__).parents[3] / "docs" / "xbrl.md").read_text(encoding="utf-8")
     (text,) = re.findall(r'^Its LCR is 132.00%. The note says: "(.*)"$', page, re.MULTILINE)
     lines = re.findall(r"^    (A clearing house .*|LCR without them .*)$", page, re.MULTILINE)
     written = "\n".join(["Checks:", "Leverage ratio 5% >= 3%: met", "LCR 132% >= 100%: met", *lines, "Directive:", ""])
@@ -174,7 +174,7 @@ def test_facts_of_a_model_are_a_proposal(noted, tmp_path):
         QUOTE,
     )
     assert note["if_so"][0] == LINE and note["id"] == ID and ",LCR_PLEDGED,violated," in note["if_so"][1]
-    page = Path("docs/desk.md").read_text()
+    page = Path("docs/xbrl.md").read_text()
     assert all(f"    {line[:-8]}...\n" in page for line in note["if_so"])
     counted = [finding for finding in outcome["findings"] if finding["rule"] == "PLEDGED_COUNTED"]
     assert counted[0]["verdict"] == "not decidable by rule" and "follows from the facts" in counted[0]["reason"]

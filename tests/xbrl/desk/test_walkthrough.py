@@ -1,4 +1,4 @@
-"""The commands of docs/desk.md print the lines on the page, and LOG.md has the letter to the byte."""
+"""The commands of docs/xbrl.md print the lines on the page, and LOG.md has the letter to the byte."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from xbrl.desk.analysis import Options, analyse
 from xbrl.rules.findings import write_findings
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE, LOG = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("desk.md", "LOG.md"))
+PAGE, LOG = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("xbrl.md", "LOG.md"))
 QUICKSTART = Request(696, 0, "quickstart", [544 / 696, 40 / 696, 112 / 696])
 CASE = 590  # index of the walkthrough's bank among the units of the corpus
 SAID = re.findall(r"^    (\d+ (?:report|analysed).*)$", PAGE.partition("## From an empty machine")[0], re.MULTILINE)
