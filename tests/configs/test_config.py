@@ -202,7 +202,7 @@ def test_wrong_mix_in_config_file_gives_one_line() -> None:
         (("Run(", "Run(nmae="), "line 7: Run has no key 'nmae'; did you mean name?"),
         (("Optimizer(", "Optimizer(bf16="), "Optimizer has no key 'bf16'; did you mean model.compute_dtype=bf16?"),
         (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a tuple of strings, not 'a.jsonl'; write ('a.jsonl',)"),
-        (("1e-4", '"1e-4"'), "optimizer.learning_rate must be a number, not '1e-4'"),
+        (("1e-4", '"1e-4"'), "optimizer.learning_rate must be a number or auto, not '1e-4'"),
         (("config = ", "konfig = "), "bad.py does not end with `config = Config(...)`"),
         (("Batch(", "Bach("), "bad.py, line 5: NameError: name 'Bach' is not defined"),
         (("import *", "import *\nraise SystemExit(3)"), "line 2: SystemExit: 3"),
