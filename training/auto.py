@@ -46,7 +46,8 @@ def rate_for(config: Config, parameters: int) -> tuple[float, str]:
     """Return the suggested rate for a run, and the training that it is for, in words. parameters: of the base."""
     is_lora, stage = config.lora.rank > 0, config.optimizer.stage
     kind = "LoRA" if is_lora else "full fine-tuning" if stage == "fine-tuning" else "continual pre-training"
-    return suggested_rate(parameters, is_lora, stage), f"{kind} of {parameters / 1e9:.2g}B parameters"
+    size = f"{parameters / 1e9:.2g}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
+    return suggested_rate(parameters, is_lora, stage), f"{kind} of {size} parameters"
 
 
 def rate_warnings(config: Config, parameters: int) -> list[str]:

@@ -252,17 +252,27 @@ def test_batch_and_shards_must_divide_by_the_ranks(overrides, ranks, words) -> N
 
 
 def test_an_unusual_schedule_gives_a_warning() -> None:
-    def warnings(
-        rate: str, stage: str = "fine-tuning", parameters: float = 8e9, steps: int = 100, warmup: int = 5
-    ) -> str:
-        config = override(BASE, [f"optimizer.learning_rate={rate}", f"optimizer.stage={stage}"])
-        return "; ".join(schedule_warnings(config, int(parameters), steps, warmup))
+    def warnings(rate: str, steps: int = 100, warmup: int = 5) -> str:
+        config = override(BASE, [f"optimizer.learning_rate={rate}"])
+        return "; ".join(schedule_warnings(config, 8_000_000_000, steps, warmup))
 
-    assert warnings("2e-5") == warnings("1e-4", parameters=1e8) == warnings("1e-5", "pre-training") == ""
-    assert warnings("2e-5", warmup=1, steps=1) == ""
-    assert "outside 1e-05 to 5e-05" in warnings("1e-4")
-    assert "forgetting" in warnings("2e-5", "pre-training")
+    assert warnings("2e-5") == warnings("2e-5", warmup=1, steps=1) == ""
+    assert "higher than usual" in warnings("3e-4")
     assert "the warm-up of 100 steps covers all 100 steps" in warnings("2e-5", warmup=100)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("", "set model.path .* and data.train .* model.path=.* data.train="),
+        ("model.path=m", r"set data.train \(your files"),
+        ("data.train=a.jsonl", r"set model.path \(the directory of a model"),
+    ],
+)
+def test_missing_model_and_data_are_asked_for(overrides, words) -> None:
+    with pytest.raises(UserError, match=words):
+        load_config("configs/sft.py", overrides.split())
+    assert load_config("configs/sft.py", ["model.path=m", "data.train=a.jsonl"]).optimizer.learning_rate == "auto"
 
 
 def test_learning_rate_against_values_computed_by_hand() -> None:
