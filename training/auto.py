@@ -46,7 +46,8 @@ def rate_for(config: Config, parameters: int) -> tuple[float, str]:
     """Return the suggested rate for a run, and the training that it is for, in words. parameters: of the base."""
     is_lora, stage = config.lora.rank > 0, config.optimizer.stage
     kind = "LoRA" if is_lora else "full fine-tuning" if stage == "fine-tuning" else "continual pre-training"
-    return suggested_rate(parameters, is_lora, stage), f"{kind} of {parameters / 1e9:.2g}B parameters"
+    size = f"{parameters / 1e9:.2g}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
+    return suggested_rate(parameters, is_lora, stage), f"{kind} of {size} parameters"
 
 
 def rate_warnings(config: Config, parameters: int) -> list[str]:
@@ -87,7 +88,7 @@ def length_for(lengths: np.ndarray, is_text: np.ndarray, positions: int, may_dro
     length = _rounded_up(needed.max())
     if len(chats):
         longest = _rounded_up(chats.max())
-        most = _rounded_up(np.quantile(chats, 1 - LEFT_OUT, method="lower"))
+        most = _rounded_up(np.quantile(chats, 1 - LEFT_OUT, method="higher"))
         length = max(length, most if may_drop and 2 * most <= longest else longest)
     return min(length, positions)
 

@@ -94,6 +94,10 @@ def main(description: str | None = None) -> int:
             return 0
         if arguments.here:
             (config, cluster), assumed = this_machine(config), []
+            if cluster.devices != world_size_from_environment()[0]:
+                assumed = [
+                    f"{cluster.devices} processes, which sharding.context={cluster.devices} needs: start them with torchrun"
+                ]
         for note in notes:
             print("\n".join(textwrap.wrap(note, WIDTH, subsequent_indent="  ", break_long_words=False)))
         subject = read_subject(config, cluster)

@@ -178,11 +178,15 @@ def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | Non
 
 
 def this_machine(config: Config) -> tuple[Config, Cluster]:
-    """Return the config as this machine computes it, and the cluster of torchrun's ranks, or of one rank without torchrun.
+    """Return the config as this machine computes it, and the cluster of torchrun's ranks.
+
+    Without torchrun it has one rank, or as many as `sharding.context` asks for.
 
     The FLOP/s of a CPU, and of a GPU without a data sheet, are measured.
     """
     ranks, per_node = world_size_from_environment()
+    if "WORLD_SIZE" not in os.environ:
+        ranks = per_node = config.sharding.context
     on_cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_cuda else torch.device("cpu")
     if not has_native_bf16(device):  # all ranks then compute in fp32 (training/start.py: agree_on_dtype)

@@ -91,6 +91,11 @@ REFUSED = {
     "eval_on_start=true": "unknown key eval_on_start; configs/config.py describes all keys",
     "optim_bits=8": "unknown key optim_bits; configs/config.py describes all keys",
     "wandb=True": "did you mean run.log_to?",
+    "push_to_hub=True": "unknown key push_to_hub; it needs no key: python scripts/export.py runs/NAME --out DIRECTORY --push",
+    "use_liger_kernel=True": "unknown key use_liger_kernel; it needs no key: the logits exist only in chunks",
+    "gradient_checkpointing=True": "did you mean model.activation_checkpointing=full?",
+    "per_device_train_batch_size=4": "did you mean batch.micro_batch?",
+    "trust_remote_code=True": "; code from a model directory is never run",
     "qqq.zzz=1": "unknown key qqq.zzz; configs/config.py describes all keys",
     "batch.micro_batch=largest": "batch.micro_batch must be an integer or auto, not 'largest'",
     "data.chat_date=2026-02-30": "data.chat_date must be a date like 2026-01-31, not '2026-02-30'",
@@ -200,9 +205,10 @@ def test_wrong_mix_in_config_file_gives_one_line() -> None:
     "change, words",
     [
         (("Run(", "Run(nmae="), "line 7: Run has no key 'nmae'; did you mean name?"),
+        (("Optimizer(", "Optimizer(push_to_hub="), "Optimizer has no key 'push_to_hub'; it needs no key: python scripts/export"),
         (("Optimizer(", "Optimizer(bf16="), "Optimizer has no key 'bf16'; did you mean model.compute_dtype=bf16?"),
         (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a tuple of strings, not 'a.jsonl'; write ('a.jsonl',)"),
-        (("1e-4", '"1e-4"'), "optimizer.learning_rate must be a number, not '1e-4'"),
+        (("1e-4", '"1e-4"'), "optimizer.learning_rate must be a number or auto, not '1e-4'"),
         (("config = ", "konfig = "), "bad.py does not end with `config = Config(...)`"),
         (("Batch(", "Bach("), "bad.py, line 5: NameError: name 'Bach' is not defined"),
         (("import *", "import *\nraise SystemExit(3)"), "line 2: SystemExit: 3"),
@@ -252,17 +258,27 @@ def test_batch_and_shards_must_divide_by_the_ranks(overrides, ranks, words) -> N
 
 
 def test_an_unusual_schedule_gives_a_warning() -> None:
-    def warnings(
-        rate: str, stage: str = "fine-tuning", parameters: float = 8e9, steps: int = 100, warmup: int = 5
-    ) -> str:
-        config = override(BASE, [f"optimizer.learning_rate={rate}", f"optimizer.stage={stage}"])
-        return "; ".join(schedule_warnings(config, int(parameters), steps, warmup))
+    def warnings(rate: str, steps: int = 100, warmup: int = 5) -> str:
+        config = override(BASE, [f"optimizer.learning_rate={rate}"])
+        return "; ".join(schedule_warnings(config, 8_000_000_000, steps, warmup))
 
-    assert warnings("2e-5") == warnings("1e-4", parameters=1e8) == warnings("1e-5", "pre-training") == ""
-    assert warnings("2e-5", warmup=1, steps=1) == ""
-    assert "outside 1e-05 to 5e-05" in warnings("1e-4")
-    assert "forgetting" in warnings("2e-5", "pre-training")
+    assert warnings("2e-5") == warnings("2e-5", warmup=1, steps=1) == ""
+    assert "higher than usual" in warnings("3e-4")
     assert "the warm-up of 100 steps covers all 100 steps" in warnings("2e-5", warmup=100)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("", "set model.path .* and data.train .* model.path=.* data.train="),
+        ("model.path=m", r"set data.train \(your files"),
+        ("data.train=a.jsonl", r"set model.path \(the directory of a model"),
+    ],
+)
+def test_missing_model_and_data_are_asked_for(overrides, words) -> None:
+    with pytest.raises(UserError, match=words):
+        load_config("configs/sft.py", overrides.split())
+    assert load_config("configs/sft.py", ["model.path=m", "data.train=a.jsonl"]).optimizer.learning_rate == "auto"
 
 
 def test_learning_rate_against_values_computed_by_hand() -> None:

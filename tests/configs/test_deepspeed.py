@@ -245,7 +245,7 @@ def test_keys_without_effect_are_accepted(tmp_path) -> None:
         ({"amp": {"enabled": True}}, "amp.enabled=true may change the result and has no counterpart here; remove it"),
         ({"optimizer": {"type": "Lamb", "params": {"max_coeff": 1}}}, "optimizer.type=Lamb"),
         ({"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}}, "optimizer.params.adam_w_mode=false"),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": "fast"}}}, 'optimizer.params.lr="fast": optimizer.learning_rate must be a number, not'),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "fast"}}}, 'optimizer.params.lr="fast": optimizer.learning_rate must be a number or auto, not'),
         ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 1]}}}, "optimizer.betas must be in [0, 1), not (0.9, 1)"),
         ({"optimizer": {"type": "AdamW", "params": {"weigth_decay": 0}}}, "optimizer.params.weigth_decay=0 may change the result and has no counterpart here; did you mean optimizer.params.weight_decay?"),
         ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}}, "scheduler.type=WarmupLR"),

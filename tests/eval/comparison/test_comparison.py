@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from eval.comparison.arms import Arm
-from eval.comparison.comparison import compare
+from eval.comparison.comparison import check_metrics, check_names, compare
 from eval.comparison.contrasts import Contrast
 from eval.comparison.disagreements import beside
 from eval.comparison.measures import with_metric
@@ -355,3 +355,12 @@ def test_last_validation_is_shown_without_a_claim():
     result = compare(arms, {}, EXAMPLES, curves=curves)
     expected = "validation/loss: weak 1.6, strong 1.25 (no interval)."
     assert result["verdict"]["In the runs' own last validation"] == [expected]
+
+
+def test_contrasts_are_checked_before_anything_is_measured():
+    check_names(["one", "two"], BASELINES, [Contrast("two", "rule engine", "f1")])
+    check_metrics(["f1", "own/right"], [Contrast("two", "one", "right"), Contrast("two", "one", "perplexity")])
+    with pytest.raises(UserError, match="there is no three; there are one, two, base model, always clean"):
+        check_names(["one", "two"], BASELINES, [Contrast("two", "three", "f1")])
+    with pytest.raises(UserError, match="there is no f2; there are f1, right, loss"):
+        check_metrics(["f1", "own/right"], [Contrast("two", "one", "f2")])
