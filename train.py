@@ -42,7 +42,7 @@ from training.description import describe_run
 from training.ending import check_budget, export_run, is_finished, lines_of_export
 from training.evaluations import Evaluations
 from training.inputs import Inputs, open_data
-from training.launch import collect_garbage, freeze_garbage, run_program
+from training.launch import collect_garbage, freeze_garbage, launcher_note, run_program
 from training.log import Log, Meter
 from training.observe import Pace, Profile
 from training.provenance import record_start
@@ -336,7 +336,9 @@ def train(run: TrainingRun) -> int:
     why = "finished" if not stopping else stop.name or ("signal" if stop.stopped else "run.stop_at")
     record.add("stop", why=why)
     if stopping:
-        log.say(f"{why}: {checkpointer.stopped(state, total_steps)}; start again to continue")
+        log.say(
+            f"{why}: {checkpointer.stopped(state, total_steps)}; start again to continue{launcher_note(stop.stopped)}"
+        )
     else:
         ranks.watch.at("the export")
         contents = export_run(run, state, evaluations, record)

@@ -31,7 +31,9 @@ from configs.config import KEYS, SECTIONS, Config, Source
 _ELSEWHERE = {
     "model.path": "model model.name model_name model_name_or_path base_model pretrained_model_name_or_path",
     "model.compute_dtype=bf16": "bf16 fp16 pure_bf16 dtype torch_dtype precision mixed_precision",
-    "model.activation_checkpointing=full": "gradient_checkpointing use_gradient_checkpointing recompute",
+    "model.activation_checkpointing=full": "gradient_checkpointing use_gradient_checkpointing recompute "
+    "gradient_checkpointing_kwargs enable_activation_checkpointing",
+    "model.layer_class": "fsdp_transformer_layer_cls_to_wrap",
     "model.compile": "torch_compile",
     "model.rope_type": "rope_scaling rope_scaling_type",
     "data.train": "train_file train_files data.file data.files data_files dataset dataset_name dataset_path dataset_dir "
@@ -48,7 +50,8 @@ _ELSEWHERE = {
     "data.train_on=last": "mask_history train_on_last_turn",
     "batch.global_examples": "batch batch.size batch_size global_batch_size train_batch_size total_batch_size",
     "batch.global_examples decides it": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
-    "batch.micro_batch": "per_device_train_batch_size micro_batch_size device_batch_size local_batch_size",
+    "batch.micro_batch": "per_device_train_batch_size per_device_eval_batch_size micro_batch_size device_batch_size "
+    "local_batch_size auto_find_batch_size",
     "optimizer.learning_rate": "lr peak_lr base_lr",
     "optimizer.epochs": "num_train_epochs num_epochs n_epochs max_epochs",
     "optimizer.max_steps": "steps max_iters train_steps num_steps",
@@ -58,29 +61,38 @@ _ELSEWHERE = {
     "optimizer.betas": "adam_beta1 adam_beta2 beta1 beta2",
     "optimizer.eps": "adam_epsilon epsilon adam_eps",
     "optimizer.max_grad_norm": "gradient_clipping grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm",
-    "lora.rank": "lora_r r lora_rank adapter use_peft peft",
+    "lora.rank": "lora_r r lora_rank adapter use_peft peft use_lora",
     "lora.alpha": "lora_alpha",
     "lora.dropout": "lora_dropout",
     "lora.targets": "lora_target_modules target_modules lora_target lora_target_linear",
     "sharding.strategy": "fsdp fsdp_config fsdp_sharding_strategy zero_stage",
     "sharding.context": "context_parallel_size context_parallel_degree cp_size sequence_parallel_size sequence_parallel_degree",
-    "run.directory": "output_dir output_directory",
+    "run.directory": "output_dir output_directory logging_dir",
     "run.name": "run_name",
     "run.log_every": "logging_steps log_every_n_steps log_every_steps log_interval log_freq",
     "run.eval_every": "eval_steps eval_interval evals_per_epoch eval_strategy evaluation_strategy",
     "run.save_every": "save_steps save_interval saves_per_epoch save_strategy checkpoint_interval",
     "run.keep_last": "save_total_limit",
-    "run.resume": "resume_from_checkpoint auto_resume_from_checkpoints",
+    "run.resume": "resume_from_checkpoint auto_resume_from_checkpoints overwrite_output_dir",
     "run.export=best": "load_best_model_at_end",
     "run.best_by": "metric_for_best_model",
     "run.stop_after_no_gain": "early_stopping_patience",
     "run.log_to": "report_to wandb_project use_wandb wandb logger metric_logger",
+    "eval.max_new_tokens": "generation_max_length max_completion_length",
     "eval.metric": "compute_metrics predict_with_generate",
     "loss is on answers and completions alone": "train_on_inputs train_on_input train_on_prompt assistant_only_loss "
     "completion_only_loss roles_to_train train_on_eos",
     "it is edited in train.py (README.md, Edit the loop)": "lr_scheduler_type lr_scheduler optim optimizer _component_ loss "
     "loss_type label_smoothing label_smoothing_factor freeze_layers freeze_trainable_layers unfrozen_parameters",
-    "it follows from the machine": "device flash_attention flash_attn sdp_attention attn_implementation",
+    "it follows from the machine": "device use_cpu no_cuda flash_attention flash_attn "
+    "use_flash_attention_2 sdp_attention attn_implementation dataloader_num_workers dataset_num_proc num_workers",
+    "it needs no key: python scripts/export.py runs/NAME --out DIRECTORY --push ORG/NAME uploads a finished run": "push_to_hub "
+    "hub_model_id hub_strategy hub_private_repo hub_token upload_to_hub",
+    "it needs no key: the logits exist only in chunks, whatever the model (model/loss.py)": "use_liger_kernel use_liger "
+    "liger_kernel use_liger_loss liger_fused_linear_cross_entropy cut_cross_entropy enable_liger_kernel",
+    "it needs no key: tokenizer and special tokens are those of model.path": "tokenizer tokenizer_name tokenizer_name_or_path "
+    "tokenizer_type pad_token eos_token special_tokens",
+    "code from a model directory is never run": "trust_remote_code",
     "there is no counterpart here": "neftune_noise_alpha noisy_embedding_alpha load_in_4bit load_in_8bit quantization_bit",
     "give each example a message of the role system": "system system_prompt default_system",
     "it is an option, --deepspeed FILE": "deepspeed",
@@ -198,11 +210,11 @@ def required_of(overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if text.partition("=")[0] in EXAMPLES]
 
 
-def check_command_line(description: str | None) -> None:
-    """Exit if the command line, the config or a setting has a mistake; return if there is none."""
+def check_command_line(description: str | None, check: Callable[[Config], None]) -> None:
+    """Exit if the command line, the config or a setting has a mistake, or if `check` raises UserError; else return."""
 
     def read() -> None:
-        read_command_line(description, int(os.environ.get("WORLD_SIZE", 1)), lambda note: None)
+        check(read_command_line(description, int(os.environ.get("WORLD_SIZE", 1)), lambda note: None)[0])
 
     if code := exit_code_of(read):
         exit_process(code)

@@ -71,6 +71,8 @@ class _Keys:
         if data_suffix(path) in COLUMNS and reading.columns is not None:
             ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
         words = f"{' and '.join(self.forms)} ({short_list(self.used)})"
+        if "completion" in self.forms:
+            words += "; prompt and completion are joined as they stand, without a chat template: for a chat model write messages"
         words += f"; ignored: {short_list(ignored)}" if ignored else ""
         return words + (f"; made by data.row={reading.row}" if reading.row else "")
 

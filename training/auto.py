@@ -88,7 +88,7 @@ def length_for(lengths: np.ndarray, is_text: np.ndarray, positions: int, may_dro
     length = _rounded_up(needed.max())
     if len(chats):
         longest = _rounded_up(chats.max())
-        most = _rounded_up(np.quantile(chats, 1 - LEFT_OUT, method="lower"))
+        most = _rounded_up(np.quantile(chats, 1 - LEFT_OUT, method="higher"))
         length = max(length, most if may_drop and 2 * most <= longest else longest)
     return min(length, positions)
 

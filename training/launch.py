@@ -15,7 +15,7 @@ INSTEAD = {"--dry-run": ("plan.py", "--here"), "--check": ("check.py", "--train"
 
 
 def before_imports(script: str, documentation: str | None) -> None:
-    """Check the command line of train.py before anything heavy is imported.
+    """Check the command line of train.py, and the packages of run.log_to, before anything heavy is imported.
 
     script: its __file__. With --dry-run or --check this process becomes that program and the call does not return. Exit with
     code 2 and one sentence if the command line or the config has a mistake.
@@ -28,8 +28,10 @@ def before_imports(script: str, documentation: str | None) -> None:
             os.execv(sys.executable, [sys.executable, str(path), *options, *arguments])
     sys.argv = ["run.check=only" if argument == "--quick-check" else argument for argument in sys.argv]
     from configs.load import check_command_line
+    from training.sinks import check_sinks
 
-    check_command_line(documentation)
+    is_first = int(os.environ.get("RANK", 0)) == 0  # other nodes need no package for curves
+    check_command_line(documentation, lambda config: check_sinks(config.run.log_to if is_first else ()))
     gc.disable()  # the collector would take a third of the seconds of the imports, and free nothing
 
 
@@ -40,6 +42,19 @@ def run_program(main: Callable[[], int]) -> None:
     gc.freeze()
     gc.enable()
     run_script(main)
+
+
+def launcher_note(is_signal: bool) -> str:
+    """Return a sentence on the traceback that torchrun prints after our last line, "" without torchrun or a signal.
+
+    torchrun raises SignalException in its own process after the ranks have ended. No exit code, error file or option of the
+    ranks prevents this (torch 2.13: torch/distributed/elastic/multiprocessing/api.py).
+    """
+    return (
+        "; the traceback below is torchrun's own, and no error"
+        if is_signal and "TORCHELASTIC_RUN_ID" in os.environ
+        else ""
+    )
 
 
 def freeze_garbage() -> None:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import secrets
 import threading
 import time
@@ -74,9 +75,13 @@ class TensorBoard:
         threading.excepthook = lambda args: type(args.thread).__name__ == "_AsyncWriterThread" or hook(args)
 
     def plot(self, step: int, values: Values) -> None:
-        """Add scalars, which TensorBoard groups by the part of their names before the slash, and texts."""
+        """Add scalars and texts. TensorBoard sorts them into groups by the part of their names before the slash.
+
+        It opens on the first group, so train/loss is shown as loss/train, beside loss/validation.
+        """
         for name, value in values.items():
-            self._try(self.writer.add_text if isinstance(value, str) else self.writer.add_scalar, name, value, step)
+            tag = re.sub(r"^(train|validation)/loss", r"loss/\1", name)
+            self._try(self.writer.add_text if isinstance(value, str) else self.writer.add_scalar, tag, value, step)
 
     def flush(self) -> None:
         """Flush the events to disk."""
@@ -103,7 +108,8 @@ def _wandb(directory: Path, config: dict, run_id: str | None) -> Opened:
     import wandb  # pyright: ignore[reportMissingImports]
 
     run_id, project = run_id or secrets.token_hex(4), os.environ.get("WANDB_PROJECT", "full-fine-tuning")
-    run = wandb.init(project=project, name=directory.name, id=run_id, resume="allow", dir=str(directory), config=config)
+    files = os.environ.get("WANDB_DIR", str(directory))
+    run = wandb.init(project=project, name=directory.name, id=run_id, resume="allow", dir=files, config=config)
     # W&B's own step never decreases, but a save in the background ends after later steps.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")

@@ -33,7 +33,6 @@ from training.identity import Identity, free_settings, identity_of
 from training.inputs import Inputs
 from training.observe import memory_snapshot
 from training.owner import own_directory
-from training.sinks import check_sinks
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,6 @@ def read_config(documentation: str | None) -> Config:
     world_size, ranks_per_node = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
     config, _ = read_command_line(documentation, world_size, print if is_first else lambda text: None)
-    check_sinks(config.run.log_to if is_first else ())
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     if config.sharding.strategy == "hybrid" and config.sharding.shard_size is None:

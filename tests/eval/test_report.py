@@ -30,7 +30,7 @@ def test_the_table_has_every_figure_with_its_n():
     assert cells(text, "answer ROUGE-L") == [
         "answer ROUGE-L (F)",
         "0.321",
-        "0.000 to 1.000",
+        "0.095 to 0.905",
         "2 answers, words of a-z and 0-9",
     ]
     assert cells(text, "answers cut short") == ["answers cut short", "1", "at 80 tokens (as given)"]
@@ -48,7 +48,7 @@ def test_own_scores_exact_match_and_references_are_shown():
     own = {"by": "mine:f", "scores": {"words": 2.5}}
     result = RESULT | {"answers": answers, "metric": own, "exact_match": {"n": 2, "share": 0.5}}
     assert cells(table(result), "words") == ["words", "2.5", "by mine:f"]
-    assert cells(table(result), "exact match") == ["exact match", "50.0%", "0.000 to 1.000", "2 answers"]
+    assert cells(table(result), "exact match") == ["exact match", "50.0%", "0.095 to 0.905", "2 answers"]
     assert one_answer(result, 1) == "answer to example b:\nno\nreference:\nyes"
 
 

@@ -46,7 +46,7 @@ def described(
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
     optimizer, peak = torch.optim.SGD(layer.parameters(), lr=1e-4), Peak(1e12, "measured", torch.float32)
     run = SimpleNamespace(
-        config=config, data=inputs, model=layer, model_config=shape, ranks=ranks, directory=folder / "r"
+        config=config, data=inputs, model=torch.nn.ModuleDict({"causal_lm": layer}), model_config=shape, ranks=ranks, directory=folder / "r"
     )
     return describe_run(run, [layer], optimizer, peak, ["resumed"], disk)  # type: ignore[arg-type]
 
