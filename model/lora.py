@@ -53,7 +53,10 @@ def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
     """
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(_peft_config(settings, targets_of(causal_lm, settings.targets), path), causal_lm)
+    config = _peft_config(settings, targets_of(causal_lm, settings.targets), path)
+    # On meta peft would draw values on the CPU first, 10 s for a model of 32B.
+    is_meta = next(causal_lm.parameters()).is_meta
+    inject_adapter_in_model(config, causal_lm, low_cpu_mem_usage=is_meta)
     for name, parameter in causal_lm.named_parameters():
         parameter.requires_grad_(".lora_" in name)
     if (first := first_new_row(path)) is not None:

@@ -17,7 +17,9 @@ from configs.load import load_config
 from eval.metric import load_metric
 from eval.task import full_report, load_task
 from tests.processes import run_python
+from tests.scripts.plan import fits
 from tests.tiny import write_chat_file, write_tiny_model
+from training.auto import suggested_rate
 from xbrl.answers.answer_reader import parse_answer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,6 +218,21 @@ def test_exports_of_a_page_have_different_directories() -> None:
 
 
 @pytest.mark.slow
+def test_readme_table_shows_the_models_that_fit() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\d+ GB \|.*$", readme, re.MULTILINE) == fits.rows()
+
+
+def test_readme_table_shows_the_suggested_rates() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    head, *rows = (re.search(rf"^{name} \| (.*)$", readme, re.MULTILINE) for name in ("parameters", "full", "LoRA"))
+    assert head and all(rows)
+    sizes = [int(float(size[:-1]) * {"M": 1e6, "B": 1e9}[size[-1]]) for size in head[1].split(" | ")]
+    for row, is_lora in zip(rows, (False, True), strict=True):
+        assert row and [float(rate) for rate in row[1].split(" | ")] == [suggested_rate(n, is_lora) for n in sizes]
+
+
+@pytest.mark.slow
 def test_the_commands_for_own_data_train(tmp_path) -> None:
     """The README's, as they are, with a model of the tests."""
     write_tiny_model(tmp_path / "model")
@@ -259,7 +276,7 @@ def read_figures(name: str) -> dict:
 
 
 def test_quickstart_tables_show_the_kept_figures() -> None:
-    """README's table and the tables of results.md equal docs/figures/quickstart.json, which has three seeds."""
+    """The tables of results.md equal docs/figures/quickstart.json, which has three seeds. README has the first mean."""
     columns: dict[str, list[list[float]]] = {"f1": [], "note_f1": []}  # per seed: the model, then the programs
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for run in read_figures("quickstart")["seeds"]:
@@ -272,12 +289,14 @@ def test_quickstart_tables_show_the_kept_figures() -> None:
         right = f"{forgetting['questions']['tuned']:.0%}"
         row = f"{run['seed']} | {run['facts']['f1']:.3f} | {run['rouge_l']:.3f} | {kept} | {right}"
         assert f"\n{row}\n" in results
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for key, name in (("f1", "all rules"), ("note_f1", "rules decided by notes")):
         cells = [
             f"{fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})" for values in zip(*columns[key], strict=True)
         ]
-        assert re.sub(r"(\S+) \((\S+)-\2\)", r"\1 (each)", f"| {name} | {' | '.join(cells)} |") in readme
+        assert re.sub(r"(\S+) \((\S+)-\2\)", r"\1 (each)", f"\n{name} | {' | '.join(cells)}\n") in results
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    model, words = (fmean(run[0] for run in columns["f1"]), fmean(run[1] for run in columns["f1"]))
+    assert f"has F1 {model:.3f} on unseen reports; a regression on words has {words:.3f}" in readme
 
 
 def test_full_corpus_tables_show_the_kept_figures() -> None:
