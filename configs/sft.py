@@ -12,7 +12,7 @@ config = Config(
     # Full checkpointing: the largest model fits. With none a step is shorter, if its activations fit into memory.
     model=Model(activation_checkpointing="full"),
     data=Data(
-        # To see whether the model learns more than its examples. Set it to 0 if you have files for data.validation, and for a
+        # To see whether the model learns more than its examples. data.validation=FILE takes its place; set it to 0 for a
         # handful of examples.
         validation_share=0.05,
         sequence_length="auto",  # holds the longest example, but for outliers

@@ -403,3 +403,10 @@ def test_recorded_config_of_another_version_is_refused(good) -> None:
     for change in ({"data": recorded["data"] | {"exclude": None}}, {"extra": {}}):
         with pytest.raises(TypeError, match="exclude|its sections are"):
             config_of(recorded | change)
+
+
+def test_validation_files_replace_the_share_of_a_config() -> None:
+    config = override(BASE, ["data.validation_share=0.1"])
+    assert override(config, ["data.validation=a.jsonl"]).data.validation_share == 0
+    with pytest.raises(UserError, match=r"set data.validation \(files\) or data.validation_share"):
+        override(config, ["data.validation=a.jsonl", "data.validation_share=0.1"])
