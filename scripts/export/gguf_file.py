@@ -17,7 +17,7 @@ from data.chat_template import ChatSettings, ChatTemplate
 from training.ending import EXPORT_AGAIN, GENERATION_CONFIG, read_json
 
 OUT_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-LEAST_CONTEXT = 8192  # tokens: Ollama drops the oldest messages of a longer chat without a warning, and memory grows with it
+LEAST_CONTEXT = 8192  # tokens: Ollama drops the oldest messages of a longer chat without a warning
 
 
 @dataclass(frozen=True)
