@@ -3,11 +3,13 @@
     python scripts/export.py runs/mine --best --dtype bf16 --out release/mine --verify
     python scripts/export.py runs/mine --average-with-base 0.5 --out release/averaged
     python scripts/export.py runs/mine_lora --merge-lora --out release/merged
+    python scripts/export.py runs/mine --dtype bf16 --out release/mine --gguf llama.cpp/convert_hf_to_gguf.py
 
 One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
 (WiSE-FT, arXiv:2109.01903), which forgets less. The card has the results in RUN/eval that were measured on the same weights. To
 add a result later, remove the directory and run the same command again. --sign KEY signs the whole directory (docs/check.md), and
---push ORGANISATION/NAME uploads it to a private repository of the Hugging Face hub.
+--push ORGANISATION/NAME uploads it to a private repository of the Hugging Face hub. --gguf also writes release/mine-gguf with a file
+for llama.cpp and a Modelfile for Ollama.
 """
 
 import pathlib
@@ -28,7 +30,9 @@ from distributed.process_group import process_group, world_size_from_environment
 from model.dtypes import DTYPES
 from model.hub import push
 from scripts.export.bom import write_bom
+from scripts.export.gguf_file import LEAST_CONTEXT, gguf_directory, write_gguf
 from scripts.export.signature import sign_release
+from training.chat_settings import chat_settings
 from training.checkpoint_export import read_export, verify, write_export
 from training.ending import CARD, SIGNATURE
 from training.model_card import base_model, model_card, read_results
@@ -50,6 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the directory to create")
     proof = "load it with transformers, and compare its tensors and logits with the trained weights'"
     parser.add_argument("--verify", action="store_true", help=proof)
+    gguf = "also write OUT-gguf for llama.cpp and Ollama, with llama.cpp's convert_hf_to_gguf.py, which is this file"
+    parser.add_argument("--gguf", type=Path, metavar="CONVERTER", help=gguf)
     release = parser.add_argument_group("a release", "its libraries are optional (requirements.txt says which)")
     bom = "write bom.json, a bill of materials of the model in CycloneDX 1.7"
     release.add_argument("--bom", action="store_true", help=bom)
@@ -64,12 +70,18 @@ def main() -> int:
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
     check_new(out := arguments.out)
+    if arguments.gguf:
+        check_new(gguf_directory(out))
+        if not arguments.gguf.is_file():
+            raise UserError(f"{arguments.gguf} is not there; --gguf needs the convert_hf_to_gguf.py of llama.cpp")
     with process_group(device=torch.device("cpu")) as ranks:
         export = read_export(arguments.run, arguments, ranks)
     if arguments.verify and export.adapter:
         raise UserError(
             "--verify is for whole weights; add --merge-lora, or leave it out: scripts/verify.py reads adapters too"
         )
+    if arguments.gguf and export.adapter:
+        raise UserError("--gguf converts whole weights; add --merge-lora")
     contents = export.contents
     # The card needs the finished export, but is rendered once before it: if one of its inputs, such as RUN/export/export.json,
     # cannot be read, nothing is written.
@@ -92,6 +104,11 @@ def main() -> int:
         print(sentence)
         if not is_good:
             return 1
+    if arguments.gguf:
+        longest = max(LEAST_CONTEXT, export.config.data.sequence_length)
+        context = min(getattr(export.model_config, "max_position_embeddings", None) or longest, longest)
+        chats = chat_settings(export.config.data)
+        print(*write_gguf(out, arguments.gguf, export.tokenizer, chats, contents["dtype"], context), sep="\n")
     if arguments.bom or arguments.sign:
         print(write_bom(out, export, results))
     if arguments.sign:

@@ -80,6 +80,18 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert f"so {pushed} is not pushed: OfflineModeIsEnabled" in output and "HF_HUB_OFFLINE" in output
 
 
+def test_gguf_is_written_beside_the_export(folder) -> None:
+    run, out, converter = folder / "runs" / "trial", folder / "out" / "served", ROOT / "tests/scripts/gguf_converter.py"
+    missing = export(run, "--out", out, "--gguf", folder / "none.py", code=2)
+    assert f"error: {folder / 'none.py'} is not there; --gguf needs the convert_hf_to_gguf.py" in missing
+    output = export(run, "--out", out, "--gguf", converter)
+    served = out.with_name("served-gguf")
+    assert f"1 tensors in float32 -> {served / 'served.gguf'}" in output
+    modelfile = (served / "Modelfile").read_text()
+    stops = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert modelfile.count("PARAMETER stop ") == len(stops) and sums_of(out).keys() == sums_of(run / "export").keys()
+
+
 def test_release_is_signed_by_the_script(folder) -> None:
     pytest.importorskip("model_signing")
     from tests.scripts.test_release import new_keys  # needs the libraries
@@ -210,6 +222,8 @@ def write_lora_run(folder: Path, name: str = "lora") -> Path:
 
 def test_an_adapter_is_exported_for_peft_or_merged(folder, read, monkeypatch) -> None:
     run, adapter = write_lora_run(folder), folder / "out" / "adapter"
+    converter = ROOT / "tests/scripts/gguf_converter.py"
+    assert "error: --gguf converts whole" in export(run, "--out", adapter, "--gguf", converter, code=2)
     assert "error: --verify is for whole weights; add --merge-lora" in export(run, "--out", adapter, "--verify", code=2)
     output = export(run, "--out", adapter)
     assert ", an adapter -> " in output
