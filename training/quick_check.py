@@ -7,7 +7,7 @@ its own.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +50,8 @@ COMPARED = 20_000  # documents whose ends are read, at most
 QUICK_LENGTHS = (60, 9, 100, 30)  # tokens of the documents of the row
 QUICK_STEPS = 20  # first steps whose answers are checked
 QUICK_EXAMPLES = 32  # first examples of data.train that transformers encodes too
-GROWTH, GROWTH_NATS = 2.0, 1.0  # a loss above this multiple of the first losses, and by so much, has grown
-FIRST, LAST = 2, 3  # losses that are compared
+GROWTH, GROWTH_NATS = 2.0, 2.0  # a loss above this multiple of the first loss, and by so many nats, has grown
+LAST = 3  # losses in a row that are compared with the first
 OF_IDENTITY = ("the data", "the weights", "the tokenizer", "config.json", "versions")
 
 
@@ -288,27 +288,24 @@ def _plain(text: str) -> str:
 
 
 def with_loss(losses: list[float], loss: float, step: int, warmup_steps: int) -> list[float]:
-    """Return the first FIRST and the last LAST losses of the warm-up, now with the loss of `step`, the number of finished steps.
+    """Return the first and the last LAST losses of the warm-up, now with the loss of `step`, the number of finished steps.
 
-    Raise UserError if the last LAST losses are all above GROWTH times the larger of the first, and by GROWTH_NATS: one batch of
-    hard examples does not stop a run. The comparison ends LAST steps after the warm-up.
+    The first loss is the base model's. Raise UserError if the last LAST losses are all above GROWTH times the first, and by
+    GROWTH_NATS: one batch of hard examples does not stop a run. The comparison ends LAST steps after the warm-up.
     """
     if step > max(warmup_steps, WARMUP_FLOOR) + LAST or not np.isfinite(loss):
         return losses
-    losses = [*losses, loss]
-    first, last = losses[:FIRST], losses[FIRST:][-LAST:]
-    if has_grown(first, last) and len(last) == LAST:
+    first, *last = [*losses, loss]
+    last = last[-LAST:]
+    if len(last) == LAST and has_grown(first, last):
+        listed = ", ".join(f"{value:.3g}" for value in last)
         raise UserError(
-            f"the loss grows at the peak learning rate: {_listed(last)} up to step {step}, after {_listed(first)} at the start; lower "
+            f"the loss grows at the peak learning rate: {listed} up to step {step}, after {first:.3g} at the start; lower "
             "optimizer.learning_rate or raise optimizer.warmup_steps, and start again with another run.name (run.check=off: go on)"
         )
-    return [*first, *last]
+    return [first, *last]
 
 
-def has_grown(first: Sequence[float], last: Sequence[float]) -> bool:
-    """Return whether all of the `last` losses are far above all of the `first`."""
-    return min(last, default=0) > max(GROWTH * max(first), max(first) + GROWTH_NATS)
-
-
-def _listed(losses: Iterable[float]) -> str:
-    return ", ".join(f"{loss:.3g}" for loss in losses)
+def has_grown(first: float, last: Sequence[float]) -> bool:
+    """Return whether all of the `last` losses are far above the first."""
+    return min(last) > max(GROWTH * first, first + GROWTH_NATS)

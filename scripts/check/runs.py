@@ -173,7 +173,7 @@ def judge_steps(rows: Rows, seconds: float) -> Result:
             ": a step is not finite or is logged twice; lower optimizer.learning_rate, and see the lines of the model"
         )
         return Result(FAILS, text)
-    if has_grown(losses[:1], losses[-1:]):
+    if has_grown(losses[0], losses[-1:]):
         text += ": the loss grows at the peak learning rate without warm-up; lower optimizer.learning_rate"
         return Result(WARNING, text)
     return Result(OK, f"{text}, in {seconds:.0f} s")
