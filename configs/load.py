@@ -520,7 +520,7 @@ def _wrong_together(config: Config) -> Iterator[str]:
     if data.validation_share and data.validation:
         yield (
             "set data.validation (files) or data.validation_share (a part of data.train), not both; data.validation=none "
-            "takes back the files of a config"
+            "takes back the files of a config, data.validation_share=0 the share"
         )
     ewc_sources = bool(config.ewc.data) + bool(config.ewc.fisher)
     if config.ewc.strength and ewc_sources != (config.ewc.estimator != "l2"):
