@@ -73,14 +73,14 @@ def settle_rate(config: Config, parameters: int, say: Callable[[str], None]) -> 
 # ---- The sequence length -----------------------------------------------------------------------------------------------------
 
 UNIT = 256  # the length is a multiple of it
-LEFT_OUT = 0.01  # at most this share of the examples is left out, and only if the longest is twice as long as the rest
+LEFT_OUT = 0.01  # at most this share of the examples is left out, and only if the longest needs more than twice the length of the rest
 TEXT_LENGTH = 2048  # longer texts are cut into pieces, which loses no token
 
 
 def length_for(lengths: np.ndarray, is_text: np.ndarray, positions: int, may_drop: bool) -> int:
     """Return the sequence length for examples of these lengths, both arrays `(examples,)`: a multiple of 256, or `positions`.
 
-    It holds all chats and completions. But if 99% of them need at most half of that and `may_drop`, it holds these alone: a
+    It holds all chats and completions. But if 99% of them need less than half of that and `may_drop`, it holds these alone: a
     few outliers would decide the memory of the run. Texts ask for at most 2,048 tokens. A token store has no examples here.
     """
     chats, texts = lengths[~is_text], lengths[is_text]
@@ -89,7 +89,7 @@ def length_for(lengths: np.ndarray, is_text: np.ndarray, positions: int, may_dro
     if len(chats):
         longest = _rounded_up(chats.max())
         most = _rounded_up(np.quantile(chats, 1 - LEFT_OUT, method="higher"))
-        length = max(length, most if may_drop and 2 * most <= longest else longest)
+        length = max(length, most if may_drop and 2 * most < longest else longest)
     return min(length, positions)
 
 

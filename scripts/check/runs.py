@@ -146,7 +146,7 @@ def judge_straight(check: Check, seconds: float) -> None:
     steps, settings = check.on_first(lambda: (saved_steps(run), optimizer_of(run)))
     rates = check.on_first(lambda: {step: row[RATE] for step, row in read_rows(run).items() if RATE in row})
     is_auto = config.optimizer.learning_rate == "auto"  # then the run has computed it
-    peak = settings["learning_rate"] if is_auto else config.optimizer.peak
+    peak = settings.get("learning_rate", math.inf) if is_auto else config.optimizer.peak
     check.line("three steps", lambda: judge_steps(read_rows(run), seconds))
     judge_first(check, run, settings)
     check.line(

@@ -254,7 +254,7 @@ def test_resume_is_bitwise_across_an_epoch_boundary(two) -> None:
     assert list(started) == [1, STEPS + 1] and min(row["start/total"] for row in started.values()) > 0
     events = EventAccumulator(str(stopped / "tensorboard"))
     events.Reload()
-    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 2 * STEPS + 1))
+    assert [e.step for e in events.Scalars("loss/train")] == list(range(1, 2 * STEPS + 1))
     assert [e.step for e in events.Scalars("validation/loss")] == [0, 2, 4, 6]
 
 

@@ -20,14 +20,15 @@ def rows(run: Path) -> list[dict]:
 
 
 def check_tensorboard(run: Path) -> None:
-    """TensorBoard shows exactly the values of metrics.jsonl."""
+    """TensorBoard shows exactly the values of metrics.jsonl, the losses in a group of their own."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     shown = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
     expected: dict[str, list] = {}
     for row in rows(run):
         for name, value in row.items():
             if name != "step":
-                expected.setdefault(name, []).append((row["step"], value))
+                tag = {"train/loss": "loss/train", "validation/loss": "loss/validation"}.get(name, name)
+                expected.setdefault(tag, []).append((row["step"], value))
     assert {name: points for name, points in shown.items() if points} == expected
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import training.sinks
 from common.errors import UserError
+from training.launch import before_imports, launcher_note
 from training.log import Log
 from training.sinks import check_sinks
 
@@ -99,14 +100,16 @@ def test_services_get_each_row_once(tmp_path, ranks, services):
     assert not (run / "tensorboard").exists()
 
 
-def test_fresh_start_begins_a_new_service_run(tmp_path, ranks, services):
+def test_fresh_start_begins_a_new_service_run(tmp_path, ranks, services, monkeypatch):
     wandb, mlflow = services
+    monkeypatch.setenv("WANDB_DIR", "elsewhere")
     write(tmp_path, ranks, 0, {1: {"train/loss": 1.0}}, ("wandb",))
     write(tmp_path, ranks, 0, {1: {"train/loss": 1.5}, 2: {"train/loss": 2.0}}, ("wandb",))  # it left no checkpoint
     assert [rows[:-1] for rows in wandb.runs.values()] == [
         [{"step": 1, "train/loss": 1.0}],
         [{"step": 1, "train/loss": 1.5}, {"step": 2, "train/loss": 2.0}],
     ]
+    assert {directory for _, _, directory, _ in wandb.inits} == {"elsewhere"}
     write(tmp_path, ranks, 1, {2: {"train/loss": 2.0}}, ("mlflow",))
     # Only rows that it has not received before.
     assert mlflow.rows == [(1, {"train/loss": 1.0 + 0.5}), (2, {"train/loss": 2.0})]
@@ -157,6 +160,22 @@ def test_missing_package_is_one_sentence(services):
         del sys.modules[name]
     with pytest.raises(UserError, match="run.log_to=wandb: the package wandb is not installed; install it or remove"):
         check_sinks(["tensorboard", "wandb"])
+
+
+def test_missing_package_is_said_before_the_imports(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["train.py", "configs/quickstart.py", "run.log_to=wandb"])
+    with pytest.raises(SystemExit) as ended:
+        before_imports("train.py", "")
+    assert ended.value.code == 2 and "the package wandb is not installed" in capsys.readouterr().err
+
+
+def test_last_line_explains_the_traceback_of_torchrun(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert launcher_note(is_signal=True) == ""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert launcher_note(is_signal=False) == ""
+    assert "torchrun's own, and no error" in launcher_note(is_signal=True)
 
 
 def test_the_last_line_says_where_the_curves_are(tmp_path, ranks, services):
