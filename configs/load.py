@@ -296,7 +296,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         config = replace(config, name, _parse(raw, KEYS[name], name))
     names = {text.partition("=")[0] for text in overrides}
     if "data.validation" in names and "data.validation_share" not in names and config.data.validation:
-        config = replace(config, "data.validation_share", 0.0)  # files that are named take the place of the config's share
+        # Files that are named take the place of the config's share.
+        config = replace(config, "data.validation_share", 0.0)
     check_config(config)
     return config
 

@@ -105,7 +105,7 @@ def main() -> int:
         if not is_good:
             return 1
     if arguments.gguf:
-        longest = max(LEAST_CONTEXT, export.config.data.sequence_length)
+        longest = max(LEAST_CONTEXT, export.config.data.length)
         context = min(getattr(export.model_config, "max_position_embeddings", None) or longest, longest)
         chats = chat_settings(export.config.data)
         print(*write_gguf(out, arguments.gguf, export.tokenizer, chats, contents["dtype"], context), sep="\n")
