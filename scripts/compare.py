@@ -115,7 +115,7 @@ def main() -> int:
     own_scores = user_metric(perfect, asked).get("metric", {}).get("each", {}) if asked else {}
     if primary and asked:
         where = str(arguments.data), training, str(arguments.train)
-        scored = task.score(asked, perfect, *where, **task_options)
+        scored = task.score(perfect, asked, *where, **task_options)
         check_metrics(
             [*terms_of(scored), *label_terms(scored, named_labels([scored])), *map(OWN.__add__, own_scores)], primary
         )

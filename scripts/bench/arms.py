@@ -205,6 +205,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> ArmRun:
             f"batch.global_examples={setting.examples_per_step}",
             f"batch.micro_batch={setting.rows}",
             "run.name=run",
+            "run.check=off",  # the rows are token ids without end tokens
             f"run.directory={directory}",
             *ALONE,
         ]

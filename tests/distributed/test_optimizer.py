@@ -35,7 +35,8 @@ FIRST_ROWS = [0] * 7, [9, 16, 2, 2, 1, 1, 4], [18, 32, 4, 4, 2, 1, 8], [27, 48, 
 
 def settings(memory: str, **changes) -> SimpleNamespace:
     values = {"memory": memory, "learning_rate": 2e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    return SimpleNamespace(**values | changes)
+    values |= changes
+    return SimpleNamespace(**values, peak=values["learning_rate"])
 
 
 def gradient_dtype(memory: str) -> torch.dtype:

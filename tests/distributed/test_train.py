@@ -255,7 +255,7 @@ def test_resume_is_bitwise_across_an_epoch_boundary(two) -> None:
     events = EventAccumulator(str(stopped / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss/train")] == list(range(1, 2 * STEPS + 1))
-    assert [e.step for e in events.Scalars("validation/loss")] == [0, 2, 4, 6]
+    assert [e.step for e in events.Scalars("loss/validation")] == [0, 2, 4, 6]
 
 
 def test_signal_to_one_rank_stops_all(folder, two) -> None:

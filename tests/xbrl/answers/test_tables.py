@@ -55,7 +55,7 @@ def test_the_table_has_every_figure_with_its_n():
         ("violations F1 (micro)", "0.600", "0.000 to 0.793", n),  # Wilson: F1 is 0 in the one that says something
         ("baseline: engine + note words", "0.410", n),
         ("unparsable answers", "50.0%", "2 reports"),
-        ("directive ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 directives, words of a-z and 0-9"),
+        ("directive ROUGE-L (F)", "0.321", "0.095 to 0.905", "2 directives, words of a-z and 0-9"),
         ("F1, mean over rules (macro)", "0.400", "1 rules, true or predicted"),
         ("void lines in other answers", "3", "2 reports"),
         ("verdicts that contradict their own figures", "4", "30 lines"),
