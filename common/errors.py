@@ -53,26 +53,23 @@ class NotMet(Exception):
     """A result misses a requirement of the user. The result is kept; the program prints one sentence and exits with code 3."""
 
 
-def is_missing_package(error: BaseException) -> bool:
-    """Return whether an import failed because a package of `REQUIREMENTS` is not installed."""
-    return isinstance(error, ModuleNotFoundError) and _package(error) in REQUIREMENTS
-
-
-def _package(error: ModuleNotFoundError) -> str:
-    return (error.name or "").partition(".")[0]
+def missing_package(error: BaseException) -> str:
+    """Return a sentence that asks for a package of `REQUIREMENTS` whose import failed; "" for any other error."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in REQUIREMENTS:
+        return ""
+    return f"this command needs {package}: pip install -r {REQUIREMENTS[package]} -c constraints.txt"
 
 
 def _ask_for_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Exit as `run_script` does if a package of `REQUIREMENTS` is missing. Print any other exception as usual.
+    """Print one line and exit with code 2 if a package of `REQUIREMENTS` is missing. Print any other exception as usual.
 
     Scripts import such packages before they call `run_script`, and then only the interpreter's hook sees the error.
     """
-
-    def raise_again() -> None:
-        raise error
-
-    if is_missing_package(error):
-        exit_process(exit_code_of(raise_again))
+    if sentence := missing_package(error):
+        if _is_first_to_print(sentence):
+            _print_error(sentence)
+        exit_process(2)
     sys.__excepthook__(kind, error, trace)
 
 
@@ -102,10 +99,9 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
     except (UserError, NotMet) as error:
         sentence, code = str(error), 3 if isinstance(error, NotMet) else 2
     except ModuleNotFoundError as error:
-        if not is_missing_package(error):
+        sentence = missing_package(error)
+        if not sentence:
             raise
-        package = _package(error)
-        sentence = f"this command needs {package}: pip install -r {REQUIREMENTS[package]} -c constraints.txt"
     except PeerLost as error:
         if not error.quiet:
             _print_error(str(error))

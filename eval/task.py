@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import UserError, is_missing_package
+from common.errors import UserError, missing_package
 from configs.user_code import explain
 from data.files import Reading
 from eval import report
@@ -89,7 +89,7 @@ def load_task(name: str, key: str = "--task") -> Task:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the module may be the user's
-        if is_missing_package(error):
+        if missing_package(error):
             raise
         raise UserError(f"{key}={name}: the module cannot be imported: {explain(error)}") from error
     task = getattr(module, "TASK", None)

@@ -7,7 +7,7 @@ its own.
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from model.architectures import has_experts
 from model.dtypes import dtype_name
 from model.loss import visit_logits
 from training.chat_settings import chat_settings
-from training.check_result import FAILS, OK, SKIPPED, Result
+from training.check_result import FAILS, OK, SKIPPED, WARNING, Result
 from training.identity import FIRST_STEP, fingerprint
 from training.inputs import WARMUP_FLOOR, Inputs
 
@@ -76,25 +76,24 @@ def quick_check(run: "TrainingRun", step: int, say: Callable[[str], None]) -> st
     results = {f"masks on rank {rank}": result for rank, result in enumerate(gather_objects(masks, ranks))}
 
     def read() -> dict[str, Result]:
-        return {
-            "ends": check_ends(config, run.tokenizer, run.data, QUICK_STEPS),
-            "labels": check_labels(run.data.local, run.tokenizer),
-        }
+        ends = check_ends(config, run.tokenizer, run.data, QUICK_STEPS)
+        own_ids = ["input_ids" in example for _, example in _first_examples(run.data.local)]
+        if ends.status == FAILS and own_ids and all(own_ids):
+            ends = Result(WARNING, ends.text)  # the user has made these tokens, and may mean what is missing
+        return {"ends": ends, "labels": check_labels(run.data.local, run.tokenizer)}
 
     results |= read_on_first(read, ranks)
     for name, result in results.items():
         if result.status == FAILS:
             raise UserError(f"quick check, {name}: {result.text}; run.check=off starts without this check")
-    results = {
-        name: result for name, result in results.items() if not name.startswith("masks on") or name.endswith(" 0")
-    }
-    if mode == "only":
-        for name, result in results.items():
-            say(f"{result.status:<7}  {name.partition(' ')[0]:<6}  {result.text}")
-    names = [name.partition(" ")[0] for name, result in results.items() if result.status == OK]
-    say(
-        f"quick check in {time.monotonic() - begin:.1f} s: {', '.join(names)} ok (--quick-check prints the lines, run.check=off leaves it out)"
-    )
+    results["masks"] = masks  # of this rank; those of all ranks have passed
+    lines = {name: results[name] for name in ("masks", "ends", "labels")}
+    for name, result in lines.items():
+        if mode == "only" or result.status == WARNING:
+            say(f"{result.status:<7}  {name:<6}  {result.text}")
+    passed_lines = ", ".join(name for name, result in lines.items() if result.status == OK)
+    ways = "--quick-check prints the lines, run.check=off leaves it out"
+    say(f"quick check in {time.monotonic() - begin:.1f} s: {passed_lines or 'no line'} ok ({ways})")
 
     def remember() -> None:
         with suppress(OSError):  # a cache that cannot be written: the next start checks again
@@ -108,7 +107,9 @@ def quick_check(run: "TrainingRun", step: int, say: Callable[[str], None]) -> st
 def _masks(run: "TrainingRun") -> Result:
     """Check the attention of the run's own model. Every rank must call this, and computes the same row."""
     if run.model.context is not None:
-        return Result(SKIPPED, "ranks share a micro-batch (sharding.context): scripts/check.py checks the masks")
+        return Result(
+            SKIPPED, "ranks share a micro-batch (sharding.context): scripts/check.py checks the unsharded model"
+        )
 
     def logits_of(documents: list[np.ndarray], where: np.ndarray) -> torch.Tensor:
         row = in_memory(documents, [np.zeros(len(ids), dtype=bool) for ids in documents])
@@ -235,8 +236,7 @@ def check_labels(config: Config, tokenizer: PreTrainedTokenizerBase) -> Result:
     """
     settings = chat_settings(config.data)
     encoder, compared = ExampleEncoder(tokenizer, settings), 0
-    files = expand(tuple(path for path in config.data.train if not is_store(path)))
-    for where, example in itertools.islice(read_files(files, reading_of(config.data, "skip")), QUICK_EXAMPLES):
+    for where, example in _first_examples(config):
         (outcome,) = encoder.encode([example])
         if outcome.error or outcome.notes or not outcome.sequences or "input_ids" in example:
             continue
@@ -277,6 +277,12 @@ def check_labels(config: Config, tokenizer: PreTrainedTokenizerBase) -> Result:
     return Result(
         OK, f"the first {compared} examples have transformers' ids, and the words of their answers are targets"
     )
+
+
+def _first_examples(config: Config) -> Iterator[tuple[str, dict]]:
+    """Yield (place, example) for the first QUICK_EXAMPLES examples of data.train; none of a token store."""
+    files = expand(tuple(path for path in config.data.train if not is_store(path)))
+    return itertools.islice(read_files(files, reading_of(config.data, "skip")), QUICK_EXAMPLES)
 
 
 def _plain(text: str) -> str:

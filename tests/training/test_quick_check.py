@@ -95,8 +95,12 @@ def test_new_data_is_checked_once_on_two_ranks(tmp_path) -> None:
         run_of(folder, "same", "run.seed=1"),
         run_of(folder, "leaky", "data.max_samples=6", plant="leak", expect=2),
         run_of(folder, "other", "data.max_samples=6"),
+        run_of(folder, "ids", f"data.train={folder / 'ids.jsonl'}"),
     ]
+    own_ids = [json.dumps({"input_ids": [5, 6, 7, first]}) for first in range(8, 16)]
+    (folder / "ids.jsonl").write_text("\n".join(own_ids))  # the user's own tokens, without an end
     output = launch(folder, "quick", 2, runs)
-    assert output.count("quick check in ") == 2 and output.count("keep their bits") == 1, output
+    assert "warning  ends    8 of 8 documents of the first steps" in output
+    assert output.count("quick check in ") == 3 and output.count("keep their bits") == 1, output
     assert not (folder / "runs/only/checkpoints").exists() and len(rows(folder / "runs/same")) == 2
     assert "error: quick check, masks on rank 0: documents see each other" in output and "run.check=off" in output
