@@ -104,3 +104,22 @@ def test_new_data_is_checked_once_on_two_ranks(tmp_path) -> None:
     assert output.count("quick check in ") == 3 and output.count("keep their bits") == 1, output
     assert not (folder / "runs/only/checkpoints").exists() and len(rows(folder / "runs/same")) == 2
     assert "error: quick check, masks on rank 0: documents see each other" in output and "run.check=off" in output
+
+
+@pytest.mark.slow
+def test_rates_and_losses_of_first_steps(tmp_path) -> None:
+    """A short run stays below the peak; a loss that grows ends both ranks, and a resume in between does not forget the first."""
+    folder = workplace(tmp_path, train=8, check="auto", optimizer="epochs=4")
+    grows = "optimizer.learning_rate=30"
+    runs = [
+        run_of(folder, "short", "optimizer.warmup_steps=none", "optimizer.max_steps=2"),
+        run_of(folder, "off", grows, "run.check=off"),
+        run_of(folder, "grows", grows, "run.stop_at=3"),
+        run_of(folder, "grows", grows, expect=2),
+    ]
+    output = launch(folder, "first", 2, runs)
+    rates = {step: row["train/learning_rate"] for step, row in rows(folder / "runs/short").items()}
+    assert rates == pytest.approx({1: 2.5e-4, 2: 2.5e-4})
+    first, *_, last = rows(folder / "runs/off").values()
+    assert output.count("the loss grows at the peak learning rate: ") == 1
+    assert f"up to step 4, after {first['train/loss']:.3g} at the start" in output and last["step"] == 8
