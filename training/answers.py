@@ -110,7 +110,9 @@ class Answers:
         stop_ids = stop_tokens(model, self.asked.stop_ids)
         tokens = [len(prompt) + limit for prompt in prompts]
         answers: dict[int, list[int]] = {}
-        for turn in make_turns(tokens, ranks.world_size, BATCH_SIZE, BATCH_TOKENS):  # every rank gets the same number of turns
+        for turn in make_turns(
+            tokens, ranks.world_size, BATCH_SIZE, BATCH_TOKENS
+        ):  # every rank gets the same number of turns
             numbers = turn[ranks.rank :: ranks.world_size]
             batch = greedy_answers(model, [prompts[i] for i in numbers], stop_ids, limit, self.stop)
             if signal_on_any(self.stop):  # the batch may have been cut short

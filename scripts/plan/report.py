@@ -218,7 +218,7 @@ def _instead(result: SearchResult) -> list[str]:
     lines = []
     if result.lora:
         lines += [
-            "LoRA instead trains adapters beside the frozen weights, at ten times the rate:",
+            "LoRA instead trains adapters beside the frozen weights, at a rate of its own:",
             *_needs(result.lora),
         ]
         lines += _command(result.lora, result.own, result.lora.config.model.path)

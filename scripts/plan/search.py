@@ -38,7 +38,6 @@ AS_FAST = 0.99  # a setting counts as equally fast from this fraction of the fas
 WORTH_IT = 1.05  # another setting is proposed if it is so many times as fast
 WORTH_THE_PRECISION = 1.25  # a setting with fewer bytes per parameter must be so many times as fast
 LORA_RANK = 64
-LORA_RATE = 10  # times the rate of full fine-tuning ("LoRA Without Regret", Schulman et al., 2025)
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ def _fits_precisely(own: Plan, plans: list[Plan]) -> bool:
 def _lora(subject: Subject) -> Plan | None:
     """Return the run with LoRA if it fits; None if it does not, the run has LoRA, or its settings exclude LoRA."""
     config = subject.config
-    rate = float(f"{LORA_RATE * config.optimizer.learning_rate:.3g}")
-    with_lora = replace(replace(config, "lora.rank", LORA_RANK), "optimizer.learning_rate", rate)
+    with_lora = replace(replace(config, "lora.rank", LORA_RANK), "optimizer.learning_rate", "auto")
     return None if config.lora.rank else _fitting(subject, with_lora, subject.shape.config)
 
 

@@ -151,7 +151,7 @@ def test_lora_and_smaller_model_replace_full_training(plan, results) -> None:
     assert code == 0, err
     assert result.cheapest and result.cheapest.config.sharding.cpu_offload and " + offload" in out
     commands = " ".join(out.split())
-    assert "python train.py CONFIG lora.rank=64 optimizer.learning_rate=0.0002" in commands
+    assert "python train.py CONFIG lora.rank=64 optimizer.learning_rate=auto" in commands
     assert "python scripts/fetch_base_model.py HuggingFaceTB/SmolLM2-135M" in out
     assert "python train.py CONFIG model.path=artifacts/models/SmolLM2-135M" in commands
     assert result.lora and result.lora.fits and not result.lora.config.sharding.cpu_offload
