@@ -170,9 +170,12 @@ def documents_of(
     if not len(documents):
         if store.info["bad"] and set(+counted) <= {"skipped", "examples"}:  # nothing else was counted
             raise UserError(f"{', '.join(paths)}: every example is malformed; {store.info['bad'][0]}")
+        if not store.num_documents and (others := counted["other_part"]):
+            raise UserError(
+                f"{', '.join(paths)}: data.validation_share={reading.validation_share} leaves no example for {reading.part}, because "
+                f"all {others:,} belong to the other part; change it, or set it to 0"
+            )
         needs = f"a chat needs an assistant message within data.sequence_length={sequence_length} tokens"
-        if reading.validation_share:
-            needs += f", and data.validation_share={reading.validation_share}, which you can change, must leave examples for {reading.part}"
         why = "; ".join(line.strip().rstrip(":") for line in remarks[len(store.info["forms"]) :])
         mend = "; increase data.sequence_length" if counts["drop"] else ""
         raise UserError(f"{', '.join(paths)}: no token carries loss; {needs} ({why}){mend}")

@@ -103,6 +103,14 @@ def test_groups_stay_on_one_side(tmp_path, kind) -> None:
     assert len(authors[0] & authors[1]) > 15
 
 
+def test_share_that_holds_out_nothing_is_named(tmp_path) -> None:
+    path = write(tmp_path / "few.jsonl", rows_by_author(2, 2))
+    with pytest.raises(
+        UserError, match=r"few.jsonl: data.validation_share=0.001 leaves no example for validation, because all 2"
+    ):
+        read_both(path, None, share=0.001)
+
+
 def test_row_without_split_key_is_refused_or_skipped(tmp_path) -> None:
     rows = rows_by_author(20, 10)
     rows[3]["author"] = "half of a pair: \ud800"  # valid JSON, although no encoding has it
