@@ -77,10 +77,10 @@ class TensorBoard:
     def plot(self, step: int, values: Values) -> None:
         """Add scalars and texts. TensorBoard sorts them into groups by the part of their names before the slash.
 
-        It opens on the first group, so train/loss is shown as loss/train, beside loss/validation.
+        It opens on the first group, and capitals come first, so train/loss is shown as Loss/train, beside Loss/validation.
         """
         for name, value in values.items():
-            tag = re.sub(r"^(train|validation)/loss", r"loss/\1", name)
+            tag = re.sub(r"^(train|validation)/loss", r"Loss/\1", name)
             self._try(self.writer.add_text if isinstance(value, str) else self.writer.add_scalar, tag, value, step)
 
     def flush(self) -> None:

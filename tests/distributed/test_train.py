@@ -254,8 +254,8 @@ def test_resume_is_bitwise_across_an_epoch_boundary(two) -> None:
     assert list(started) == [1, STEPS + 1] and min(row["start/total"] for row in started.values()) > 0
     events = EventAccumulator(str(stopped / "tensorboard"))
     events.Reload()
-    assert [e.step for e in events.Scalars("loss/train")] == list(range(1, 2 * STEPS + 1))
-    assert [e.step for e in events.Scalars("loss/validation")] == [0, 2, 4, 6]
+    assert [e.step for e in events.Scalars("Loss/train")] == list(range(1, 2 * STEPS + 1))
+    assert [e.step for e in events.Scalars("Loss/validation")] == [0, 2, 4, 6]
 
 
 def test_signal_to_one_rank_stops_all(folder, two) -> None:

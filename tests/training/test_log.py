@@ -27,7 +27,7 @@ def check_tensorboard(run: Path) -> None:
     for row in rows(run):
         for name, value in row.items():
             if name != "step":
-                tag = {"train/loss": "loss/train", "validation/loss": "loss/validation"}.get(name, name)
+                tag = {"train/loss": "Loss/train", "validation/loss": "Loss/validation"}.get(name, name)
                 expected.setdefault(tag, []).append((row["step"], value))
     assert {name: points for name, points in shown.items() if points} == expected
 
