@@ -195,7 +195,8 @@ def final_validation(arms: dict[str, list[Source]]) -> dict[str, dict[str, list[
     if runs[0].setting("data", "validation_share") and len(files) > 1:
         return {}
     rows = {source: source.rows for source in runs}
-    names = dict.fromkeys(name for row in rows[runs[0]] for name in row if name.startswith("validation/"))
+    values = [item for row in rows[runs[0]] for item in row.items()]
+    names = dict.fromkeys(n for n, value in values if n.startswith("validation/") and not isinstance(value, str))
     curves = {name: {source: curve(rows[source], name)[1] for source in runs} for name in names}
     return {
         name: {arm: [values[source][-1] for source in seeds] for arm, seeds in arms.items()}

@@ -189,6 +189,8 @@ def write_config(run, **settings):
 def test_configs_name_the_validation_file(tmp_path, data, runs):
     for name in ("one", "two"):
         write_config(tmp_path / name, validation=["test.jsonl"], format="messages", fields={"messages": "chosen"})
+        with (tmp_path / name / "metrics.jsonl").open("a") as file:  # run.eval_generate adds a text
+            file.write(json.dumps({"step": 2, "validation/sample": "an answer"}) + "\n")
     sources = parse_arms(["one", "two"])
     assert validation_data(sources) == ("test.jsonl", "messages", {"messages": "chosen"})
     assert final_validation(sources) == {"validation/loss": {"one": [1.5], "two": [1.5]}}
