@@ -363,7 +363,7 @@ def test_aliases_name_existing_keys_and_hide_none() -> None:
             "no option --learning_rate .* section.key=value; did you mean optimizer.learning_rate?",
         ),
         ("--num-train-epochs=3", "no option --num-train-epochs=3 .*; did you mean optimizer.epochs?"),
-        ("--optimizer.epochs=3", "no option --optimizer.epochs .*; did you mean optimizer.epochs?"),
+        ("--optimizer.epochs=3", "no option --optimizer.epochs=3 .*; did you mean optimizer.epochs?"),
         ("--lr_scheduler_type cosine", "no option --lr_scheduler_type .*; it is edited in train.py"),
         ("--bf16", "; did you mean model.compute_dtype=bf16?"),
         ("--layrs 2", "no option --layrs .--help.; settings are section.key=value; configs/config.py describes them"),

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import PretrainedConfig
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.batches import TrainingPlan, plan_training
@@ -149,7 +148,7 @@ def test_warnings_name_the_remedy() -> None:
     assert few_held_out(held_out, enough) == few_held_out(CONFIG, few) == []
     rope = dataclasses.replace(CONFIG, model=Model("m", rope_type="yarn", rope_factor=2.0))
     parameters = {"rope_type": "yarn", "original_max_position_embeddings": 64}
-    model = PretrainedConfig(rope_parameters=parameters)
+    model = SimpleNamespace(rope_parameters=parameters, layer_types=None)
     short, long = (SimpleNamespace(train=as_corpus(documents([9, n]))) for n in (64, 65))
     assert "no training document is longer than the window before, 64 tokens" in short_documents(rope, short, model)[0]
     assert short_documents(rope, long, model) == short_documents(CONFIG, short, model) == []
