@@ -7,14 +7,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from common.errors import UserError
 
 
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that reports unknown arguments in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            raise UserError(f"{message} ({self.prog} --help)")
+        super().error(message)
+
+
 def new_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
     """Return a parser whose --help shows the docstring `description` as it is written."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=prog,
         description=inspect.cleandoc(description or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,

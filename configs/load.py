@@ -151,8 +151,10 @@ class _Parser(argparse.ArgumentParser):
     """An ArgumentParser that suggests a setting for an unknown option, such as --learning_rate 1e-5 of other tools."""
 
     def error(self, message: str) -> NoReturn:
-        if option := re.match(r"unrecognized arguments: --([\w.-]+)", message):
-            meant = nearest(option[1].replace("-", "_"), list(KEYS), "configs/config.py describes them")
+        if option := re.match(r"unrecognized arguments: --(\S+)", message):
+            meant = nearest(
+                option[1].partition("=")[0].replace("-", "_"), list(KEYS), "configs/config.py describes them"
+            )
             raise UserError(f"there is no option --{option[1]} (--help); settings are section.key=value{meant}")
         super().error(message)
 

@@ -3,7 +3,7 @@
 python scripts/fetch_base_model.py Qwen/Qwen3-0.6B
 torchrun --nproc_per_node=1 train.py configs/lora.py model.path=artifacts/models/Qwen3-0.6B data.train=chats.jsonl
 
-The export has the adapter, and the model with the adapter merged into it.
+runs/lora/export has the model with the adapter merged into it, and runs/lora/adapter the adapter alone.
 """
 
 from dataclasses import replace

@@ -259,6 +259,8 @@ def _form(row: dict, keys: list, where: str, reading: Reading) -> str:
                 f"{where} has no `{reading.name_of(missing[0])}`, which data.format={form} needs; {row_keys}"
             )
     hint = "data.fields can name them"
+    if len(names := [key for key in row if str(key).isidentifier() and row[key] is not None]) > 1:
+        hint = f"name them, e.g. data.fields=instruction={names[0]},output={names[1]}"
     if fields := ", ".join(f"{ours}={theirs}" for ours, theirs in reading.example_names.items()):
         hint = f"it was read with fields {fields}, which hold for the training and validation files of a source alike"
     raise UserError(f"{where} has none of the forms {', '.join(REQUIRED)} (docs/data.md): {row_keys}; {hint}")

@@ -165,8 +165,7 @@ class Peak:
 def find_peak(dtype: torch.dtype, ranks: Ranks) -> Peak:
     """Return the peak of all ranks: each takes its data sheet or times a matrix product. Every rank must call this.
 
-    A measurement is too low if another program uses the processor at that moment, so `training.log.Meter` raises the peak
-    if steps exceed it.
+    A measurement is too low if another program uses the processor all the while; MFU may then exceed 100%.
     """
     device, flops, why = ranks.device, None, ""
     barrier(ranks)  # on every rank: with GPUs of two kinds, only some may have a data sheet
@@ -184,11 +183,11 @@ def find_peak(dtype: torch.dtype, ranks: Ranks) -> Peak:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Return the FLOP/s of the fastest of 8 products of two `size` x `size` matrices."""
+    """Return the FLOP/s of the fastest of 24 products of two `size` x `size` matrices."""
     generator = torch.Generator(device).manual_seed(0)  # the run's random state must not change
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best = 0.0
-    for _ in range(8):
+    for _ in range(24):  # fewer may all fall into a moment in which another program computes
         start = time.perf_counter()
         torch.matmul(a, b)
         if device.type == "cuda":

@@ -1,19 +1,23 @@
 """The lines that a run prints at its start: model, data, steps, schedule and warnings. All details are in start.txt."""
 
+import math
 import re
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import PretrainedConfig
 
 from common.durable_files import write_durably
 from configs.config import Config
 from configs.load import FORMATS
-from data.dealing import Deal, balance
+from data.dealing import balance
+from data.examples import Documents
 from distributed.process_group import read_on_first
 from model.architectures import origin
 from model.dtypes import dtype_name
 from model.flops import Peak
 from model.language_model import num_base_parameters, num_parameters, num_trained
+from model.rope import trained_length
 from training.auto import rate_warnings
 from training.chat_settings import other_options
 from training.inputs import Inputs
@@ -46,10 +50,14 @@ def describe_run(
         f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"
         + (f"; it is {base}" if base else ""),
         _data_line(inputs),
-        _batch_line(config, inputs.deal(0), world_size) + share,
+        _batch_line(config, inputs, world_size) + share,
         f"schedule: {counted(inputs.total_steps, 'step')}, of which {inputs.warmup_steps} warm up to a learning rate of "
-        f"{settings.peak * inputs.peak_share:g}{_short(inputs)}; learning_rate() of train.py then lowers it to "
-        f"{settings.min_lr_ratio:g} of that",
+        f"{settings.peak * inputs.peak_share:g}{_short(inputs)}; "
+        + (
+            f"learning_rate() of train.py then lowers it to {settings.min_lr_ratio:g} of that"
+            if inputs.warmup_steps < inputs.total_steps
+            else "no step follows the warm-up, so the rate is not lowered"
+        ),
         f"memory: sharding {sharding.strategy}{' in host memory' if sharding.cpu_offload else ''} keeps {settings.memory} "
         f"bytes for N parameters; compute in {dtype_name(peak.dtype)}, activation checkpointing "
         f"{config.model.activation_checkpointing}{f', one layer in {every}' if every > 1 else ''}, compile "
@@ -72,7 +80,7 @@ def describe_run(
             f"make_optimizer has groups with a peak rate of {', '.join(f'{rate:g}' for rate in peaks)}, and they are trained with it; "
             f"the curve train/learning_rate is that of optimizer.learning_rate={settings.peak:g}"
         )
-    warnings += [*too_many_steps(config, inputs.total_steps), *other_options(config)]
+    warnings += [*too_many_steps(config, inputs.total_steps, inputs.plan.steps_per_epoch[0]), *other_options(config)]
     if config.lora.rank and config.model.rope_type:
         warnings.append("peft cannot be told model.rope_type: use export/, where the adapter is merged, not adapter/")
     warnings += [
@@ -81,7 +89,7 @@ def describe_run(
         for name, steps in zip(inputs.train.names[1:], inputs.plan.steps_of_shares, strict=True)
         if steps > inputs.total_steps
     ]
-    warnings += uneven
+    warnings += [*uneven, *short_documents(config, inputs, model_config), *few_held_out(config, inputs)]
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details.append(disk)
     path = run.directory / "start.txt"
@@ -90,6 +98,7 @@ def describe_run(
 
 
 BALANCE_STEPS = 20  # over which the balance is measured
+FEW_HELD_OUT = 10
 BALANCED = 0.9  # a run warns below it
 # Remarks on the data of every run: the form of the examples, where they were encoded, and how many are held out.
 _ROUTINE = re.compile(
@@ -171,13 +180,37 @@ def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps
     return warnings
 
 
-def too_many_steps(config: Config, total_steps: int) -> list[str]:
+def too_many_steps(config: Config, total_steps: int, steps_per_epoch: int) -> list[str]:
     """Return a sentence if optimizer.max_steps is larger than the number of steps."""
     max_steps, epochs = config.optimizer.max_steps, config.optimizer.epochs
     if max_steps is None or max_steps <= total_steps:
         return []
-    only = f"optimizer.epochs={epochs} has only {total_steps} steps"
-    return [f"optimizer.max_steps={max_steps} has no effect, because {only}; raise optimizer.epochs to train longer"]
+    only = f"optimizer.epochs={epochs} ends the run after {counted(total_steps, 'step')}"
+    needed = math.ceil(max_steps / steps_per_epoch)
+    return [f"{only}: optimizer.epochs={needed} lets optimizer.max_steps={max_steps} decide"]
+
+
+def short_documents(config: Config, inputs: Inputs, model_config: PretrainedConfig) -> list[str]:
+    """Return a warning if RoPE is scaled and no training document is longer than the window before."""
+    window = trained_length(model_config) if config.model.rope_type else None
+    documents = [source for source in inputs.train.sources if isinstance(source, Documents)]
+    if window is None or len(documents) < len(inputs.train.sources):  # the lengths in a token store are unknown
+        return []
+    longest = max(int(source.lengths.max(initial=0)) for source in documents)
+    if longest > window:
+        return []
+    return [
+        f"model.rope_type={config.model.rope_type}: no training document is longer than the window before, {window} tokens; "
+        f"the longest has {longest}, so nothing beyond it is learned"
+    ]
+
+
+def few_held_out(config: Config, inputs: Inputs) -> list[str]:
+    """Return a warning if data.validation_share holds out fewer examples than FEW_HELD_OUT."""
+    number = len(inputs.validation) if inputs.validation and config.data.validation_share else FEW_HELD_OUT
+    if number >= FEW_HELD_OUT:
+        return []
+    return [f"{counted(number, 'example')} held out: their loss says little; data.validation_share=0 trains on all"]
 
 
 def counted(number: int, noun: str) -> str:
@@ -186,10 +219,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
-def _batch_line(config: Config, first: Deal, world_size: int) -> str:
-    """Return a line on the size of a step. first: the deal of the first step."""
-    batch, data = config.batch, config.data
+def _batch_line(config: Config, inputs: Inputs, world_size: int) -> str:
+    """Return a line on the size of a step."""
+    batch, data, first = config.batch, config.data, inputs.deal(0)
     examples = counted(batch.global_examples or 0, "example")
+    if not data.mix and len(items := inputs.plan.batch(0).items) < (batch.global_examples or 0):
+        examples = f"{counted(len(items), 'example')} (a whole epoch; batch.global_examples={batch.global_examples})"
     if batch.global_tokens:
         examples = f"as many examples as fit into {counted(batch.global_tokens, 'target token')}"
     size = f"{counted(batch.rows * data.length, 'token')} at most"

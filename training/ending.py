@@ -125,7 +125,7 @@ def is_finished(run: "TrainingRun", step: int, evaluations: Evaluations, is_chan
     contents |= read_on_first(lambda: read_certificate(run.directory), ranks)
     if ranks.rank == 0:
         why = evaluations.why_stalled(step) if step < total_steps else f"{total_steps} steps"
-        left = "; ".join(["nothing to do", *too_many_steps(config, total_steps)])
+        left = "; ".join(["nothing to do", *too_many_steps(config, total_steps, run.data.plan.steps_per_epoch[0])])
         print(
             f"already finished: {why}; {directory} holds the {contents['weights']} weights (step {contents['step']}, "
             f"{contents['dtype']}); {left}",
@@ -273,6 +273,7 @@ def lines_of_export(run: "TrainingRun", state: dict, evaluations: Evaluations, c
     lines.append(
         f"exported the {contents['weights']} weights (step {contents['step']}{judged}, {contents['dtype']}) to "
         f"{run.directory / 'export'}"
+        + (f", and the adapter to {run.directory / 'adapter'}" if run.config.lora.rank else "")
     )
     if export == "best" and evaluations.best_step is None:
         criterion = "loss" if words.endswith("loss") else evaluations.curve

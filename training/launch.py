@@ -26,7 +26,8 @@ def before_imports(script: str, documentation: str | None) -> None:
             path = Path(script).resolve().parent / "scripts" / program
             options += [script] if option == "--check" else []
             os.execv(sys.executable, [sys.executable, str(path), *options, *arguments])
-    sys.argv = ["run.check=only" if argument == "--quick-check" else argument for argument in sys.argv]
+    if "--quick-check" in sys.argv:  # the config comes before its settings
+        sys.argv = [*(argument for argument in sys.argv if argument != "--quick-check"), "run.check=only"]
     from configs.load import check_command_line
     from training.sinks import check_sinks
 

@@ -214,8 +214,6 @@ class Meter:
         """
         seconds = time.perf_counter() - self.start
         self.seconds_per_step = seconds / self.steps
-        # Keeps MFU below 100% if the peak was measured on a busy processor. Each rank has its own clock; rank 0's is shown.
-        self.peak_flops = max(self.peak_flops, self.flops / seconds)
         row = {
             "train/loss": (self.loss_sums.total / self.num_targets).item(),
             "train/tokens_per_second": self.tokens / seconds,

@@ -170,11 +170,18 @@ def validation_data(arms: dict[str, list[Source]]) -> tuple[str, str, dict[str, 
     """Return (validation file, data.format, data.fields) of the runs' configs. Raise UserError unless all runs have the same file."""
     runs = [source for sources in arms.values() for source in sources if source.run]
     files = {tuple(source.setting("data", "validation") or ()): source.run for source in runs}
-    listing = "; ".join(f"{run} has {', '.join(names) or 'none'}" for names, run in files.items()) or "no run is named"
+    listing = "; ".join(f"{run} has {', '.join(names)}" for names, run in files.items() if names)
+    without = [source for source in runs if not source.setting("data", "validation")]
+    if without:
+        shares = [source.setting("data", "validation_share") for source in without]
+        why = ", because validation was a share of the training files" if all(shares) else ""
+        listing = "; ".join(filter(None, [listing, f"{', '.join(str(run.path) for run in without)}: none{why}"]))
+    listing = listing or "no run is named"
     paths = next(iter(files), ())
     if len(files) != 1 or len(paths) != 1 or not Path(paths[0]).is_file():
         raise UserError(
-            f"name the examples to compare on with --data: the runs' configs do not name one validation file ({listing})"
+            f"the runs' configs do not name one validation file ({listing}); name examples that no run was trained on: "
+            "scripts/compare.py ... --data FILE"
         )
     format, fields = (runs[0].setting("data", key) for key in ("format", "fields"))
     return paths[0], format or "auto", fields or {}

@@ -134,7 +134,8 @@ class Measuring:
         return None
 
     def _measured_task(self, source: Source, path: Path, limit: int | None) -> dict:
-        options = ["--data", self.data, *self.options, "--json", path, "--show", 0]
+        reading = [word for pair in zip(self.options[::2], self.options[1::2], strict=True) if pair[1] for word in pair]
+        options = ["--data", self.data, *reading, "--json", path, "--show", 0]
         options += ["--train", self.train] if self.train else []
         options += ["--limit", limit] if limit else []
         options += ["--task", self.task] if self.task else []

@@ -83,7 +83,10 @@ def main(description: str | None) -> int:
             if ranks.rank == 0:
                 print(text, flush=True)
 
-        check = Check(config, options.train.resolve(), tuple(command), ranks, say)
+        def say_phase(text: str) -> None:
+            say(f"{text} (after {time.monotonic() - begin:.0f} s)" if text.startswith("  ") else text)
+
+        check = Check(config, options.train.resolve(), tuple(command), ranks, say_phase)
         all_checks(check, options.layers)
         results, seconds = check.results, time.monotonic() - begin
         say("\n".join(report_lines(results, seconds)))
@@ -124,6 +127,8 @@ def all_checks(check: Check, layers: int | None) -> None:
     """
     ranks = check.ranks
     check.say(f"checking {' '.join(check.arguments)}: the runs of the check go to {check.scratch} and are removed")
+    resumed = "" if ranks.world_size == 1 else f", and once on {counted(ranks.world_size // 2, 'rank')}"
+    check.say(f"it starts train.py 3 times{resumed}, for at most {STEPS} steps each")
     with own_directory(check.scratch, ranks):
         try:
             owned_checks(check, layers)

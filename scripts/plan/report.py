@@ -216,7 +216,13 @@ def _nothing_fits(result: SearchResult) -> list[str]:
 def _instead(result: SearchResult) -> list[str]:
     """Return the commands that train less of the model, or less of a model; [] if full training fits."""
     lines = []
-    if result.lora:
+    if result.lora and not result.lora.fits:
+        lora = result.lora
+        lines += [
+            f"LoRA (lora.rank={lora.config.lora.rank}) needs {gib(lora.needed[1])} GiB per GPU and does not fit either; a 4-bit",
+            "base, which other tools have, needs less.",
+        ]
+    elif result.lora:
         lines += [
             "LoRA instead trains adapters beside the frozen weights, at a rate of its own:",
             *_needs(result.lora),

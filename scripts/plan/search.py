@@ -91,10 +91,11 @@ def _fits_precisely(own: Plan, plans: list[Plan]) -> bool:
 
 
 def _lora(subject: Subject) -> Plan | None:
-    """Return the run with LoRA if it fits; None if it does not, the run has LoRA, or its settings exclude LoRA."""
+    """Return the run with LoRA, which may not fit; None if the run has LoRA, or its settings exclude LoRA."""
     config = subject.config
     with_lora = replace(replace(config, "lora.rank", LORA_RANK), "optimizer.learning_rate", "auto")
-    return None if config.lora.rank else _fitting(subject, with_lora, subject.shape.config)
+    plans = [] if config.lora.rank else _leaner(subject, with_lora, subject.shape.config)
+    return next((plan for plan in plans if plan.fits), plans[-1] if plans else None)
 
 
 def _smaller_model(subject: Subject) -> Plan | None:
@@ -109,24 +110,22 @@ def _smaller_model(subject: Subject) -> Plan | None:
             check_length(config.data.length, model_config, name)
         except UserError:
             continue
-        if plan := _fitting(subject, replace(config, "model.path", name), model_config):
-            return plan
-    return None
-
-
-def _fitting(subject: Subject, config: Config, model_config: PretrainedConfig) -> Plan | None:
-    """Return the plan of another config or model with the user's settings, or with the leanest without offload; None if none fits."""
-    if not subject.with_model:
-        return None
-    sharding = replace_fields(config.sharding, strategy="full", shard_size=None)
-    leanest = replace_fields(replace(config, "model.activation_checkpointing", "full"), sharding=sharding)
-    rows = config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
-    for setting in (with_rows(config, rows), with_rows(leanest, 1)):
-        if is_accepted(setting, subject.cluster):
-            plan = Plan(subject.with_model(config, model_config), setting)
+        for plan in _leaner(subject, replace(config, "model.path", name), model_config):
             if plan.fits:
                 return plan
     return None
+
+
+def _leaner(subject: Subject, config: Config, model_config: PretrainedConfig) -> list[Plan]:
+    """Return the plans of another config or model with the user's settings, and with the leanest without offload."""
+    if not subject.with_model:
+        return []
+    sharding = replace_fields(config.sharding, strategy="full", shard_size=None)
+    leanest = replace_fields(replace(config, "model.activation_checkpointing", "full"), sharding=sharding)
+    rows = config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
+    settings = (with_rows(config, rows), with_rows(leanest, 1))
+    changed = subject.with_model(config, model_config)
+    return [Plan(changed, setting) for setting in settings if is_accepted(setting, subject.cluster)]
 
 
 def _chosen(own: Plan, plans: list[Plan]) -> SearchResult:

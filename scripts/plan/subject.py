@@ -108,6 +108,8 @@ def assumed_subject(name: str, overrides: list[str], cluster: Cluster, **options
         sharding=Sharding(),
         run=Run(name="plan"),
     )
+    if configs := [text for text in overrides if text.endswith(".py") and "=" not in text]:
+        raise UserError(f"with --model, write settings such as lora.rank=64 in place of the config {configs[0]}")
     config = override(config, overrides)
     check_world(config, cluster.devices, cluster.per_node)
     model_config = _model_config(config.model)

@@ -50,6 +50,8 @@ def test_first_word_selects_the_subcommand(monkeypatch, capsys):
         with pytest.raises(SystemExit) as left:
             run(*words)
         assert left.value.code == 2 and "usage: tool.py [-h] {show}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="unrecognized arguments: four .tool.py show --help."):
+        run("show", "three", "four")
 
 
 def test_an_existing_output_is_refused(tmp_path):

@@ -335,12 +335,15 @@ def test_train_reports_mistake_in_one_line(files, override, words) -> None:
             ["--learning_rate", "2e-5"],
             "error: there is no option --learning_rate (--help); settings are section.key=value; did you mean",
         ),
+        (["--quick-check=1"], "error: there is no option --quick-check=1 (--help)"),
+        (["--quick-check", "optimizer.lr=1"], "error: unknown key optimizer.lr"),
         (None, "error: run.name=a stands where the config file is expected"),
     ],
 )
 def test_mistake_ends_start_before_torch_import(tmp_path, arguments, message) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     command = ["configs/quickstart.py", *arguments] if arguments else ["run.name=a", "configs/quickstart.py"]
+    command = sorted(command, key=lambda word: word != "--quick-check")  # an option may come before the config
     done = run_python("train.py", *command, fresh=True, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
@@ -359,8 +362,8 @@ def test_aliases_name_existing_keys_and_hide_none() -> None:
             "--learning_rate 2e-5",
             "no option --learning_rate .* section.key=value; did you mean optimizer.learning_rate?",
         ),
-        ("--num-train-epochs=3", "no option --num-train-epochs .*; did you mean optimizer.epochs?"),
-        ("--optimizer.epochs=3", "no option --optimizer.epochs .*; did you mean optimizer.epochs?"),
+        ("--num-train-epochs=3", "no option --num-train-epochs=3 .*; did you mean optimizer.epochs?"),
+        ("--optimizer.epochs=3", "no option --optimizer.epochs=3 .*; did you mean optimizer.epochs?"),
         ("--lr_scheduler_type cosine", "no option --lr_scheduler_type .*; it is edited in train.py"),
         ("--bf16", "; did you mean model.compute_dtype=bf16?"),
         ("--layrs 2", "no option --layrs .--help.; settings are section.key=value; configs/config.py describes them"),

@@ -142,7 +142,7 @@ def test_printed_functions_convert_preferences(row, name, expected) -> None:
     [
         (3, " is not an object with keys"),
         ({}, " has none of the forms .*: it has no keys"),
-        ({"question": "q", "answer": "a"}, " has none of the forms .*: its keys are question, answer; data.fields"),
+        ({"question": "q", "answer": "a"}, " has none of the forms .*: its keys are question, answer; .*data.fields=instruction=question,output=answer"),
         ({"\ud800\n": 1} | {str(i): 1 for i in range(30)}, r" has none of the forms .*: its keys are \\ud800\\n, 0, .*, 18 and 11 more;"),
         ({"text": "\ud800"}, " is not valid Unicode text: surrogates not allowed"),
         ({"text": "a", "weight": 1e-46}, ": `weight` must be 0 or a number from 1e-12 to 1e.12, not 1e-46"),

@@ -15,7 +15,14 @@ from data.dealing import Deal, Dealer, length_as_cost
 from data.sources import Corpus, as_corpus
 from model.flops import Peak
 from tests.data.test_batches import documents
-from training.description import balance_of_ranks, describe_run
+from training.description import (
+    _batch_line,
+    balance_of_ranks,
+    describe_run,
+    few_held_out,
+    short_documents,
+    too_many_steps,
+)
 
 CONFIG = Config(
     model=Model("m"),
@@ -127,3 +134,27 @@ def test_waiting_ranks_give_a_warning(size) -> None:
     )
     assert balanced([60] * 48, 4, **{key: 2 * value}) == ("; the ranks wait for each other in 0% of it", [])
     assert balanced([60] * 48, 2, **size)[1] == []
+
+
+def test_warnings_name_the_remedy() -> None:
+    config = dataclasses.replace(CONFIG, optimizer=Optimizer(1e-4, epochs=3, max_steps=6))
+    assert too_many_steps(config, 3, 1) == [
+        "optimizer.epochs=3 ends the run after 3 steps: optimizer.epochs=6 lets optimizer.max_steps=6 decide"
+    ]
+    assert too_many_steps(config, 6, 1) == []
+    held_out = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, validation_share=0.05))
+    few, enough = (SimpleNamespace(validation=as_corpus(documents([9] * n))) for n in (1, 10))
+    assert few_held_out(held_out, few)[0].startswith("1 example held out")
+    assert few_held_out(held_out, enough) == few_held_out(CONFIG, few) == []
+    rope = dataclasses.replace(CONFIG, model=Model("m", rope_type="yarn", rope_factor=2.0))
+    parameters = {"rope_type": "yarn", "original_max_position_embeddings": 64}
+    model = SimpleNamespace(rope_parameters=parameters, layer_types=None)
+    short, long = (SimpleNamespace(train=as_corpus(documents([9, n]))) for n in (64, 65))
+    assert "no training document is longer than the window before, 64 tokens" in short_documents(rope, short, model)[0]
+    assert short_documents(rope, long, model) == short_documents(CONFIG, short, model) == []
+
+
+def test_batch_line_names_a_whole_epoch() -> None:
+    corpus = as_corpus(documents([60] * 5))
+    inputs = SimpleNamespace(plan=plan_training(corpus, 1, 0, global_examples=8), deal=lambda step: DEAL)
+    assert _batch_line(CONFIG, inputs, 1).startswith("step: 5 examples (a whole epoch; batch.global_examples=8);")

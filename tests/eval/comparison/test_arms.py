@@ -195,6 +195,11 @@ def test_configs_name_the_validation_file(tmp_path, data, runs):
     assert validation_data(sources) == ("test.jsonl", "messages", {"messages": "chosen"})
     assert final_validation(sources) == {"validation/loss": {"one": [1.5], "two": [1.5]}}
     write_config(tmp_path / "two", validation=["other.jsonl"])
-    with pytest.raises(UserError, match="--data: .*one has test.jsonl; two has other.jsonl"):
+    with pytest.raises(UserError, match="one has test.jsonl; two has other.jsonl.*--data FILE"):
         validation_data(sources)
+    for name in ("one", "two"):
+        write_config(tmp_path / name, validation=[], validation_share=0.1)
+    with pytest.raises(UserError, match="one, .*two: none, because validation was a share"):
+        validation_data(parse_arms(["one", "two"]))
+    write_config(tmp_path / "one", validation=["test.jsonl"])
     assert final_validation(sources) == {}

@@ -161,6 +161,7 @@ def test_nothing_fits(plan, results) -> None:
     code, out, _ = plan(*WIDE, "--gpu-memory", "1")
     (result,) = results
     assert code == 0 and "No setting fits" in out and result.cheapest is None
+    assert "LoRA (lora.rank=64) needs " in out and "GiB per GPU and does not fit either" in out
     assert (f"It would fit on {result.devices} GPUs of this kind." in out) == (result.devices is not None)
     assert ("Not even 64 times as many" in out) == (result.devices is None)
 
@@ -171,6 +172,7 @@ def test_nothing_fits(plan, results) -> None:
         ([], "name a config, e.g. configs/quickstart.py, or a model"),
         (["--model", "8B", "--sequence", "131073"], "data.sequence_length=131073 exceeds the 131072 positions of 8B"),
         (["--model", "model", "model.rope_factor=2"], "rope_factor and rope_original_length need a rope_type"),
+        (["--model", "8B", "configs/lora.py"], "with --model, write settings such as lora.rank=64"),
         (["config.py", "--gpus", "0"], "--gpus must be 1 or more, not 0"),
         (["--model", "8B", "--sequence", "32k"], "--sequence must be a whole number in digits, not 32k"),
         (["--model", "8B", "--gpu-memory", "24GB"], "--gpu-memory must be a number in digits, not 24GB"),
