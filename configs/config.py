@@ -153,8 +153,8 @@ class EWC:
     documents: int = 1024  # number of documents sampled from the data
     # Documents per squared gradient, over all ranks. The relative error is about sqrt(2 x batch / documents)
     batch: int = 4
-    # model: labels sampled from the model | empirical: the labels in the data | l2: no data, every element is 1 (model/ewc.py)
-    estimator: Literal["model", "empirical", "l2"] = "model"
+    # model: labels sampled from the model | l2: no data, every element is 1 (model/ewc.py)
+    estimator: Literal["model", "l2"] = "model"
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored Fisher diagonal and reference
     device: Literal["device", "cpu"] = "device"  # store both with the parameters, or in host memory
     seed: int = 0
