@@ -1,13 +1,17 @@
-"""A budget for forgetting: export the best task score whose KL to the base on general text is at most `forgetting.max_kl`.
+"""A budget for forgetting: export the best task score whose KL to the base is at most `forgetting.max_kl`, with a certificate.
 
 At the end of a run, bisection determines for every checkpoint the largest alpha for which the weights base + alpha (tuned -
-base) meet the budget (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task score (run.best_by) of each
-point decides which one is exported, with a certificate.
+base) have the KL of the budget on the selection text (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task
+score (run.best_by) of these points chooses the checkpoint.
 
-KL is KL(base || model) in nats per token on this project's own texts of three kinds: prose, code or tables, questions. No other
-code reads them, and pieces that occur in the training data are left out. An alpha meets the budget if, for each kind, the upper
-bound of the 95% bootstrap interval over the pieces of the selection text is within it. Only the exported weights are measured
-on the certificate's text: the budget is met if the KL of its worst kind is within the budget as well.
+The certificate's text then tests a few alphas of this checkpoint in ascending order, until one fails: for each kind of text, the
+upper bound of the mean KL of a piece (eval/upper_bound.py) must be within the budget. The order depends on the selection text
+alone, so the probability of exporting weights that exceed the budget for some kind is at most 1 - LEVEL without a correction for
+the number of tests (fixed-sequence testing in "Learn then Test", arXiv:2110.01052).
+
+KL is KL(base || model) in nats per token, averaged over the tokens of a piece, and then over the pieces of a kind. The kinds are prose,
+code or tables, questions: this project's own texts, which no other code reads, without pieces that occur in the training data.
+A further kind, `keep`, has the user's prompts (forgetting.keep) with the base's greedy answers: KL is measured on the answers.
 """
 
 import json
@@ -18,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from common.sha256 import sha256
@@ -33,6 +37,8 @@ from distributed.sharding import local, local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
+from eval.questions import start_tokens
+from eval.upper_bound import LEVEL, METHOD, BoundedMean, bounded_mean
 from model.dtypes import dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
@@ -46,6 +52,10 @@ from training.inputs import Inputs
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
 MIDDLE = 12  # tokens in the middle of a piece, by which it is recognised in training data
+CAP = 4  # times the budget: a piece with a larger KL counts as this much
+TESTED = 4  # alphas that the certificate's text tests at most
+SELECTING = 5  # each 5th prompt of forgetting.keep selects, the others certify
+Sequences = list[tuple[list[int], list[bool]]]  # token ids, and which of them are targets
 
 
 class Stopped(Exception):
@@ -77,7 +87,13 @@ class AgainstBase:
 
 
 def keep_budget(
-    config: Config, step: int, evaluations: Evaluations, checkpoints: Path, record: RunRecord, dtype: torch.dtype
+    config: Config,
+    step: int,
+    evaluations: Evaluations,
+    checkpoints: Path,
+    record: RunRecord,
+    dtype: torch.dtype,
+    model_config: PretrainedConfig,
 ) -> dict | None:
     """Choose the weights to export after `step` in `dtype`, leave them in the model, and return their certificate, plain JSON.
 
@@ -92,16 +108,17 @@ def keep_budget(
     if read_on_first(lambda: hash_weights(config.model.path), ranks) != run.data.files["the weights"]:
         raise UserError(f"the weights in {config.model.path} have changed since this start; put them back to export")
     try:
-        texts = Texts(SELECTION, line)
+        kept = answers_of_base(run, line, config, model_config)
+        texts = Texts(SELECTION, line, kept)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
             ranks.watch.at(f"the budget of {path.name}")
             line.load(path)
-            alpha = largest_alpha(lambda alpha: upper_bound(texts.measure(alpha)) <= max_kl + ROUNDING)
+            alpha = largest_alpha(lambda alpha: worst(texts.measure(alpha)) <= max_kl + ROUNDING)
             kl = texts.measure(alpha)
-            point = {"step": int(path.name.removeprefix("step-")), "alpha": alpha, "bound": upper_bound(kl)}
-            candidates.append(point | _score(evaluations, run) | {"text": texts.measured(kl)})
+            point = {"step": int(path.name.removeprefix("step-")), "alpha": alpha, "kl": worst(kl)}
+            candidates.append(point | {"value": _score(evaluations, run)["value"], "texts": texts.measured(kl)})
             run.say(
-                f"budget: {path.name}, alpha {alpha:.3f}: KL below {point['bound']:.4g} on each kind of the selection text, "
+                f"budget: {path.name}, alpha {alpha:.3f}: KL {point['kl']:.4g} on the worst kind of the selection text, "
                 f"{curve_of(best_by)} {candidates[-1]['value']:.4g}"
             )
         best = candidates[-1]
@@ -110,29 +127,50 @@ def keep_budget(
                 best = candidate
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
-        record.add("certificate", sha256=read_on_first(lambda: sha256(CERTIFICATE), ranks))
-        texts = Texts(CERTIFICATE, line)
-        judged = texts.measure(best["alpha"])
+        texts = Texts(CERTIFICATE, line, kept)
+        record.add("certificate", files=read_on_first(texts.digests, ranks))
+        alpha, judged = last_within(alphas_to_test(best["alpha"], best["kl"], max_kl), texts.measure, max_kl)
+        line.go(alpha)
+        score, base_value = _score(evaluations, run), evaluations.base_value
+        if base_value is None:  # run.best_by has changed since step 0
+            line.go(0.0)
+            base_value = _score(evaluations, run)["value"]
+            line.go(alpha)
     except Stopped:
         return None
 
     def certificate() -> dict:
         """Return the content of certificate.json about the weights that are exported."""
-        base = {"share_of_tuned": best["alpha"], "base": fingerprint_of_base(config.model.path)}
-        worst = float(np.max([interval.value for interval in judged.values()]))
-        return best | {
+        base = {"share_of_tuned": alpha, "base": fingerprint_of_base(config.model.path)}
+        bound, gain = worst(judged, "bound"), gain_of(score["value"], base_value, evaluations)
+        misses = {
+            "alpha 0 is the base": alpha == 0,
+            f"the bound of its KL is {bound:.4g}": not bound <= max_kl + ROUNDING,
+            f"its gain is {gain:.3g} of the unaveraged weights'": not max(gain, 0.0) >= config.forgetting.min_gain,
+        }
+        return score | {
+            "step": best["step"],
+            "alpha": alpha,
             "max_kl": max_kl,
-            "met": bool(np.max([worst, best["bound"]]) <= max_kl + ROUNDING),
-            "worst": worst,
+            "min_gain": config.forgetting.min_gain,
+            "met": not any(misses.values()),
+            "misses": [words for words, is_missed in misses.items() if is_missed],
+            "bound": bound,
+            "gain": gain,
+            "level": LEVEL,
+            "method": METHOD,
+            "cap": CAP * max_kl,
+            "start": run.tokenizer.decode(start_tokens(run.tokenizer)),
             "curve": best_by,
             "weights": {evaluations.best_step: "best", step: "last"}.get(best["step"], "kept"),
-            "averaged": base if best["alpha"] < 1 else None,
+            "averaged": base if alpha < 1 else None,
             "means": means_of(config, run.data.train),
             "dtype": dtype_name(run.dtype),
             "readings": sum(entry.kind == "certificate" for entry in record.read()),
             **marks_of(checkpoint),
-            "texts": [texts.measured(judged), best["text"]],
-            "candidates": [{name: point[name] for name in ("step", "alpha", "bound", "value")} for point in candidates],
+            "texts": texts.measured(judged),
+            "selection": best["texts"],
+            "candidates": [{name: point[name] for name in ("step", "alpha", "kl", "value")} for point in candidates],
         }
 
     content = read_on_first(certificate, ranks)
@@ -156,9 +194,62 @@ def largest_alpha(meets: Callable[[float], bool]) -> float:
     return low
 
 
-def upper_bound(kl: dict[str, Interval]) -> float:
-    """Return the largest upper bound of all kinds. NaN, if a kind has no interval, exceeds every budget."""
-    return float(np.max([interval.high for interval in kl.values()]))
+def alphas_to_test(alpha: float, kl: float, max_kl: float) -> list[float]:
+    """Return up to TESTED alphas in ascending order, from half of the budget's KL to `alpha`, whose KL on the selection text is `kl`.
+
+    KL grows with about the square of alpha. They must not depend on the certificate's text.
+    """
+    first = alpha * min(1.0, math.sqrt(max_kl / 2 / kl)) if kl > 0 else alpha
+    return list(dict.fromkeys(np.linspace(first, alpha, TESTED).tolist()))
+
+
+def last_within(
+    alphas: list[float], measure: Callable[[float], dict[str, BoundedMean]], max_kl: float
+) -> tuple[float, dict[str, BoundedMean]]:
+    """Return the last alpha before the first one whose bounds exceed the budget, with its measurement; else the first alpha.
+
+    Testing on behind a failure would break the promised level.
+    """
+    last = alphas[0], measure(alphas[0])
+    for alpha in alphas[1:]:
+        if not worst(last[1], "bound") <= max_kl + ROUNDING:
+            break
+        kl = measure(alpha)
+        if not worst(kl, "bound") <= max_kl + ROUNDING:
+            break
+        last = alpha, kl
+    return last
+
+
+def worst(kl: dict[str, BoundedMean], figure: str = "mean") -> float:
+    """Return the largest mean, or bound, of all kinds. NaN, if a kind has no piece, exceeds every budget."""
+    return float(np.max([getattr(of_kind, figure) for of_kind in kl.values()]))
+
+
+def gain_of(value: float, base: float, evaluations: Evaluations) -> float:
+    """Return what a score gained on the base, as a share of what the best evaluation of the run did; 0 if that gained nothing."""
+    best = evaluations.best_value
+    if best is None or not is_better(evaluations.best_by, best, base):
+        return 0.0
+    return (value - base) / (best - base)
+
+
+def answers_of_base(run: AgainstBase, line: "Line", config: Config, model_config: PretrainedConfig) -> Sequences:
+    """Return the prompts of forgetting.keep, each followed by the base's greedy answer and its end, which are the targets.
+
+    Every rank must call this. It leaves the base in the model.
+    """
+    questions = run.data.keep
+    if questions is None:
+        return []
+    line.to_base()
+    settings = model_config, run.dtype, run.tokenizer, run.stop, run.say
+    answers = Answers(dict, config.model.path, questions, run.model, *settings).generate()
+    if answers is None:
+        raise Stopped
+    ends = [list(questions.stop_ids[: len(answer) < questions.max_new_tokens]) for answer in answers]
+    parts = zip(questions.prompts, answers, ends, strict=True)
+    return [(p + a + end, [False] * len(p) + [True] * len(a + end)) for p, a, end in parts]
 
 
 class Line:
@@ -172,6 +263,7 @@ class Line:
 
     def __init__(self, run: AgainstBase, config: Config, dtype: torch.dtype) -> None:
         self.run, self.path, self.is_lora = run, config.model.path, config.lora.rank > 0
+        self.forgetting = config.forgetting
         self.dtype = torch.float32 if self.is_lora else dtype  # an adapter keeps fp32
         trained = trained_parameters(run.model)
         self.moved = {name: parameter for name, parameter in trained.items() if ".lora_A." not in name}
@@ -208,40 +300,56 @@ class Line:
 
 
 class Texts:
-    """The texts of a file with their kinds and the base's distributions on them, without texts that are trained on."""
+    """Texts of several kinds and the base's distributions on them, without texts of `path` that are trained on."""
 
-    def __init__(self, path: Path, line: Line) -> None:
-        """Read the file and measure the base, which stays in the model. Every rank must call this."""
+    def __init__(self, path: Path, line: Line, answers: Sequences) -> None:
+        """Read the file and measure the base, which stays in the model. Every rank must call this.
+
+        answers: of all prompts of forgetting.keep; `path` decides which of them belong to it.
+        """
         rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+        rows = rows if line.forgetting.general_text else []
         run, data = line.run, line.run.data
         encoded = forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows])
         is_trained = trained_on([ids for ids, _ in encoded], data.train, run.stop.ranks)
-        kept = np.flatnonzero(~is_trained)
-        self.line, self.path, self.left_out = line, path, len(rows) - len(kept)
-        self.all_kinds = list(dict.fromkeys(row["kind"] for row in rows))
-        self.kinds = np.array([rows[number]["kind"] for number in kept])
-        documents = forgetting.as_documents([encoded[number] for number in kept])
+        untrained = np.flatnonzero(~is_trained)
+        selects = path == SELECTION
+        mine = [sequence for i, sequence in enumerate(answers) if (i % SELECTING == 0) == selects]
+        self.line, self.left_out = line, len(rows) - len(untrained)
+        self.kinds = np.array([rows[number]["kind"] for number in untrained] + ["keep"] * len(mine))
+        # The kinds of each file
+        self.files = {path: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
+        self.files |= {Path(line.forgetting.keep): ["keep"]} if line.forgetting.keep else {}
+        documents = forgetting.as_documents([encoded[number] for number in untrained] + mine)
         line.to_base()
         shared = data.first_new_row or len(run.tokenizer)
         self.base = forgetting.remember_base(run.model, documents, data.dealer, shared, run.stop)
 
-    def measure(self, alpha: float) -> dict[str, Interval]:
-        """Return the KL per token of each kind at `alpha`, and leave the model there. Every rank must call this.
+    def measure(self, alpha: float) -> dict[str, BoundedMean]:
+        """Return the mean KL of the pieces of each kind at `alpha`, and leave the model there. Every rank must call this.
 
         The result is rank 0's on every rank, because all ranks branch by it. Raise Stopped after a signal.
         """
         self.line.go(alpha)
         run = self.line.run
-        sums = _compare(self.base, run)[:, [2, 0]]
+        sums = _compare(self.base, run)
+        kl, cap = sums[:, 2] / sums[:, 0], CAP * ((self.line.forgetting.max_kl or 0) + ROUNDING)
+        kinds = [kind for kinds in self.files.values() for kind in kinds]
         return read_on_first(
-            lambda: {kind: _ratio(sums[self.kinds == kind]) for kind in self.all_kinds}, run.stop.ranks
+            lambda: {kind: bounded_mean(kl[self.kinds == kind], cap) for kind in kinds}, run.stop.ranks
         )
 
-    def measured(self, kl: dict[str, Interval]) -> dict:
-        """Return the part of the certificate about this text."""
-        of_kinds = {kind: asdict(interval) for kind, interval in kl.items()}
-        file = {"file": f"eval/texts/{self.path.name}", "sha256": sha256(self.path)}
-        return file | {"kl": of_kinds, "left_out": self.left_out}
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file by its name."""
+        return {path.name: sha256(path) for path in self.files}
+
+    def measured(self, kl: dict[str, BoundedMean]) -> list[dict]:
+        """Return the part of the certificate about these texts, file by file. `left_out` counts pieces that are trained on."""
+        digests, parts = self.digests(), []
+        for path, kinds in self.files.items():
+            part = {"file": path.name, "sha256": digests[path.name], "kl": {kind: asdict(kl[kind]) for kind in kinds}}
+            parts.append(part | {"left_out": 0 if kinds == ["keep"] else self.left_out})
+        return parts
 
 
 def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarray:
@@ -277,9 +385,7 @@ def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
 
 
 def _ratio(columns: np.ndarray, resamples: int = 10_000) -> Interval:
-    """Return the ratio of two columns' sums with its interval. It is NaN for fewer than two pieces, which meet no budget."""
-    if len(columns) < 2:
-        return Interval(math.nan, math.nan, math.nan)
+    """Return the ratio of two columns' sums with its interval."""
     return bootstrap(columns, lambda sums: {"": sums[..., 0] / sums[..., 1]}, resamples=resamples)[""]
 
 
@@ -311,24 +417,35 @@ def _score(evaluations: Evaluations, run: AgainstBase) -> dict:
 def certificate_lines(certificate: dict) -> list[str]:
     """Return the content of a certificate in words, for the log and the model card."""
     alpha, low, high = (certificate[name] for name in ("alpha", "low", "high"))
-    chosen = f"step {certificate['step']}, alpha {alpha:.3f}" if alpha else "the base itself, alpha 0"
+    is_met, level = certificate["met"], f"{certificate['level']:.0%}"
     lines = [
-        f"budget: forgetting.max_kl={certificate['max_kl']:g} is {'met' if certificate['met'] else 'NOT met'}: the KL to the base "
-        f"is {certificate['worst']:.4g} nats per token on the worst kind of the certificate's text; chosen: {chosen} of base + "
-        "alpha (tuned - base)"
+        f"budget: forgetting.max_kl={certificate['max_kl']:g} is {'met' if is_met else 'NOT met'}: "
+        + ("" if is_met else f"{'; '.join(certificate['misses'])}. ")
+        + f"With {level} confidence the KL to the base is at most {certificate['bound']:.4g} nats per token on the worst kind of "
+        f"text; chosen: step {certificate['step']}, alpha {alpha:.3f} of base + alpha (tuned - base)"
     ]
-    means, judged = (
-        ", ".join(certificate["means"]),
-        f"which this run has read {counted(certificate['readings'], 'time')}",
-    )
-    for text, use in zip(certificate["texts"], (judged, "which chose alpha"), strict=True):
-        kinds = [f"{kind} {kl['value']:.4g} ({kl['low']:.4g} to {kl['high']:.4g})" for kind, kl in text["kl"].items()]
-        lines.append(f"    KL on {text['file']}, {use}, with 95% intervals over pieces: {', '.join(kinds)}")
+    for text in certificate["texts"]:
+        kinds = [
+            f"{kind} {kl['mean']:.4g} (at most {kl['bound']:.4g}; {counted(kl['count'], 'piece')}, {kl['above_cap']} above the cap)"
+            for kind, kl in text["kl"].items()
+        ]
+        lines.append(f"    KL on {text['file']}: {', '.join(kinds)}")
         if text["left_out"]:
             lines.append(f"    warning: {text['left_out']} pieces of it are left out: the training data have them")
+    selected = ", ".join(
+        f"{kind} {kl['mean']:.4g}" for text in certificate["selection"] for kind, kl in text["kl"].items()
+    )
     score = f"{certificate['value']:.4g}" + ("" if low is None else f" ({low:.4g} to {high:.4g})")
-    lines.append(f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}")
-    return [*lines, f"    trained with {means or 'no remedy'}; measured in {certificate['dtype']}"]
+    return [
+        *lines,
+        f"    KL on the selection text, which chose the alphas to test: {selected}",
+        f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}; "
+        f"{certificate['gain']:.3g} of the gain of the unaveraged weights (forgetting.min_gain={certificate['min_gain']:g})",
+        f"    {level}: {certificate['method']}; a piece's KL above {certificate['cap']:g} counts as that; this run has read the "
+        f"certificate's text {counted(certificate['readings'], 'time')}, and the level holds for the first",
+        f"    trained with {', '.join(certificate['means']) or 'no remedy'}; measured in {certificate['dtype']}; each text begins "
+        f"with {certificate['start']!r}",
+    ]
 
 
 def means_of(config: Config, corpus: Corpus) -> list[str]:

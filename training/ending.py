@@ -67,7 +67,9 @@ def contents_of_export(
     if best is not None and evaluations.curve != "validation/loss":
         contents |= {"best_by": evaluations.best_by, "best_value": evaluations.best_value}
     if config.forgetting.max_kl is not None:
-        contents["budget"] = {"max_kl": config.forgetting.max_kl, "by": evaluations.best_by}
+        names = ("max_kl", "min_gain", "general_text")
+        contents["budget"] = {name: getattr(config.forgetting, name) for name in names} | {"by": evaluations.best_by}
+        contents["budget"] |= {"keep": sha256(Path(config.forgetting.keep))} if config.forgetting.keep else {}
     return contents
 
 
@@ -165,7 +167,8 @@ def check_budget(run: "TrainingRun") -> None:
         from training.budget import certificate_lines
 
         certificate = read_on_first(lambda: read_certificate(run.directory), run.ranks)
-        if certificate and certificate["max_kl"] == forgetting.max_kl and not certificate["met"]:
+        budget = {name: certificate.get(name) for name in ("max_kl", "min_gain")}
+        if budget == {name: getattr(forgetting, name) for name in budget} and not certificate["met"]:
             sentence = certificate_lines(certificate)[0].removeprefix("budget: ")
             raise NotMet(f"{sentence}; forgetting.strict=True does not allow that")
 
@@ -203,7 +206,7 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
     if config.forgetting.max_kl is not None:
         from training.budget import keep_budget
 
-        certificate = keep_budget(config, state["step"], evaluations, checkpoints, record, dtype)
+        certificate = keep_budget(config, state["step"], evaluations, checkpoints, record, dtype, model_config)
         if certificate is None:
             return None
         chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")
@@ -270,9 +273,13 @@ def lines_of_export(run: "TrainingRun", state: dict, evaluations: Evaluations, c
     lines = [evaluations.why_stalled(step)] if step < run.data.total_steps else []
     if state["updates"] == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
+    share = (contents.get("averaged") or {}).get("share_of_tuned")  # with a budget for forgetting
+    name = (
+        f"the {contents['weights']} weights" if share != 0 else "the base's weights, because no other meet the budget"
+    )
+    average = f", alpha {share:.3f} of their average with the base" if share else ""
     lines.append(
-        f"exported the {contents['weights']} weights (step {contents['step']}{judged}, {contents['dtype']}) to "
-        f"{run.directory / 'export'}"
+        f"exported {name} (step {contents['step']}{average}{judged}, {contents['dtype']}) to {run.directory / 'export'}"
     )
     if export == "best" and evaluations.best_step is None:
         criterion = "loss" if words.endswith("loss") else evaluations.curve
