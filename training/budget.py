@@ -26,7 +26,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from common.sha256 import sha256
-from configs.config import Config
+from configs.config import Config, Forgetting
 from configs.load import is_of_answers
 from data.examples import Documents
 from data.sources import Corpus
@@ -109,7 +109,7 @@ def keep_budget(
         raise UserError(f"the weights in {config.model.path} have changed since this start; put them back to export")
     try:
         kept = answers_of_base(run, line, config, model_config)
-        texts = Texts(SELECTION, line, kept)
+        texts = Texts(SELECTION, line, config.forgetting, kept)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
             ranks.watch.at(f"the budget of {path.name}")
             line.load(path)
@@ -127,7 +127,7 @@ def keep_budget(
                 best = candidate
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
-        texts = Texts(CERTIFICATE, line, kept)
+        texts = Texts(CERTIFICATE, line, config.forgetting, kept)
         record.add("certificate", files=read_on_first(texts.digests, ranks))
         alpha, judged = last_within(alphas_to_test(best["alpha"], best["kl"], max_kl), texts.measure, max_kl)
         line.go(alpha)
@@ -263,7 +263,6 @@ class Line:
 
     def __init__(self, run: AgainstBase, config: Config, dtype: torch.dtype) -> None:
         self.run, self.path, self.is_lora = run, config.model.path, config.lora.rank > 0
-        self.forgetting = config.forgetting
         self.dtype = torch.float32 if self.is_lora else dtype  # an adapter keeps fp32
         trained = trained_parameters(run.model)
         self.moved = {name: parameter for name, parameter in trained.items() if ".lora_A." not in name}
@@ -302,24 +301,24 @@ class Line:
 class Texts:
     """Texts of several kinds and the base's distributions on them, without texts of `path` that are trained on."""
 
-    def __init__(self, path: Path, line: Line, answers: Sequences) -> None:
+    def __init__(self, path: Path, line: Line, settings: Forgetting, answers: Sequences) -> None:
         """Read the file and measure the base, which stays in the model. Every rank must call this.
 
         answers: of all prompts of forgetting.keep; `path` decides which of them belong to it.
         """
         rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
-        rows = rows if line.forgetting.general_text else []
+        rows = rows if settings.general_text else []
         run, data = line.run, line.run.data
         encoded = forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows])
         is_trained = trained_on([ids for ids, _ in encoded], data.train, run.stop.ranks)
         untrained = np.flatnonzero(~is_trained)
         selects = path == SELECTION
         mine = [sequence for i, sequence in enumerate(answers) if (i % SELECTING == 0) == selects]
-        self.line, self.left_out = line, len(rows) - len(untrained)
+        self.line, self.max_kl, self.left_out = line, settings.max_kl or 0.0, len(rows) - len(untrained)
         self.kinds = np.array([rows[number]["kind"] for number in untrained] + ["keep"] * len(mine))
         # The kinds of each file
         self.files = {path: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
-        self.files |= {Path(line.forgetting.keep): ["keep"]} if line.forgetting.keep else {}
+        self.files |= {Path(settings.keep): ["keep"]} if settings.keep else {}
         documents = forgetting.as_documents([encoded[number] for number in untrained] + mine)
         line.to_base()
         shared = data.first_new_row or len(run.tokenizer)
@@ -333,7 +332,7 @@ class Texts:
         self.line.go(alpha)
         run = self.line.run
         sums = _compare(self.base, run)
-        kl, cap = sums[:, 2] / sums[:, 0], CAP * ((self.line.forgetting.max_kl or 0) + ROUNDING)
+        kl, cap = sums[:, 2] / sums[:, 0], CAP * (self.max_kl + ROUNDING)
         kinds = [kind for kinds in self.files.values() for kind in kinds]
         return read_on_first(
             lambda: {kind: bounded_mean(kl[self.kinds == kind], cap) for kind in kinds}, run.stop.ranks

@@ -176,7 +176,10 @@ def check_budget(run: "TrainingRun") -> None:
 def read_certificate(run: Path) -> dict:
     """Return the certificate of a run's export; {} without a budget for forgetting. Raise UserError if it is damaged."""
     path = run / "export" / CERTIFICATE
-    return read_json(path, "remove it, and start the run again") if path.exists() else {}
+    certificate = read_json(path, "remove it, and start the run again") if path.exists() else {}
+    if certificate and "level" not in certificate:
+        raise UserError(f"{path} has no level of confidence: an unreleased version wrote it; start the run again")
+    return certificate
 
 
 def certificate_of(run: Path, contents: dict) -> dict:

@@ -20,7 +20,7 @@ from data.tokens import load_tokenizer
 from eval.forgetting import FEWEST_PROMPTS, TASK_TOKENS, task_prompts
 from eval.general_text import CERTIFICATE, SELECTION, held_out_texts, training_texts
 from eval.questions import read_questions
-from eval.upper_bound import LEVEL, BoundedMean, bounded_mean
+from eval.upper_bound import BoundedMean, bounded_mean
 from model.architectures import read_model_config
 from model.language_model import NEW_ROWS, build_on_meta, load_weights, trained_parameters
 from model.lora import add_adapters, init_adapters
@@ -33,7 +33,16 @@ from tests.in_memory import chats, texts
 from tests.processes import run_python
 from tests.tiny import write_chat_file
 from training import budget
-from training.budget import CAP, TOLERANCE, Line, certificate_lines, largest_alpha, last_within, means_of, trained_on, worst
+from training.budget import (
+    CAP,
+    TOLERANCE,
+    Line,
+    certificate_lines,
+    largest_alpha,
+    means_of,
+    trained_on,
+    worst,
+)
 from training.checkpoint_export import read_export, write_export
 from training.checkpointer import RunRecord
 from training.ending import check_recorded
@@ -62,9 +71,10 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    """`straight` and `killed` on 1 rank, `signalled`, `extended` and, in bf16, `narrow` on 2. `large` has no budget at its end; `large-export` is its
+    """`straight` and `killed` on 1 rank, `signalled`, `extended`, `kept` (prompts alone) and, in bf16, `narrow` on 2. `large` has no budget at its end; `large-export` is its
     export under a large one. `strict` is `straight` with another budget, judged by text of the task."""
-    runs, task = folder / "runs", folder / "certificate.jsonl"
+    runs, task, keep = folder / "runs", folder / "certificate.jsonl", folder / "keep.jsonl"
+    write_chat_file(keep, 60, seed=3)
     write_chat_file(folder / "others.jsonl", 16, seed=2)
     words = [json.loads(line)["messages"][1]["content"] for line in (folder / "others.jsonl").read_text().splitlines()]
     trained = json.loads((folder / "train.jsonl").read_text().splitlines()[0])["messages"][0]["content"]
@@ -93,6 +103,7 @@ def runs(folder) -> Path:
         run_of(folder, "signalled", MAX_KL),
         run_of(folder, "extended", MAX_KL, *extended),
         run_of(folder, "narrow", MAX_KL, "optimizer.memory=8N", *extended[1:]),
+        run_of(folder, "kept", MAX_KL, f"forgetting.keep={keep}", "forgetting.general_text=False", *extended[1:]),
     ]
     launch(folder, "two", 2, two)
     return runs
@@ -139,7 +150,7 @@ def test_best_checkpoint_is_judged_by_certificate_text(
     here = SimpleNamespace(step=0, alpha=None, tested=[])
 
     class Texts:
-        def __init__(self, path: Path, line: object, answers: list) -> None:
+        def __init__(self, path: Path, *arguments: object) -> None:
             self.path = path
 
         def measure(self, alpha: float) -> dict[str, BoundedMean]:
@@ -283,14 +294,14 @@ def test_large_budget_changes_no_export(runs):
 
 def test_unmet_budget_is_exit_code_3_if_strict(folder, runs):
     said, out = certificate(runs / "strict"), (folder / "second.out").read_text()
-    judged, selection = (text["kl"] for text in said["texts"])
-    assert not said["met"] and said["worst"] == judged["task"]["value"] > 0.11
-    assert [text["left_out"] for text in said["texts"]] == [1, 0]
+    (judged,), (selection,) = ([text["kl"] for text in said[part]] for part in ("texts", "selection"))
+    assert not said["met"] and said["bound"] == judged["task"]["bound"] > 0.11
+    assert [text["left_out"] for text in (*said["texts"], *said["selection"])] == [1, 0]
     assert (said["readings"], certificate(runs / "straight")["readings"]) == (2, 1)
-    assert "certificate.jsonl, which this run has read 2 times, with" in out
+    assert "this run has read the certificate's text 2 times, and the level holds for the first" in out
     assert "warning: 1 pieces of it are left out: the training data have them" in out
-    assert all(of["high"] < 0.11 for of in selection.values()) and (runs / "strict" / "export").is_dir()
-    assert out.count("budget: forgetting.max_kl=0.11 is NOT met: the KL to the base is 0.") == 1
+    assert all(of["mean"] <= 0.11 for of in selection.values()) and (runs / "strict" / "export").is_dir()
+    assert out.count("budget: forgetting.max_kl=0.11 is NOT met: the bound of its KL is 0.") == 1
     assert out.count("error: forgetting.max_kl=0.11 is NOT met") == 2 and "already finished: 4 steps" in out
     # The exit code takes no line away. Output and errors come in any order.
     lines = [line for line in out.splitlines() if f"to {runs / 'strict' / 'export'}" in line]
@@ -340,7 +351,7 @@ def test_export_script_follows_the_budget(runs, ranks, tmp_path):
     for name, value in weights(runs / "straight").items():
         assert torch.allclose(export.weights.read(name), value, rtol=2**-23, atol=0)
     assert read_results(runs / "out", export).certificate == tuple(certificate_lines(said))
-    assert certificate_lines(said)[-1] == "    trained with no remedy; measured in float32"
+    assert certificate_lines(said)[-1] == "    trained with no remedy; measured in float32; each text begins with '\\n'"
     write_export(runs / "released", export, "")
     released = json.loads((runs / "released" / "export.json").read_text())["files"]
     assert released["certificate.json"] == sha256(runs / "straight" / "export" / "certificate.json")
