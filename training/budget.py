@@ -11,7 +11,7 @@ the number of tests (fixed-sequence testing in "Learn then Test", arXiv:2110.010
 
 KL is KL(base || model) in nats per token, averaged over the tokens of a piece, and then over the pieces of a kind. The kinds are prose,
 code or tables, questions: this project's own texts, which no other code reads, without pieces that occur in the training data.
-A further kind, `keep`, has the user's prompts (forgetting.keep) with the base's greedy answers: KL is measured on the answers.
+A further kind, `forgetting.keep`, has the user's prompts with the base's greedy answers: KL is measured on the answers.
 """
 
 import json
@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -49,11 +50,15 @@ from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
 from training.inputs import Inputs
 
+if TYPE_CHECKING:
+    from training.start import TrainingRun
+
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
 MIDDLE = 12  # tokens in the middle of a piece, by which it is recognised in training data
 CAP = 4  # times the budget: a piece with a larger KL counts as this much
 TESTED = 4  # alphas that the certificate's text tests at most
+KEEP = "forgetting.keep"  # the kind of the user's prompts
 SELECTING = 5  # each 5th prompt of forgetting.keep selects, the others certify
 Sequences = list[tuple[list[int], list[bool]]]  # token ids, and which of them are targets
 
@@ -87,13 +92,7 @@ class AgainstBase:
 
 
 def keep_budget(
-    config: Config,
-    step: int,
-    evaluations: Evaluations,
-    checkpoints: Path,
-    record: RunRecord,
-    dtype: torch.dtype,
-    model_config: PretrainedConfig,
+    training: "TrainingRun", step: int, evaluations: Evaluations, record: RunRecord, dtype: torch.dtype
 ) -> dict | None:
     """Choose the weights to export after `step` in `dtype`, leave them in the model, and return their certificate, plain JSON.
 
@@ -102,24 +101,24 @@ def keep_budget(
     independent test of weights chosen later. Raise UserError if a checkpoint is damaged, and if the base's weights have changed
     since this start.
     """
+    config, checkpoints = training.config, training.directory / "checkpoints"
     run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
     assert isinstance(run, AgainstBase) and max_kl is not None
     line, ranks, best_by, candidates = Line(run, config, dtype), run.stop.ranks, evaluations.best_by, []
     if read_on_first(lambda: hash_weights(config.model.path), ranks) != run.data.files["the weights"]:
         raise UserError(f"the weights in {config.model.path} have changed since this start; put them back to export")
     try:
-        kept = answers_of_base(run, line, config, model_config)
+        kept = answers_of_base(run, line, config, training.model_config)
         texts = Texts(SELECTION, line, config.forgetting, kept)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
             ranks.watch.at(f"the budget of {path.name}")
             line.load(path)
             alpha = largest_alpha(lambda alpha: worst(texts.measure(alpha)) <= max_kl + ROUNDING)
-            kl = texts.measure(alpha)
-            point = {"step": int(path.name.removeprefix("step-")), "alpha": alpha, "kl": worst(kl)}
-            candidates.append(point | {"value": _score(evaluations, run)["value"], "texts": texts.measured(kl)})
+            kl, value = worst(texts.measure(alpha)), _score(evaluations, run)["value"]
+            candidates.append({"step": int(path.name.removeprefix("step-")), "alpha": alpha, "kl": kl, "value": value})
             run.say(
-                f"budget: {path.name}, alpha {alpha:.3f}: KL {point['kl']:.4g} on the worst kind of the selection text, "
-                f"{curve_of(best_by)} {candidates[-1]['value']:.4g}"
+                f"budget: {path.name}, alpha {alpha:.3f}: KL {kl:.4g} on the worst kind of the selection text, "
+                f"{curve_of(best_by)} {value:.4g}"
             )
         best = candidates[-1]
         for candidate in candidates[-2::-1]:  # the last of equal candidates wins
@@ -128,7 +127,7 @@ def keep_budget(
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
         texts = Texts(CERTIFICATE, line, config.forgetting, kept)
-        record.add("certificate", files=read_on_first(texts.digests, ranks))
+        record.add("certificate", files=texts.sha256)
         alpha, judged = last_within(alphas_to_test(best["alpha"], best["kl"], max_kl), texts.measure, max_kl)
         line.go(alpha)
         score, base_value = _score(evaluations, run), evaluations.base_value
@@ -145,8 +144,8 @@ def keep_budget(
         bound, gain = worst(judged, "bound"), gain_of(score["value"], base_value, evaluations)
         misses = {
             "alpha 0 is the base": alpha == 0,
-            f"the bound of its KL is {bound:.4g}": not bound <= max_kl + ROUNDING,
-            f"its gain is {gain:.3g} of the unaveraged weights'": not max(gain, 0.0) >= config.forgetting.min_gain,
+            "its KL is too large": not bound <= max_kl + ROUNDING,
+            "its gain is too small": not max(gain, 0.0) >= config.forgetting.min_gain,
         }
         return score | {
             "step": best["step"],
@@ -169,8 +168,7 @@ def keep_budget(
             "readings": sum(entry.kind == "certificate" for entry in record.read()),
             **marks_of(checkpoint),
             "texts": texts.measured(judged),
-            "selection": best["texts"],
-            "candidates": [{name: point[name] for name in ("step", "alpha", "kl", "value")} for point in candidates],
+            "candidates": candidates,
         }
 
     content = read_on_first(certificate, ranks)
@@ -210,14 +208,15 @@ def last_within(
 
     Testing on behind a failure would break the promised level.
     """
-    last = alphas[0], measure(alphas[0])
-    for alpha in alphas[1:]:
-        if not worst(last[1], "bound") <= max_kl + ROUNDING:
-            break
+    last = None
+    for alpha in alphas:
         kl = measure(alpha)
-        if not worst(kl, "bound") <= max_kl + ROUNDING:
+        is_within = worst(kl, "bound") <= max_kl + ROUNDING
+        if last is None or is_within:
+            last = alpha, kl
+        if not is_within:
             break
-        last = alpha, kl
+    assert last
     return last
 
 
@@ -315,10 +314,12 @@ class Texts:
         selects = path == SELECTION
         mine = [sequence for i, sequence in enumerate(answers) if (i % SELECTING == 0) == selects]
         self.line, self.max_kl, self.left_out = line, settings.max_kl or 0.0, len(rows) - len(untrained)
-        self.kinds = np.array([rows[number]["kind"] for number in untrained] + ["keep"] * len(mine))
-        # The kinds of each file
-        self.files = {path: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
-        self.files |= {Path(settings.keep): ["keep"]} if settings.keep else {}
+        self.kinds = np.array([rows[number]["kind"] for number in untrained] + [KEEP] * len(mine))
+        # The kinds and the SHA-256 of each file; of the user's, when its prompts were read.
+        self.files = {path.name: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
+        self.sha256 = {path.name: read_on_first(lambda: sha256(path), run.stop.ranks)} if rows else {}
+        if data.keep:
+            self.files[KEEP], self.sha256[KEEP] = [KEEP], data.keep.sha256
         documents = forgetting.as_documents([encoded[number] for number in untrained] + mine)
         line.to_base()
         shared = data.first_new_row or len(run.tokenizer)
@@ -338,16 +339,12 @@ class Texts:
             lambda: {kind: bounded_mean(kl[self.kinds == kind], cap) for kind in kinds}, run.stop.ranks
         )
 
-    def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file by its name."""
-        return {path.name: sha256(path) for path in self.files}
-
     def measured(self, kl: dict[str, BoundedMean]) -> list[dict]:
         """Return the part of the certificate about these texts, file by file. `left_out` counts pieces that are trained on."""
-        digests, parts = self.digests(), []
-        for path, kinds in self.files.items():
-            part = {"file": path.name, "sha256": digests[path.name], "kl": {kind: asdict(kl[kind]) for kind in kinds}}
-            parts.append(part | {"left_out": 0 if kinds == ["keep"] else self.left_out})
+        parts = []
+        for file, kinds in self.files.items():
+            part = {"file": file, "sha256": self.sha256[file], "kl": {kind: asdict(kl[kind]) for kind in kinds}}
+            parts.append(part | {"left_out": 0 if file == KEEP else self.left_out})
         return parts
 
 
@@ -419,8 +416,8 @@ def certificate_lines(certificate: dict) -> list[str]:
     is_met, level = certificate["met"], f"{certificate['level']:.0%}"
     lines = [
         f"budget: forgetting.max_kl={certificate['max_kl']:g} is {'met' if is_met else 'NOT met'}: "
-        + ("" if is_met else f"{'; '.join(certificate['misses'])}. ")
-        + f"With {level} confidence the KL to the base is at most {certificate['bound']:.4g} nats per token on the worst kind of "
+        + "".join(f"{words}; " for words in certificate["misses"])
+        + f"with {level} confidence the KL to the base is at most {certificate['bound']:.4g} nats per token on the worst kind of "
         f"text; chosen: step {certificate['step']}, alpha {alpha:.3f} of base + alpha (tuned - base)"
     ]
     for text in certificate["texts"]:
@@ -431,13 +428,9 @@ def certificate_lines(certificate: dict) -> list[str]:
         lines.append(f"    KL on {text['file']}: {', '.join(kinds)}")
         if text["left_out"]:
             lines.append(f"    warning: {text['left_out']} pieces of it are left out: the training data have them")
-    selected = ", ".join(
-        f"{kind} {kl['mean']:.4g}" for text in certificate["selection"] for kind, kl in text["kl"].items()
-    )
     score = f"{certificate['value']:.4g}" + ("" if low is None else f" ({low:.4g} to {high:.4g})")
     return [
         *lines,
-        f"    KL on the selection text, which chose the alphas to test: {selected}",
         f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}; "
         f"{certificate['gain']:.3g} of the gain of the unaveraged weights (forgetting.min_gain={certificate['min_gain']:g})",
         f"    {level}: {certificate['method']}; a piece's KL above {certificate['cap']:g} counts as that; this run has read the "

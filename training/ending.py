@@ -27,6 +27,7 @@ from model.language_model import merged, parameter_names, stored_form, trained_p
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, is_better
+from training.inputs import Questions
 
 if TYPE_CHECKING:
     from training.start import TrainingRun
@@ -44,7 +45,12 @@ EXPORT_AGAIN = "remove it, and export again"
 
 
 def contents_of_export(
-    config: Config, step: int, evaluations: Evaluations, model_config: PretrainedConfig, checkpoints: Path
+    config: Config,
+    step: int,
+    evaluations: Evaluations,
+    model_config: PretrainedConfig,
+    checkpoints: Path,
+    keep: Questions | None = None,
 ) -> dict:
     """Describe the export of a run that has ended after `step`, as plain JSON. Read no weights.
 
@@ -69,7 +75,7 @@ def contents_of_export(
     if config.forgetting.max_kl is not None:
         names = ("max_kl", "min_gain", "general_text")
         contents["budget"] = {name: getattr(config.forgetting, name) for name in names} | {"by": evaluations.best_by}
-        contents["budget"] |= {"keep": sha256(Path(config.forgetting.keep))} if config.forgetting.keep else {}
+        contents["budget"] |= {"keep": keep.sha256} if keep else {}
     return contents
 
 
@@ -105,7 +111,7 @@ def is_finished(run: "TrainingRun", step: int, evaluations: Evaluations, is_chan
     config, ranks, directory, total_steps = run.config, run.ranks, run.directory / "export", run.data.total_steps
     checkpoints = run.directory / "checkpoints"
     contents = read_on_first(
-        lambda: contents_of_export(config, step, evaluations, run.model_config, checkpoints), ranks
+        lambda: contents_of_export(config, step, evaluations, run.model_config, checkpoints, run.data.keep), ranks
     )
     finished = (step == total_steps or evaluations.is_stalled) and evaluations.is_judged
     problems = damage_of_export(directory, contents, ranks) if finished else None
@@ -202,14 +208,14 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
     directory, checkpoints = run.directory / "export", run.directory / "checkpoints"
     adapter = directory.with_name(ADAPTER_DIRECTORY)
     contents = read_on_first(
-        lambda: contents_of_export(config, state["step"], evaluations, model_config, checkpoints), ranks
+        lambda: contents_of_export(config, state["step"], evaluations, model_config, checkpoints, run.data.keep), ranks
     )
     certificate: dict | None = {}
     dtype = getattr(torch, str(contents["dtype"]))
     if config.forgetting.max_kl is not None:
         from training.budget import keep_budget
 
-        certificate = keep_budget(config, state["step"], evaluations, checkpoints, record, dtype, model_config)
+        certificate = keep_budget(run, state["step"], evaluations, record, dtype)
         if certificate is None:
             return None
         chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")

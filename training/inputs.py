@@ -56,6 +56,7 @@ class Questions:
     metric: Callable[[list[str], list[dict]], dict[str, float]] | None
     line: str
     ideal: dict[str, float]
+    sha256: str = ""  # of the file, for the prompts of forgetting.keep
 
     def digest(self) -> str:
         """Return a hash of all prompts, the length limit and the stop tokens, by which the ranks compare them."""

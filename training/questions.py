@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from common.errors import UserError
+from common.sha256 import sha256
 from configs.config import Config, Model
 from configs.load import is_of_answers, parse_best_by
 from data.encoding import ExampleEncoder
@@ -68,7 +70,7 @@ def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> Questio
     """
     shape = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
     prompts: dict[tuple[int, ...], None] = {}
-    for where, example in read_files(expand((path,))):
+    for where, example in read_files([path]):
         if not example.get("messages"):
             raise UserError(
                 f"{where} is not a chat; each row of forgetting.keep needs `messages` that end with a prompt"
@@ -88,7 +90,9 @@ def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> Questio
             f"forgetting.keep={path} has {counted(len(prompts), 'different prompt')}, and no budget can be met on fewer than "
             f"{FEWEST_KEPT}; 250 make a tight bound"
         )
-    return Questions([], [list(prompt) for prompt in prompts], encoder.stop_ids, KEPT_TOKENS, None, "", {})
+    return Questions(
+        [], [list(prompt) for prompt in prompts], encoder.stop_ids, KEPT_TOKENS, None, "", {}, sha256(Path(path))
+    )
 
 
 def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from common.sha256 import sha256
-from configs.config import EWC, LoRA
+from configs.config import EWC, LoRA, Model
+from data.encoding import ExampleEncoder
 from data.sources import Corpus, as_corpus
 from data.tokens import load_tokenizer
 from eval.forgetting import FEWEST_PROMPTS, TASK_TOKENS, task_prompts
@@ -47,6 +48,7 @@ from training.checkpoint_export import read_export, write_export
 from training.checkpointer import RunRecord
 from training.ending import check_recorded
 from training.model_card import read_results
+from training.questions import KEPT_TOKENS, prompts_to_keep
 
 MAX_KL = "forgetting.max_kl=0.1"
 
@@ -74,7 +76,7 @@ def runs(folder) -> Path:
     """`straight` and `killed` on 1 rank, `signalled`, `extended`, `kept` (prompts alone) and, in bf16, `narrow` on 2. `large` has no budget at its end; `large-export` is its
     export under a large one. `strict` is `straight` with another budget, judged by text of the task."""
     runs, task, keep = folder / "runs", folder / "certificate.jsonl", folder / "keep.jsonl"
-    write_chat_file(keep, 60, seed=3)
+    write_chat_file(keep, 25, seed=3)
     write_chat_file(folder / "others.jsonl", 16, seed=2)
     words = [json.loads(line)["messages"][1]["content"] for line in (folder / "others.jsonl").read_text().splitlines()]
     trained = json.loads((folder / "train.jsonl").read_text().splitlines()[0])["messages"][0]["content"]
@@ -137,10 +139,10 @@ def test_bisection_returns_the_largest_alpha():
     [
         (1.0, 0.9, 0.5, 4, math.sqrt(0.5), []),
         (1.0, 1.2, 0.5, 3, 0.569, []),  # the third of four alphas, 0.638, fails
-        (1.0, 4.0, 0.5, 1, 0.5, ["the bound of its KL is 1.1"]),  # half of the budget, on the selection text
+        (1.0, 4.0, 0.5, 1, 0.5, ["its KL is too large"]),  # half of the budget, on the selection text
         (math.nan, 0.0, 0.5, 1, 0.0, ["alpha 0 is the base"]),
         (1.0, 0.9, 0.0, 1, 0.0, ["alpha 0 is the base"]),
-        (0.1, 0.9, 1.0, 1, 1.0, ["its gain is 0.25 of the unaveraged weights'"]),
+        (0.1, 0.9, 1.0, 1, 1.0, ["its gain is too small"]),
     ],
 )
 def test_best_checkpoint_is_judged_by_certificate_text(
@@ -151,7 +153,7 @@ def test_best_checkpoint_is_judged_by_certificate_text(
 
     class Texts:
         def __init__(self, path: Path, *arguments: object) -> None:
-            self.path = path
+            self.path, self.sha256 = path, {path.name: "0123"}
 
         def measure(self, alpha: float) -> dict[str, BoundedMean]:
             here.alpha = alpha
@@ -162,9 +164,6 @@ def test_best_checkpoint_is_judged_by_certificate_text(
 
         def measured(self, kl: dict) -> list[dict]:
             return [{"file": self.path.name}]
-
-        def digests(self) -> dict:
-            return {}
 
     def load(path: Path) -> None:
         here.step = int(path.name.removeprefix("step-"))
@@ -197,21 +196,22 @@ def test_best_checkpoint_is_judged_by_certificate_text(
     config = SimpleNamespace(
         forgetting=SimpleNamespace(max_kl=max_kl, min_gain=floor), model=SimpleNamespace(path="base")
     )
+    training = SimpleNamespace(config=config, directory=tmp_path, model_config=None)
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.append("certificate")  # of an earlier budget
-    asked = config, 4, evaluations, tmp_path, record, torch.float32, None
+    asked = training, 4, evaluations, record, torch.float32
     with pytest.raises(UserError, match="the weights in base have changed since this start; put them back"):
         budget.keep_budget(*asked)  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(budget, "hash_weights", lambda path: data.files["the weights"])
     said = budget.keep_budget(*asked)  # pyright: ignore[reportArgumentType]
     assert said and (said["readings"], said["dtype"]) == (2, "bfloat16")  # the model's weights are fp32
     assert (said["step"], said["weights"], said["met"]) == (2, "best", not misses)
-    assert len(said["misses"]) == len(misses) and all(map(str.startswith, said["misses"], misses))
+    assert said["misses"] == misses
     assert said["alpha"] == pytest.approx(alpha, abs=TOLERANCE) and len(here.tested) == tested
     assert said["averaged"] == (None if alpha == 1 else {"share_of_tuned": said["alpha"], "base": "base"})
     assert said["value"] == 3.0 - said["alpha"] and said["bound"] == pytest.approx(1.1 * judged * said["alpha"] ** 2)
     assert said["gain"] == pytest.approx((3.0 - said["value"]) / (3.0 - evaluations.best_value))
-    assert [text["file"] for text in (*said["texts"], *said["selection"])] == [CERTIFICATE.name, SELECTION.name]
+    assert [text["file"] for text in said["texts"]] == [CERTIFICATE.name]
     assert (said["level"], said["cap"], said["start"]) == (0.95, CAP * max_kl, "[0]")
     assert (here.step, here.alpha) == (2, said["alpha"])  # the export has the weights that the model holds
 
@@ -283,6 +283,58 @@ def kl_of(base: Path, tuned: Path, text: str | list[int], targets: int | None = 
     return (p.exp() * (p - q)).sum().item(), len(p)
 
 
+def test_budget_on_prompts_to_keep(folder, runs):
+    """KL on the base's own greedy answers, from the files alone. Each fifth prompt selects."""
+    content = certificate(runs / "kept")
+    (text,) = content["texts"]
+    assert (text["file"], text["sha256"]) == ("forgetting.keep", sha256(folder / "keep.jsonl"))
+    tokenizer = load_tokenizer(str(folder / "model"))
+    base = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    stops, values = {tokenizer.eos_token_id, *tokenizer.encode("<|im_end|>")}, []
+    for number, line in enumerate((folder / "keep.jsonl").read_text().splitlines()):
+        if number % 5 == 0:
+            continue
+        question = json.loads(line)["messages"][:1]
+        ids = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+        prompt = len(ids)
+        while len(ids) < prompt + KEPT_TOKENS and (len(ids) == prompt or ids[-1] not in stops):
+            with torch.no_grad():
+                ids = [*ids, base(torch.tensor([ids])).logits[0, -1].argmax().item()]
+        nats, targets = kl_of(folder / "model", runs / "kept" / "export", ids, len(ids) - prompt)
+        values.append(nats / targets)
+    kl, expected = text["kl"]["forgetting.keep"], bounded_mean(np.array(values), cap=0.4)
+    assert (kl["mean"], kl["bound"]) == pytest.approx((expected.mean, expected.bound), rel=1e-3)
+    assert kl["count"] == 20 and 0.02 < kl["mean"] < 0.1 < kl["bound"] == content["bound"] and not content["met"]
+
+
+def test_prompts_to_keep_end_in_one_sentence(folder, tmp_path):
+    tokenizer = load_tokenizer(str(folder / "model"))
+    encoder = ExampleEncoder(tokenizer)
+    lines = (folder / "keep.jsonl").read_text().splitlines()
+    path = tmp_path / "keep.jsonl"
+    for content, words in (
+        (
+            lines[:19] + lines[:5],
+            "keep.jsonl has 19 different prompts, and no budget can be met on fewer than 20; 250 make",
+        ),
+        ([*lines, '{"text": "a"}'], "line 26 is not a chat; each row of forgetting.keep needs `messages`"),
+        (
+            [json.dumps({"messages": [{"role": "user", "content": "a " * 600}]})],
+            "line 1: its 1,2.* leave no room for an",
+        ),
+    ):
+        path.write_text("\n".join(content))
+        with pytest.raises(UserError, match=words):
+            prompts_to_keep(str(path), Model(str(folder / "model")), encoder)
+    alone = [json.dumps({"messages": json.loads(line)["messages"][:1]}) for line in lines[:20]]
+    path.write_text("\n".join(alone))
+    bare = prompts_to_keep(str(path), Model(str(folder / "model")), encoder)
+    path.write_text("\n".join(lines[:20]))
+    assert (
+        prompts_to_keep(str(path), Model(str(folder / "model")), encoder).prompts == bare.prompts
+    )  # no answer is read
+
+
 def test_large_budget_changes_no_export(runs):
     said = json.loads((runs / "large-export" / "export.json").read_text())
     plain = json.loads((runs / "large" / "export" / "export.json").read_text())
@@ -294,14 +346,14 @@ def test_large_budget_changes_no_export(runs):
 
 def test_unmet_budget_is_exit_code_3_if_strict(folder, runs):
     said, out = certificate(runs / "strict"), (folder / "second.out").read_text()
-    (judged,), (selection,) = ([text["kl"] for text in said[part]] for part in ("texts", "selection"))
+    (judged,) = (text["kl"] for text in said["texts"])
     assert not said["met"] and said["bound"] == judged["task"]["bound"] > 0.11
-    assert [text["left_out"] for text in (*said["texts"], *said["selection"])] == [1, 0]
+    assert [text["left_out"] for text in said["texts"]] == [1]
     assert (said["readings"], certificate(runs / "straight")["readings"]) == (2, 1)
     assert "this run has read the certificate's text 2 times, and the level holds for the first" in out
     assert "warning: 1 pieces of it are left out: the training data have them" in out
-    assert all(of["mean"] <= 0.11 for of in selection.values()) and (runs / "strict" / "export").is_dir()
-    assert out.count("budget: forgetting.max_kl=0.11 is NOT met: the bound of its KL is 0.") == 1
+    assert all(candidate["kl"] <= 0.11 for candidate in said["candidates"]) and (runs / "strict" / "export").is_dir()
+    assert out.count("budget: forgetting.max_kl=0.11 is NOT met: its KL is too large; with 95% confidence") == 1
     assert out.count("error: forgetting.max_kl=0.11 is NOT met") == 2 and "already finished: 4 steps" in out
     # The exit code takes no line away. Output and errors come in any order.
     lines = [line for line in out.splitlines() if f"to {runs / 'strict' / 'export'}" in line]
