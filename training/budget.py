@@ -4,14 +4,13 @@ At the end of a run, bisection determines for every checkpoint the largest alpha
 base) have the KL of the budget on the selection text (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task
 score (run.best_by) of these points chooses the checkpoint.
 
-The certificate's text then tests a few alphas of this checkpoint in ascending order, until one fails: for each kind of text, the
-upper bound of the mean KL of a piece (eval/upper_bound.py) must be within the budget. The order depends on the selection text
-alone, so the probability of exporting weights that exceed the budget for some kind is at most 1 - LEVEL without a correction for
-the number of tests (fixed-sequence testing in "Learn then Test", arXiv:2110.01052).
+The certificate's text then tests a few of its alphas in ascending order, until one fails: for each kind of text, the upper bound
+of the mean KL of a piece (eval/upper_bound.py) must be within the budget. The selection text alone decides the order, so weights
+that exceed the budget pass with a probability of at most 1 - LEVEL, for any number of tests (arXiv:2110.01052).
 
-KL is KL(base || model) in nats per token, averaged over the tokens of a piece, and then over the pieces of a kind. The kinds are prose,
-code or tables, questions: this project's own texts, which no other code reads, without pieces that occur in the training data.
-A further kind, `forgetting.keep`, has the user's prompts with the base's greedy answers: KL is measured on the answers.
+KL is KL(base || model) in nats per token, averaged over the tokens of a piece, then over the pieces of a kind: prose, code or tables,
+questions, of this project's own texts without pieces that occur in the training data. The kind `forgetting.keep` has the user's
+prompts with the base's greedy answers, on which its KL is measured.
 """
 
 import json
@@ -128,7 +127,7 @@ def keep_budget(
         line.load(checkpoint)
         texts = Texts(CERTIFICATE, line, config.forgetting, kept)
         record.add("certificate", files=texts.sha256)
-        alpha, judged = last_within(alphas_to_test(best["alpha"], best["kl"], max_kl), texts.measure, max_kl)
+        alpha, judged = last_within(best["alpha"], best["kl"], texts.measure, max_kl)
         line.go(alpha)
         score, base_value = _score(evaluations, run), evaluations.base_value
         if base_value is None:  # run.best_by has changed since step 0
@@ -142,18 +141,18 @@ def keep_budget(
         """Return the content of certificate.json about the weights that are exported."""
         base = {"share_of_tuned": alpha, "base": fingerprint_of_base(config.model.path)}
         bound, gain = worst(judged, "bound"), gain_of(score["value"], base_value, evaluations)
-        misses = {
-            "alpha 0 is the base": alpha == 0,
-            "its KL is too large": not bound <= max_kl + ROUNDING,
-            "its gain is too small": not max(gain, 0.0) >= config.forgetting.min_gain,
+        holds = {
+            "alpha 0 is the base": alpha > 0,
+            "its KL is too large": bound <= max_kl + ROUNDING,
+            "its gain is too small": max(gain, 0.0) >= config.forgetting.min_gain,
         }
         return score | {
             "step": best["step"],
             "alpha": alpha,
             "max_kl": max_kl,
             "min_gain": config.forgetting.min_gain,
-            "met": not any(misses.values()),
-            "misses": [words for words, is_missed in misses.items() if is_missed],
+            "met": all(holds.values()),
+            "misses": [miss for miss in holds if not holds[miss]],
             "bound": bound,
             "gain": gain,
             "level": LEVEL,
@@ -192,28 +191,21 @@ def largest_alpha(meets: Callable[[float], bool]) -> float:
     return low
 
 
-def alphas_to_test(alpha: float, kl: float, max_kl: float) -> list[float]:
-    """Return up to TESTED alphas in ascending order, from half of the budget's KL to `alpha`, whose KL on the selection text is `kl`.
-
-    KL grows with about the square of alpha. They must not depend on the certificate's text.
-    """
-    first = alpha * min(1.0, math.sqrt(max_kl / 2 / kl)) if kl > 0 else alpha
-    return list(dict.fromkeys(np.linspace(first, alpha, TESTED).tolist()))
-
-
 def last_within(
-    alphas: list[float], measure: Callable[[float], dict[str, BoundedMean]], max_kl: float
+    alpha: float, kl: float, measure: Callable[[float], dict[str, BoundedMean]], max_kl: float
 ) -> tuple[float, dict[str, BoundedMean]]:
-    """Return the last alpha before the first one whose bounds exceed the budget, with its measurement; else the first alpha.
+    """Return the alpha to export, and its measurement by `measure` on the certificate's text.
 
-    Testing on behind a failure would break the promised level.
+    `alpha` has the KL `kl` on the selection text. Alphas are tested upwards, from that with half of the budget there (KL grows with
+    about alpha's square), to `alpha`. The first failure ends the tests, and the alpha before it is returned, or the first one. To
+    go on behind a failure, or to let the certificate's text choose what is tested, would break the level.
     """
-    last = None
-    for alpha in alphas:
-        kl = measure(alpha)
-        is_within = worst(kl, "bound") <= max_kl + ROUNDING
+    first, last = alpha * min(1.0, math.sqrt(max_kl / 2 / kl)) if kl > 0 else alpha, None
+    for tested in dict.fromkeys(np.linspace(first, alpha, TESTED).tolist()):
+        kinds = measure(tested)
+        is_within = worst(kinds, "bound") <= max_kl + ROUNDING
         if last is None or is_within:
-            last = alpha, kl
+            last = tested, kinds
         if not is_within:
             break
     assert last
@@ -319,7 +311,7 @@ class Texts:
         self.files = {path.name: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
         self.sha256 = {path.name: read_on_first(lambda: sha256(path), run.stop.ranks)} if rows else {}
         if data.keep:
-            self.files[KEEP], self.sha256[KEEP] = [KEEP], data.keep.sha256
+            self.files[KEEP], self.sha256[KEEP] = [KEEP], data.kept
         documents = forgetting.as_documents([encoded[number] for number in untrained] + mine)
         line.to_base()
         shared = data.first_new_row or len(run.tokenizer)
@@ -413,16 +405,15 @@ def _score(evaluations: Evaluations, run: AgainstBase) -> dict:
 def certificate_lines(certificate: dict) -> list[str]:
     """Return the content of a certificate in words, for the log and the model card."""
     alpha, low, high = (certificate[name] for name in ("alpha", "low", "high"))
-    is_met, level = certificate["met"], f"{certificate['level']:.0%}"
+    met = f"met with {certificate['level']:.0%} confidence: " if certificate["met"] else "NOT met: "
     lines = [
-        f"budget: forgetting.max_kl={certificate['max_kl']:g} is {'met' if is_met else 'NOT met'}: "
-        + "".join(f"{words}; " for words in certificate["misses"])
-        + f"with {level} confidence the KL to the base is at most {certificate['bound']:.4g} nats per token on the worst kind of "
-        f"text; chosen: step {certificate['step']}, alpha {alpha:.3f} of base + alpha (tuned - base)"
+        f"budget: forgetting.max_kl={certificate['max_kl']:g} is {met}{''.join(f'{miss}; ' for miss in certificate['misses'])}"
+        f"the KL to the base is below {certificate['bound']:.4g} nats per token on each kind of text; chosen: step "
+        f"{certificate['step']}, alpha {alpha:.3f} of base + alpha (tuned - base)"
     ]
     for text in certificate["texts"]:
         kinds = [
-            f"{kind} {kl['mean']:.4g} (at most {kl['bound']:.4g}; {counted(kl['count'], 'piece')}, {kl['above_cap']} above the cap)"
+            f"{kind} {kl['mean']:.4g} (bound {kl['bound']:.4g}; {counted(kl['count'], 'piece')}, {kl['above_cap']} above the cap)"
             for kind, kl in text["kl"].items()
         ]
         lines.append(f"    KL on {text['file']}: {', '.join(kinds)}")
@@ -433,8 +424,8 @@ def certificate_lines(certificate: dict) -> list[str]:
         *lines,
         f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}; "
         f"{certificate['gain']:.3g} of the gain of the unaveraged weights (forgetting.min_gain={certificate['min_gain']:g})",
-        f"    {level}: {certificate['method']}; a piece's KL above {certificate['cap']:g} counts as that; this run has read the "
-        f"certificate's text {counted(certificate['readings'], 'time')}, and the level holds for the first",
+        f"    {certificate['method']}; a KL above {certificate['cap']:g} counts as that; this run has read the certificate's "
+        f"text {counted(certificate['readings'], 'time')}, and the level holds for the first",
         f"    trained with {', '.join(certificate['means']) or 'no remedy'}; measured in {certificate['dtype']}; each text begins "
         f"with {certificate['start']!r}",
     ]

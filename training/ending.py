@@ -27,7 +27,6 @@ from model.language_model import merged, parameter_names, stored_form, trained_p
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, is_better
-from training.inputs import Questions
 
 if TYPE_CHECKING:
     from training.start import TrainingRun
@@ -50,7 +49,7 @@ def contents_of_export(
     evaluations: Evaluations,
     model_config: PretrainedConfig,
     checkpoints: Path,
-    keep: Questions | None = None,
+    keep: str = "",
 ) -> dict:
     """Describe the export of a run that has ended after `step`, as plain JSON. Read no weights.
 
@@ -75,7 +74,7 @@ def contents_of_export(
     if config.forgetting.max_kl is not None:
         names = ("max_kl", "min_gain", "general_text")
         contents["budget"] = {name: getattr(config.forgetting, name) for name in names} | {"by": evaluations.best_by}
-        contents["budget"] |= {"keep": keep.sha256} if keep else {}
+        contents["budget"] |= {"keep": keep}
     return contents
 
 
@@ -111,7 +110,7 @@ def is_finished(run: "TrainingRun", step: int, evaluations: Evaluations, is_chan
     config, ranks, directory, total_steps = run.config, run.ranks, run.directory / "export", run.data.total_steps
     checkpoints = run.directory / "checkpoints"
     contents = read_on_first(
-        lambda: contents_of_export(config, step, evaluations, run.model_config, checkpoints, run.data.keep), ranks
+        lambda: contents_of_export(config, step, evaluations, run.model_config, checkpoints, run.data.kept), ranks
     )
     finished = (step == total_steps or evaluations.is_stalled) and evaluations.is_judged
     problems = damage_of_export(directory, contents, ranks) if finished else None
@@ -208,7 +207,7 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
     directory, checkpoints = run.directory / "export", run.directory / "checkpoints"
     adapter = directory.with_name(ADAPTER_DIRECTORY)
     contents = read_on_first(
-        lambda: contents_of_export(config, state["step"], evaluations, model_config, checkpoints, run.data.keep), ranks
+        lambda: contents_of_export(config, state["step"], evaluations, model_config, checkpoints, run.data.kept), ranks
     )
     certificate: dict | None = {}
     dtype = getattr(torch, str(contents["dtype"]))

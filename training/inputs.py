@@ -56,7 +56,6 @@ class Questions:
     metric: Callable[[list[str], list[dict]], dict[str, float]] | None
     line: str
     ideal: dict[str, float]
-    sha256: str = ""  # of the file, for the prompts of forgetting.keep
 
     def digest(self) -> str:
         """Return a hash of all prompts, the length limit and the stop tokens, by which the ranks compare them."""
@@ -89,6 +88,7 @@ class Inputs:
     local: Config  # the config with all data on this machine
     questions: Questions | None = None  # the examples of run.eval_generate
     keep: Questions | None = None  # the prompts of forgetting.keep
+    kept: str = ""  # the SHA-256 of that file
     first_new_row: int | None = None  # of embedding and head: the first row of a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # the part of the identity that `hash_files` returns
     chats: ChatSettings = ChatSettings()  # how chats are rendered
@@ -263,7 +263,7 @@ def read_inputs(
     def deal_of(items: Items) -> Deal:
         return dealer.deal(items, train, world_size)
 
-    questions = keep = None
+    questions, keep, kept = None, None, ""
     if config.run.eval_generate:
         from training.questions import choose_questions
 
@@ -271,7 +271,7 @@ def read_inputs(
     if config.forgetting.keep:
         from training.questions import prompts_to_keep
 
-        keep = prompts_to_keep(config.forgetting.keep, config.model, reader.encoder)
+        keep, kept = prompts_to_keep(config.forgetting.keep, config.model, reader.encoder)
     new_row = first_new_row(config.model.path)
     return Inputs(
         train,
@@ -286,6 +286,7 @@ def read_inputs(
         config,
         questions,
         keep,
+        kept,
         new_row,
         chats=chat_settings(data),
         stop_ids=reader.encoder.stop_ids,

@@ -63,8 +63,8 @@ def choose_questions(config: Config, reader: Reader, train: Documents | Windows,
     return Questions(examples, prompts, encoder.stop_ids, limit, metric, line, ideal)
 
 
-def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> Questions:
-    """Encode the prompts of forgetting.keep, which have no answers of their own here. Repeated prompts count once.
+def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> tuple[Questions, str]:
+    """Return the different prompts of forgetting.keep, and the SHA-256 of the file. A final answer is not read.
 
     Raise UserError for a file that has too few of them, and for a row that is no chat or has no room for an answer.
     """
@@ -90,9 +90,8 @@ def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> Questio
             f"forgetting.keep={path} has {counted(len(prompts), 'different prompt')}, and no budget can be met on fewer than "
             f"{FEWEST_KEPT}; 250 make a tight bound"
         )
-    return Questions(
-        [], [list(prompt) for prompt in prompts], encoder.stop_ids, KEPT_TOKENS, None, "", {}, sha256(Path(path))
-    )
+    ids = [list(prompt) for prompt in prompts]
+    return Questions([], ids, encoder.stop_ids, KEPT_TOKENS, None, "", {}), sha256(Path(path))
 
 
 def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:

@@ -7,7 +7,7 @@ import pytest
 
 from eval.bootstrap import bootstrap
 from eval.upper_bound import LEVEL, bounded_mean
-from training.budget import CAP, alphas_to_test, last_within, worst
+from training.budget import CAP, last_within, worst
 
 DRAWS = {
     "alike": lambda rng, shape: np.exp(0.3 * rng.normal(size=shape)),
@@ -78,9 +78,7 @@ def test_search_along_the_line_keeps_the_level(name) -> None:
         def measure(alpha: float, pieces: dict[str, np.ndarray] = pieces) -> dict:
             return {kind: bounded_mean(alpha**2 * values, CAP * max_kl) for kind, values in pieces.items()}
 
-        alphas = alphas_to_test(alpha, float(alpha**2 * selection.mean(1).max()), max_kl)
-        assert alphas == sorted(alphas) and len(alphas) == 4
-        alpha, judged = last_within(alphas, measure, max_kl)
+        alpha, judged = last_within(alpha, float(alpha**2 * selection.mean(1).max()), measure, max_kl)
         kl = float(np.minimum(alpha**2 * population[:20_000], CAP * max_kl).mean())
         if worst(judged, "bound") <= max_kl:
             met += 1
