@@ -438,12 +438,12 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         "optimizer.weight_decay optimizer.warmup_steps ewc.strength forgetting.max_kl lora.rank run.eval_every run.eval_generate run.save_every "
         "run.save_minutes run.stop_after_no_gain model.router_aux",
     ),
+    ("between 0 and 1", lambda number: 0 <= number <= 1, "optimizer.warmup_ratio optimizer.min_lr_ratio"),
     (
-        "between 0 and 1",
-        lambda number: 0 <= number <= 1,
-        "optimizer.warmup_ratio optimizer.min_lr_ratio forgetting.min_gain",
+        "at least 0 and below 1",
+        lambda number: 0 <= number < 1,
+        "data.validation_share lora.dropout forgetting.min_gain",
     ),
-    ("at least 0 and below 1", lambda number: 0 <= number < 1, "data.validation_share lora.dropout"),
     ("above 0 and below 1", lambda number: 0 < number < 1, "data.mix.share"),
     ("at least 0 and below 2^63", lambda number: 0 <= number < 2**63, "run.seed ewc.seed"),
     ("above 0 and at most 10080 (a week)", lambda number: 0 < number <= 10080, "run.timeout_minutes"),

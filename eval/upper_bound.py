@@ -2,8 +2,8 @@
 
 A gambler against a mean of m or more, of values in [0, 1], starts with 1 and multiplies the capital by 1 + BET * (m - value) at each
 value. If the mean is m or more, the expected capital is at most 1, so it exceeds 1 / (1 - LEVEL) with a probability of at most 1 - LEVEL
-(Markov; Waudby-Smith and Ramdas, arXiv:2010.09686, with a constant bet). The smallest m at which it does is the bound. The values
-may have any distributions, even different ones, but must be independent.
+(Waudby-Smith and Ramdas, arXiv:2010.09686, with a constant bet). The smallest m at which it does is the bound. The values may
+have any distributions, even different ones, but must be independent.
 
 Nothing bounds a KL, so a value above `cap` counts as `cap`, and the bound is that of the mean of min(value, cap). Values above the
 cap that are rarer than 3 in `count` may be missing from the sample.

@@ -59,6 +59,7 @@ CAP = 4  # times the budget: a piece with a larger KL counts as this much
 TESTED = 4  # alphas that the certificate's text tests at most
 KEEP = "forgetting.keep"  # the kind of the user's prompts
 SELECTING = 5  # each 5th prompt of forgetting.keep selects, the others certify
+Kinds = dict[str, BoundedMean]  # the KL of each kind of text
 Sequences = list[tuple[list[int], list[bool]]]  # token ids, and which of them are targets
 
 
@@ -140,7 +141,8 @@ def keep_budget(
     def certificate() -> dict:
         """Return the content of certificate.json about the weights that are exported."""
         base = {"share_of_tuned": alpha, "base": fingerprint_of_base(config.model.path)}
-        bound, gain = worst(judged, "bound"), gain_of(score["value"], base_value, evaluations)
+        bound, tuned = worst(judged, "bound"), math.nan if evaluations.best_value is None else evaluations.best_value
+        gain = (score["value"] - base_value) / (tuned - base_value) if is_better(best_by, tuned, base_value) else 0.0
         holds = {
             "alpha 0 is the base": alpha > 0,
             "its KL is too large": bound <= max_kl + ROUNDING,
@@ -191,9 +193,7 @@ def largest_alpha(meets: Callable[[float], bool]) -> float:
     return low
 
 
-def last_within(
-    alpha: float, kl: float, measure: Callable[[float], dict[str, BoundedMean]], max_kl: float
-) -> tuple[float, dict[str, BoundedMean]]:
+def last_within(alpha: float, kl: float, measure: Callable[[float], Kinds], max_kl: float) -> tuple[float, Kinds]:
     """Return the alpha to export, and its measurement by `measure` on the certificate's text.
 
     `alpha` has the KL `kl` on the selection text. Alphas are tested upwards, from that with half of the budget there (KL grows with
@@ -212,17 +212,9 @@ def last_within(
     return last
 
 
-def worst(kl: dict[str, BoundedMean], figure: str = "mean") -> float:
+def worst(kl: Kinds, figure: str = "mean") -> float:
     """Return the largest mean, or bound, of all kinds. NaN, if a kind has no piece, exceeds every budget."""
     return float(np.max([getattr(of_kind, figure) for of_kind in kl.values()]))
-
-
-def gain_of(value: float, base: float, evaluations: Evaluations) -> float:
-    """Return what a score gained on the base, as a share of what the best evaluation of the run did; 0 if that gained nothing."""
-    best = evaluations.best_value
-    if best is None or not is_better(evaluations.best_by, best, base):
-        return 0.0
-    return (value - base) / (best - base)
 
 
 def answers_of_base(run: AgainstBase, line: "Line", config: Config, model_config: PretrainedConfig) -> Sequences:
@@ -307,7 +299,6 @@ class Texts:
         mine = [sequence for i, sequence in enumerate(answers) if (i % SELECTING == 0) == selects]
         self.line, self.max_kl, self.left_out = line, settings.max_kl or 0.0, len(rows) - len(untrained)
         self.kinds = np.array([rows[number]["kind"] for number in untrained] + [KEEP] * len(mine))
-        # The kinds and the SHA-256 of each file; of the user's, when its prompts were read.
         self.files = {path.name: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
         self.sha256 = {path.name: read_on_first(lambda: sha256(path), run.stop.ranks)} if rows else {}
         if data.keep:
@@ -317,7 +308,7 @@ class Texts:
         shared = data.first_new_row or len(run.tokenizer)
         self.base = forgetting.remember_base(run.model, documents, data.dealer, shared, run.stop)
 
-    def measure(self, alpha: float) -> dict[str, BoundedMean]:
+    def measure(self, alpha: float) -> Kinds:
         """Return the mean KL of the pieces of each kind at `alpha`, and leave the model there. Every rank must call this.
 
         The result is rank 0's on every rank, because all ranks branch by it. Raise Stopped after a signal.
@@ -331,7 +322,7 @@ class Texts:
             lambda: {kind: bounded_mean(kl[self.kinds == kind], cap) for kind in kinds}, run.stop.ranks
         )
 
-    def measured(self, kl: dict[str, BoundedMean]) -> list[dict]:
+    def measured(self, kl: Kinds) -> list[dict]:
         """Return the part of the certificate about these texts, file by file. `left_out` counts pieces that are trained on."""
         parts = []
         for file, kinds in self.files.items():

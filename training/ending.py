@@ -73,8 +73,8 @@ def contents_of_export(
         contents |= {"best_by": evaluations.best_by, "best_value": evaluations.best_value}
     if config.forgetting.max_kl is not None:
         names = ("max_kl", "min_gain", "general_text")
-        contents["budget"] = {name: getattr(config.forgetting, name) for name in names} | {"by": evaluations.best_by}
-        contents["budget"] |= {"keep": keep}
+        budget = {name: getattr(config.forgetting, name) for name in names}
+        contents["budget"] = budget | {"by": evaluations.best_by, "keep": keep}
     return contents
 
 
@@ -282,9 +282,7 @@ def lines_of_export(run: "TrainingRun", state: dict, evaluations: Evaluations, c
     if state["updates"] == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
     share = (contents.get("averaged") or {}).get("share_of_tuned")  # with a budget for forgetting
-    name = (
-        f"the {contents['weights']} weights" if share != 0 else "the base's weights, because no other meet the budget"
-    )
+    name = f"the {contents['weights']} weights" if share != 0 else "the base's weights: no other meet the budget"
     average = f", alpha {share:.3f} of their average with the base" if share else ""
     lines.append(
         f"exported {name} (step {contents['step']}{average}{judged}, {contents['dtype']}) to {run.directory / 'export'}"

@@ -72,9 +72,7 @@ def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> tuple[Q
     prompts: dict[tuple[int, ...], None] = {}
     for where, example in read_files([path]):
         if not example.get("messages"):
-            raise UserError(
-                f"{where} is not a chat; each row of forgetting.keep needs `messages` that end with a prompt"
-            )
+            raise UserError(f"{where} is no chat; rows of forgetting.keep need `messages` that end with a prompt")
         try:
             prompt = encoder.prompt(example["messages"], example.get("tools"))
         except UserError as error:

@@ -130,7 +130,7 @@ REFUSED = {
     "run.best_by=fi": "run.best_by=fi must be the name of a curve, and NAME:max or NAME:min where",
     "eval.metric=a:b:c": "eval.metric must be MODULE:FUNCTION, or the module of a task, not 'a:b:c'",
     "forgetting.min_gain=0.5": "forgetting.min_gain=0.5 needs forgetting.max_kl",
-    "forgetting.min_gain=2": "forgetting.min_gain must be between 0 and 1, not 2",
+    "forgetting.min_gain=1": "forgetting.min_gain must be at least 0 and below 1, not 1",
     "forgetting.keep=a.jsonl": "forgetting.keep=a.jsonl needs forgetting.max_kl",
     "forgetting.general_text=False": "forgetting.general_text=False needs forgetting.keep, on which the budget then",
     "forgetting.max_kl=0.2 data.validation=v": "forgetting.max_kl=0.2 needs run.eval_general=True, which shows",

@@ -317,7 +317,7 @@ def test_prompts_to_keep_end_in_one_sentence(folder, tmp_path):
             lines[:19] + lines[:5],
             "keep.jsonl has 19 different prompts, and no budget can be met on fewer than 20; 250 make",
         ),
-        ([*lines, '{"text": "a"}'], "line 26 is not a chat; each row of forgetting.keep needs `messages`"),
+        ([*lines, '{"text": "a"}'], "line 26 is no chat; rows of forgetting.keep need `messages`"),
         (
             [json.dumps({"messages": [{"role": "user", "content": "a " * 600}]})],
             "line 1: its 1,2.* leave no room for an",

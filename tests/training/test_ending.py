@@ -173,7 +173,7 @@ def test_certificate_of_unreleased_version_is_refused(tmp_path) -> None:
 def test_log_names_the_weights_of_a_budget(tmp_path, ranks) -> None:
     contents = contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
     for share, words in (
-        (0.0, "exported the base's weights, because"),
+        (0.0, "exported the base's weights: no other meet the budget (step 8"),
         (0.25, "the last weights (step 8, alpha 0.250 of"),
     ):
         averaged = contents | {"averaged": {"share_of_tuned": share, "base": "0123"}}
