@@ -72,8 +72,7 @@ def contents_of_export(
     if best is not None and evaluations.curve != "validation/loss":
         contents |= {"best_by": evaluations.best_by, "best_value": evaluations.best_value}
     if config.forgetting.max_kl is not None:
-        names = ("max_kl", "min_gain", "general_text")
-        budget = {name: getattr(config.forgetting, name) for name in names}
+        budget = {name: getattr(config.forgetting, name) for name in ("max_kl", "min_gain", "general_text")}
         contents["budget"] = budget | {"by": evaluations.best_by, "keep": keep}
     return contents
 
