@@ -153,8 +153,8 @@ class EWC:
     documents: int = 1024  # number of documents sampled from the data
     # Documents per squared gradient, over all ranks. The relative error is about sqrt(2 x batch / documents)
     batch: int = 4
-    # model: labels sampled from the model | empirical: the labels in the data | l2: no data, every element is 1 (model/ewc.py)
-    estimator: Literal["model", "empirical", "l2"] = "model"
+    # model: labels sampled from the model | l2: no data, every element is 1 (model/ewc.py)
+    estimator: Literal["model", "l2"] = "model"
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored Fisher diagonal and reference
     device: Literal["device", "cpu"] = "device"  # store both with the parameters, or in host memory
     seed: int = 0
@@ -165,8 +165,13 @@ class Forgetting:
     # How much one nat of KL to the base model counts at a target of an anchored source, in nats of an ordinary target
     anchor_weight: float = 1.0
     # A budget (docs/forgetting.md): export the model with the best task score (run.best_by) on the line between base and tuned
-    # weights whose KL to the base on general text, in nats per token, is at most this; None: no budget
+    # weights whose KL to the base, in nats per token, is at most this with 95% confidence; None: no budget
     max_kl: float | None = None
+    # A budget is missed below this share of what the unaveraged weights gained on the base in run.best_by
+    min_gain: float = 0.0
+    # A file of prompts (chats): the budget holds on the base's answers to them, too. general_text=False: on them alone
+    keep: str | None = None
+    general_text: bool = True
     strict: bool = False  # exit with code 3 if the budget is missed; False: only report the miss
 
 
@@ -293,7 +298,7 @@ FREE = _keys(
     optimizer="epochs max_steps stage",
     sharding="strategy shard_size cpu_offload context",
     ewc="device",
-    forgetting="max_kl strict",
+    forgetting="max_kl min_gain keep general_text strict",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
     "save_every save_minutes keep_last async_save resume export stop_after_no_gain stop_at approved_by verbose profile check",
     eval="metric max_new_tokens",

@@ -441,7 +441,11 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         "run.save_minutes run.stop_after_no_gain model.router_aux",
     ),
     ("between 0 and 1", lambda number: 0 <= number <= 1, "optimizer.warmup_ratio optimizer.min_lr_ratio"),
-    ("at least 0 and below 1", lambda number: 0 <= number < 1, "data.validation_share lora.dropout"),
+    (
+        "at least 0 and below 1",
+        lambda number: 0 <= number < 1,
+        "data.validation_share lora.dropout forgetting.min_gain",
+    ),
     ("above 0 and below 1", lambda number: 0 < number < 1, "data.mix.share"),
     ("at least 0 and below 2^63", lambda number: 0 <= number < 2**63, "run.seed ewc.seed"),
     ("above 0 and at most 10080 (a week)", lambda number: 0 < number <= 10080, "run.timeout_minutes"),
@@ -568,7 +572,11 @@ def _wrong_together(config: Config) -> Iterator[str]:
         ("forgetting.max_kl", run.eval_general, "run.eval_general=True, which shows the KL while the run trains"),
         ("forgetting.max_kl", has_validation, f"{validation}, on which {curve} is measured"),
         ("forgetting.max_kl", not curve.startswith(GENERAL), "a run.best_by that scores the task"),
-        ("forgetting.strict", config.forgetting.max_kl is not None, "forgetting.max_kl"),
+        *(
+            (f"forgetting.{key}", config.forgetting.max_kl is not None, "forgetting.max_kl")
+            for key in ("strict", "min_gain", "keep")
+        ),
+        ("forgetting.general_text", config.forgetting.keep, "forgetting.keep, on which the budget then holds alone"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
         ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),
         ("run.stop_after_no_gain", has_curve, f"{validation}, on which {curve} is measured"),

@@ -7,20 +7,17 @@ are means over target tokens, so `ewc.strength` (lambda) is the exchange rate be
 domain costs as much as lambda nats per target token of the new domain. The gradient, lambda * F * (theta - theta_ref), is
 elementwise and needs no communication.
 
-F has two estimators. Per target token, with N target tokens in all documents d:
+Per target token, with N target tokens in all documents d:
 
-    model      F = 1/N sum_d sum_t E_{y ~ p(. | x_<t)} (d log p(y | x_<t) / d theta)^2
-    empirical  F = 1/N sum_d (sum_t d log p(x_t | x_<t) / d theta)^2
+    F = 1/N sum_d sum_t E_{y ~ p(. | x_<t)} (d log p(y | x_<t) / d theta)^2
 
 If target tokens have weights (data/encoding.py), the score of a token of weight w is multiplied by sqrt(w), and N is the sum of
 the weights. With `ewc.estimator=l2` F is 1 everywhere, which is L2 regularisation towards the starting weights.
 
-`model` is the Fisher information: the second derivative of KL(p_0 || p_theta) at theta_0, which does not depend on the labels.
-`empirical` differs from it more, the worse the model predicts the data (Kunstner et al., arXiv:1905.12558). Neither needs a
-backward per document, if the cross terms of two documents vanish on average in the square of a group's summed gradient. With
-labels sampled from the model they vanish, because every score has mean zero given its context. With the data's labels they do
-not, so each document's loss gets a random sign. The square of one group is then unbiased, with a relative error of about sqrt(2);
-with n documents in groups of b the relative error is about sqrt(2 b / n).
+F is the Fisher information: the second derivative of KL(p_0 || p_theta) at theta_0, which does not depend on the data's labels.
+The labels are sampled from the model. Every score then has mean zero given its context, so the cross terms of two documents vanish
+on average in the square of a group's summed gradient, and no backward per document is needed. The square of one group is unbiased,
+with a relative error of about sqrt(2); with n documents in groups of b the relative error is about sqrt(2 b / n).
 
 runs/NAME/ewc has the diagonal and the reference as fisher-*.safetensors and reference-*.safetensors (whole tensors by their
 Hugging Face names, so that any number of ranks can read its slices), and settings.json with the settings of the estimate.
@@ -83,22 +80,16 @@ def document_numbers(items: Sequence[int], source: Documents | Windows) -> torch
     return torch.tensor(numbers or [0])
 
 
-def draw(estimator: str, batch: MicroBatch, documents: torch.Tensor, seed: int) -> tuple[MicroBatch, TokenLosses]:
+def draw(batch: MicroBatch, documents: torch.Tensor, seed: int) -> tuple[MicroBatch, TokenLosses]:
     """Return the micro-batch and the loss function whose gradient is squared: pure functions of (seed, document, position).
 
-    `documents` are the `document_numbers` of the micro-batch. `empirical`: -log p of the data's labels, with an independent
-    random sign for each document. `model`: -log p of labels sampled from the model's own distribution; the returned
-    micro-batch then has hash keys in place of target ids, and each key determines a sample. Gradients are squared, so a target of
-    weight w gets the factor sqrt(w) and counts like w targets.
+    `documents` are the `document_numbers` of the micro-batch. The loss is -log p of labels sampled from the model's own
+    distribution: the returned micro-batch has hash keys in place of target ids, and each key determines a sample. Gradients are
+    squared, so a target of weight w gets the factor sqrt(w) and counts like w targets.
     """
     targets = batch.target_positions
     document = documents[torch.searchsorted(batch.cu_seq_lens[1:].contiguous(), targets.int(), right=True)]
     factors = None if batch.target_weights is None else batch.target_weights.sqrt()
-    if estimator == "empirical":
-        sign = hash64_tensor(seed, document, torch.full_like(document, -1)) & 1  # -1 is not a position
-        signs = (1 - 2 * sign).float()
-        factors = signs if factors is None else signs * factors
-        return replace(batch, target_weights=factors), negative_log_likelihood
 
     def loss_of_sampled_labels(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         return negative_log_likelihood(logits, sample_labels(logits.detach(), keys))
@@ -126,7 +117,7 @@ def estimate_fisher(
     ranks, items, size = stop.ranks, drawn_items(source, settings), settings.batch
     started = reported = time.perf_counter()
     say(
-        f"EWC: estimating the Fisher diagonal ({settings.estimator}) from {len(items)} documents in groups of {size}; "
+        f"EWC: estimating the Fisher diagonal from {len(items)} documents in groups of {size}; "
         f"expected relative error {(2 * size / len(items)) ** 0.5:.0%}"
     )
     if size * dealer.context < ranks.world_size:
@@ -144,7 +135,7 @@ def estimate_fisher(
                 return None
             before_micro_batch(model, strategy, number == len(dealt))
             batch, documents = collate(mine, source).to(ranks.device), document_numbers(mine, source).to(ranks.device)
-            drawn, token_losses = draw(settings.estimator, batch, documents, settings.seed)
+            drawn, token_losses = draw(batch, documents, settings.seed)
             drawn = deal.part_of_rank(drawn, ranks.rank)
             chunked(model.head, model(drawn), drawn, token_losses).backward()
         for name, parameter in parameters.items():

@@ -298,6 +298,25 @@ def test_quickstart_tables_show_the_kept_figures() -> None:
     assert f"has F1 {model:.3f} on unseen reports; a regression on words has {words:.3f}" in readme
 
 
+def test_remedies_stand_in_the_order_of_the_table() -> None:
+    """The table of forgetting.md equals docs/figures/pareto.json; the list has each best F1 below a KL of 0.2, the largest first."""
+    page = (ROOT / "docs" / "forgetting.md").read_text(encoding="utf-8")
+    names = {"anchored 1": "[anchored](#replay-anchored-to-the-base), weight 1", "self-replay": "the base's text"}
+    names |= {"EWC 100": "[EWC](#ewc), strength 100", "replay": "replay", "plain": "plain"}
+    names |= {"low rate": "a third of the rate", "anchored 4": "anchored, weight 4"}
+    figures, best = read_figures("pareto"), []
+    for arm, name in names.items():
+        points = [
+            tuple(fmean(figures[key][f"{arm}, alpha {alpha}"].values()) for key in ("F1", "KL"))
+            for alpha in (1, 0.75, 0.5)
+        ]
+        assert f"\n{name} | {' | '.join(f'{f1:.3f}; {kl:.3f}' for f1, kl in points)}\n" in page, arm
+        best += [max(f1 for f1, kl in points if kl < 0.2)] if arm != "anchored 4" else []
+    assert best == sorted(best, reverse=True)
+    remedies = page.partition("## Which remedy\n")[2].partition("\nEach cell")[0].split("\n- ")[1:]
+    assert [re.search(r"0\.\d{3}", text)[0] for text in remedies] == [f"{f1:.3f}" for f1 in best]  # pyright: ignore
+
+
 def test_full_corpus_tables_show_the_kept_figures() -> None:
     """The facts of notes by kind in results.md equal docs/figures/full_corpus.json."""
     figures = read_figures("full_corpus")

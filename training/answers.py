@@ -51,7 +51,7 @@ class Answers:
         if figures is None:
             return None
         begin = time.perf_counter()
-        answers = self._generate()
+        answers = self.generate()
         if answers is None:
             return None
         limit = self.asked.max_new_tokens
@@ -103,7 +103,7 @@ class Answers:
         except UserError as error:
             return {}, f"warning: {error}; the scores of this evaluation are missing"
 
-    def _generate(self) -> list[list[int]] | None:
+    def generate(self) -> list[list[int]] | None:
         """Return the token ids of all answers, on every rank. None after a signal. A collective."""
         if self.stop.agreed():
             return None

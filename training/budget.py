@@ -1,13 +1,16 @@
-"""A budget for forgetting: export the best task score whose KL to the base on general text is at most `forgetting.max_kl`.
+"""A budget for forgetting: export the best task score whose KL to the base is at most `forgetting.max_kl`, with a certificate.
 
 At the end of a run, bisection determines for every checkpoint the largest alpha for which the weights base + alpha (tuned -
-base) meet the budget (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task score (run.best_by) of each
-point decides which one is exported, with a certificate.
+base) have the KL of the budget on the selection text (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task
+score (run.best_by) of these points chooses the checkpoint.
 
-KL is KL(base || model) in nats per token on this project's own texts of three kinds: prose, code or tables, questions. No other
-code reads them, and pieces that occur in the training data are left out. An alpha meets the budget if, for each kind, the upper
-bound of the 95% bootstrap interval over the pieces of the selection text is within it. Only the exported weights are measured
-on the certificate's text: the budget is met if the KL of its worst kind is within the budget as well.
+The certificate's text then tests a few of its alphas in ascending order, until one fails: for each kind of text, the upper bound
+of the mean KL of a piece (eval/upper_bound.py) must be within the budget. The selection text alone decides the order, so weights
+that exceed the budget pass with a probability of at most 1 - LEVEL, for any number of tests (arXiv:2110.01052).
+
+KL is KL(base || model) in nats per token, averaged over the tokens of a piece, then over the pieces of a kind: prose, code or tables,
+questions, of this project's own texts without pieces that occur in the training data. The kind `forgetting.keep` has the user's
+prompts with the base's greedy answers, on which its KL is measured.
 """
 
 import json
@@ -15,14 +18,15 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from common.sha256 import sha256
-from configs.config import Config
+from configs.config import Config, Forgetting
 from configs.load import is_of_answers
 from data.examples import Documents
 from data.sources import Corpus
@@ -33,6 +37,8 @@ from distributed.sharding import local, local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
+from eval.questions import start_tokens
+from eval.upper_bound import LEVEL, METHOD, BoundedMean, bounded_mean
 from model.dtypes import dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
@@ -43,9 +49,18 @@ from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
 from training.inputs import Inputs
 
+if TYPE_CHECKING:
+    from training.start import TrainingRun
+
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
 MIDDLE = 12  # tokens in the middle of a piece, by which it is recognised in training data
+CAP = 4  # times the budget: a piece with a larger KL counts as this much
+TESTED = 4  # alphas that the certificate's text tests at most
+KEEP = "forgetting.keep"  # the kind of the user's prompts
+SELECTING = 5  # each 5th prompt of forgetting.keep selects, the others certify
+Kinds = dict[str, BoundedMean]  # the KL of each kind of text
+Sequences = list[tuple[list[int], list[bool]]]  # token ids, and which of them are targets
 
 
 class Stopped(Exception):
@@ -77,7 +92,7 @@ class AgainstBase:
 
 
 def keep_budget(
-    config: Config, step: int, evaluations: Evaluations, checkpoints: Path, record: RunRecord, dtype: torch.dtype
+    training: "TrainingRun", step: int, evaluations: Evaluations, record: RunRecord, dtype: torch.dtype
 ) -> dict | None:
     """Choose the weights to export after `step` in `dtype`, leave them in the model, and return their certificate, plain JSON.
 
@@ -86,23 +101,24 @@ def keep_budget(
     independent test of weights chosen later. Raise UserError if a checkpoint is damaged, and if the base's weights have changed
     since this start.
     """
+    config, checkpoints = training.config, training.directory / "checkpoints"
     run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
     assert isinstance(run, AgainstBase) and max_kl is not None
     line, ranks, best_by, candidates = Line(run, config, dtype), run.stop.ranks, evaluations.best_by, []
     if read_on_first(lambda: hash_weights(config.model.path), ranks) != run.data.files["the weights"]:
         raise UserError(f"the weights in {config.model.path} have changed since this start; put them back to export")
     try:
-        texts = Texts(SELECTION, line)
+        kept = answers_of_base(run, line, config, training.model_config)
+        texts = Texts(SELECTION, line, config.forgetting, kept)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
             ranks.watch.at(f"the budget of {path.name}")
             line.load(path)
-            alpha = largest_alpha(lambda alpha: upper_bound(texts.measure(alpha)) <= max_kl + ROUNDING)
-            kl = texts.measure(alpha)
-            point = {"step": int(path.name.removeprefix("step-")), "alpha": alpha, "bound": upper_bound(kl)}
-            candidates.append(point | _score(evaluations, run) | {"text": texts.measured(kl)})
+            alpha = largest_alpha(lambda alpha: worst(texts.measure(alpha)) <= max_kl + ROUNDING)
+            kl, value = worst(texts.measure(alpha)), _score(evaluations, run)["value"]
+            candidates.append({"step": int(path.name.removeprefix("step-")), "alpha": alpha, "kl": kl, "value": value})
             run.say(
-                f"budget: {path.name}, alpha {alpha:.3f}: KL below {point['bound']:.4g} on each kind of the selection text, "
-                f"{curve_of(best_by)} {candidates[-1]['value']:.4g}"
+                f"budget: {path.name}, alpha {alpha:.3f}: KL {kl:.4g} on the worst kind of the selection text, "
+                f"{curve_of(best_by)} {value:.4g}"
             )
         best = candidates[-1]
         for candidate in candidates[-2::-1]:  # the last of equal candidates wins
@@ -110,29 +126,50 @@ def keep_budget(
                 best = candidate
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
-        record.add("certificate", sha256=read_on_first(lambda: sha256(CERTIFICATE), ranks))
-        texts = Texts(CERTIFICATE, line)
-        judged = texts.measure(best["alpha"])
+        texts = Texts(CERTIFICATE, line, config.forgetting, kept)
+        record.add("certificate", files=texts.sha256)
+        alpha, judged = last_within(best["alpha"], best["kl"], texts.measure, max_kl)
+        line.go(alpha)
+        score, base_value = _score(evaluations, run), evaluations.base_value
+        if base_value is None:  # run.best_by has changed since step 0
+            line.go(0.0)
+            base_value = _score(evaluations, run)["value"]
+            line.go(alpha)
     except Stopped:
         return None
 
     def certificate() -> dict:
         """Return the content of certificate.json about the weights that are exported."""
-        base = {"share_of_tuned": best["alpha"], "base": fingerprint_of_base(config.model.path)}
-        worst = float(np.max([interval.value for interval in judged.values()]))
-        return best | {
+        base = {"share_of_tuned": alpha, "base": fingerprint_of_base(config.model.path)}
+        bound, tuned = worst(judged, "bound"), math.nan if evaluations.best_value is None else evaluations.best_value
+        gain = (score["value"] - base_value) / (tuned - base_value) if is_better(best_by, tuned, base_value) else 0.0
+        holds = {
+            "alpha 0 is the base": alpha > 0,
+            "its KL is too large": bound <= max_kl + ROUNDING,
+            "its gain is too small": max(gain, 0.0) >= config.forgetting.min_gain,
+        }
+        return score | {
+            "step": best["step"],
+            "alpha": alpha,
             "max_kl": max_kl,
-            "met": bool(np.max([worst, best["bound"]]) <= max_kl + ROUNDING),
-            "worst": worst,
+            "min_gain": config.forgetting.min_gain,
+            "met": all(holds.values()),
+            "misses": [miss for miss in holds if not holds[miss]],
+            "bound": bound,
+            "gain": gain,
+            "level": LEVEL,
+            "method": METHOD,
+            "cap": CAP * max_kl,
+            "start": run.tokenizer.decode(start_tokens(run.tokenizer)),
             "curve": best_by,
             "weights": {evaluations.best_step: "best", step: "last"}.get(best["step"], "kept"),
-            "averaged": base if best["alpha"] < 1 else None,
+            "averaged": base if alpha < 1 else None,
             "means": means_of(config, run.data.train),
             "dtype": dtype_name(run.dtype),
             "readings": sum(entry.kind == "certificate" for entry in record.read()),
             **marks_of(checkpoint),
-            "texts": [texts.measured(judged), best["text"]],
-            "candidates": [{name: point[name] for name in ("step", "alpha", "bound", "value")} for point in candidates],
+            "texts": texts.measured(judged),
+            "candidates": candidates,
         }
 
     content = read_on_first(certificate, ranks)
@@ -156,9 +193,46 @@ def largest_alpha(meets: Callable[[float], bool]) -> float:
     return low
 
 
-def upper_bound(kl: dict[str, Interval]) -> float:
-    """Return the largest upper bound of all kinds. NaN, if a kind has no interval, exceeds every budget."""
-    return float(np.max([interval.high for interval in kl.values()]))
+def last_within(alpha: float, kl: float, measure: Callable[[float], Kinds], max_kl: float) -> tuple[float, Kinds]:
+    """Return the alpha to export, and its measurement by `measure` on the certificate's text.
+
+    `alpha` has the KL `kl` on the selection text. Alphas are tested upwards, from that with half of the budget there (KL grows with
+    about alpha's square), to `alpha`. The first failure ends the tests, and the alpha before it is returned, or the first one. To
+    go on behind a failure, or to let the certificate's text choose what is tested, would break the level.
+    """
+    first, last = alpha * min(1.0, math.sqrt(max_kl / 2 / kl)) if kl > 0 else alpha, None
+    for tested in dict.fromkeys(np.linspace(first, alpha, TESTED).tolist()):
+        kinds = measure(tested)
+        is_within = worst(kinds, "bound") <= max_kl + ROUNDING
+        if last is None or is_within:
+            last = tested, kinds
+        if not is_within:
+            break
+    assert last
+    return last
+
+
+def worst(kl: Kinds, figure: str = "mean") -> float:
+    """Return the largest mean, or bound, of all kinds. NaN, if a kind has no piece, exceeds every budget."""
+    return float(np.max([getattr(of_kind, figure) for of_kind in kl.values()]))
+
+
+def answers_of_base(run: AgainstBase, line: "Line", config: Config, model_config: PretrainedConfig) -> Sequences:
+    """Return the prompts of forgetting.keep, each followed by the base's greedy answer and its end, which are the targets.
+
+    Every rank must call this. It leaves the base in the model.
+    """
+    questions = run.data.keep
+    if questions is None:
+        return []
+    line.to_base()
+    settings = model_config, run.dtype, run.tokenizer, run.stop, run.say
+    answers = Answers(dict, config.model.path, questions, run.model, *settings).generate()
+    if answers is None:
+        raise Stopped
+    ends = [list(questions.stop_ids[: len(answer) < questions.max_new_tokens]) for answer in answers]
+    parts = zip(questions.prompts, answers, ends, strict=True)
+    return [(p + a + end, [False] * len(p) + [True] * len(a + end)) for p, a, end in parts]
 
 
 class Line:
@@ -208,40 +282,53 @@ class Line:
 
 
 class Texts:
-    """The texts of a file with their kinds and the base's distributions on them, without texts that are trained on."""
+    """Texts of several kinds and the base's distributions on them, without texts of `path` that are trained on."""
 
-    def __init__(self, path: Path, line: Line) -> None:
-        """Read the file and measure the base, which stays in the model. Every rank must call this."""
+    def __init__(self, path: Path, line: Line, settings: Forgetting, answers: Sequences) -> None:
+        """Read the file and measure the base, which stays in the model. Every rank must call this.
+
+        answers: of all prompts of forgetting.keep; `path` decides which of them belong to it.
+        """
         rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+        rows = rows if settings.general_text else []
         run, data = line.run, line.run.data
         encoded = forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows])
         is_trained = trained_on([ids for ids, _ in encoded], data.train, run.stop.ranks)
-        kept = np.flatnonzero(~is_trained)
-        self.line, self.path, self.left_out = line, path, len(rows) - len(kept)
-        self.all_kinds = list(dict.fromkeys(row["kind"] for row in rows))
-        self.kinds = np.array([rows[number]["kind"] for number in kept])
-        documents = forgetting.as_documents([encoded[number] for number in kept])
+        untrained = np.flatnonzero(~is_trained)
+        selects = path == SELECTION
+        mine = [sequence for i, sequence in enumerate(answers) if (i % SELECTING == 0) == selects]
+        self.line, self.max_kl, self.left_out = line, settings.max_kl or 0.0, len(rows) - len(untrained)
+        self.kinds = np.array([rows[number]["kind"] for number in untrained] + [KEEP] * len(mine))
+        self.files = {path.name: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
+        self.sha256 = {path.name: read_on_first(lambda: sha256(path), run.stop.ranks)} if rows else {}
+        if data.keep:
+            self.files[KEEP], self.sha256[KEEP] = [KEEP], data.kept
+        documents = forgetting.as_documents([encoded[number] for number in untrained] + mine)
         line.to_base()
         shared = data.first_new_row or len(run.tokenizer)
         self.base = forgetting.remember_base(run.model, documents, data.dealer, shared, run.stop)
 
-    def measure(self, alpha: float) -> dict[str, Interval]:
-        """Return the KL per token of each kind at `alpha`, and leave the model there. Every rank must call this.
+    def measure(self, alpha: float) -> Kinds:
+        """Return the mean KL of the pieces of each kind at `alpha`, and leave the model there. Every rank must call this.
 
         The result is rank 0's on every rank, because all ranks branch by it. Raise Stopped after a signal.
         """
         self.line.go(alpha)
         run = self.line.run
-        sums = _compare(self.base, run)[:, [2, 0]]
+        sums = _compare(self.base, run)
+        kl, cap = sums[:, 2] / sums[:, 0], CAP * (self.max_kl + ROUNDING)
+        kinds = [kind for kinds in self.files.values() for kind in kinds]
         return read_on_first(
-            lambda: {kind: _ratio(sums[self.kinds == kind]) for kind in self.all_kinds}, run.stop.ranks
+            lambda: {kind: bounded_mean(kl[self.kinds == kind], cap) for kind in kinds}, run.stop.ranks
         )
 
-    def measured(self, kl: dict[str, Interval]) -> dict:
-        """Return the part of the certificate about this text."""
-        of_kinds = {kind: asdict(interval) for kind, interval in kl.items()}
-        file = {"file": f"eval/texts/{self.path.name}", "sha256": sha256(self.path)}
-        return file | {"kl": of_kinds, "left_out": self.left_out}
+    def measured(self, kl: Kinds) -> list[dict]:
+        """Return the part of the certificate about these texts, file by file. `left_out` counts pieces that are trained on."""
+        parts = []
+        for file, kinds in self.files.items():
+            part = {"file": file, "sha256": self.sha256[file], "kl": {kind: asdict(kl[kind]) for kind in kinds}}
+            parts.append(part | {"left_out": 0 if file == KEEP else self.left_out})
+        return parts
 
 
 def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarray:
@@ -277,9 +364,7 @@ def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
 
 
 def _ratio(columns: np.ndarray, resamples: int = 10_000) -> Interval:
-    """Return the ratio of two columns' sums with its interval. It is NaN for fewer than two pieces, which meet no budget."""
-    if len(columns) < 2:
-        return Interval(math.nan, math.nan, math.nan)
+    """Return the ratio of two columns' sums with its interval."""
     return bootstrap(columns, lambda sums: {"": sums[..., 0] / sums[..., 1]}, resamples=resamples)[""]
 
 
@@ -311,24 +396,30 @@ def _score(evaluations: Evaluations, run: AgainstBase) -> dict:
 def certificate_lines(certificate: dict) -> list[str]:
     """Return the content of a certificate in words, for the log and the model card."""
     alpha, low, high = (certificate[name] for name in ("alpha", "low", "high"))
-    chosen = f"step {certificate['step']}, alpha {alpha:.3f}" if alpha else "the base itself, alpha 0"
+    met = f"met with {certificate['level']:.0%} confidence: " if certificate["met"] else "NOT met: "
     lines = [
-        f"budget: forgetting.max_kl={certificate['max_kl']:g} is {'met' if certificate['met'] else 'NOT met'}: the KL to the base "
-        f"is {certificate['worst']:.4g} nats per token on the worst kind of the certificate's text; chosen: {chosen} of base + "
-        "alpha (tuned - base)"
+        f"budget: forgetting.max_kl={certificate['max_kl']:g} is {met}{''.join(f'{miss}; ' for miss in certificate['misses'])}"
+        f"the KL to the base is below {certificate['bound']:.4g} nats per token on each kind of text; chosen: step "
+        f"{certificate['step']}, alpha {alpha:.3f} of base + alpha (tuned - base)"
     ]
-    means, judged = (
-        ", ".join(certificate["means"]),
-        f"which this run has read {counted(certificate['readings'], 'time')}",
-    )
-    for text, use in zip(certificate["texts"], (judged, "which chose alpha"), strict=True):
-        kinds = [f"{kind} {kl['value']:.4g} ({kl['low']:.4g} to {kl['high']:.4g})" for kind, kl in text["kl"].items()]
-        lines.append(f"    KL on {text['file']}, {use}, with 95% intervals over pieces: {', '.join(kinds)}")
+    for text in certificate["texts"]:
+        kinds = [
+            f"{kind} {kl['mean']:.4g} (bound {kl['bound']:.4g}; {counted(kl['count'], 'piece')}, {kl['above_cap']} above the cap)"
+            for kind, kl in text["kl"].items()
+        ]
+        lines.append(f"    KL on {text['file']}: {', '.join(kinds)}")
         if text["left_out"]:
             lines.append(f"    warning: {text['left_out']} pieces of it are left out: the training data have them")
     score = f"{certificate['value']:.4g}" + ("" if low is None else f" ({low:.4g} to {high:.4g})")
-    lines.append(f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}")
-    return [*lines, f"    trained with {means or 'no remedy'}; measured in {certificate['dtype']}"]
+    return [
+        *lines,
+        f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}; "
+        f"{certificate['gain']:.3g} of the gain of the unaveraged weights (forgetting.min_gain={certificate['min_gain']:g})",
+        f"    {certificate['method']}; a KL above {certificate['cap']:g} counts as that; this run has read the certificate's "
+        f"text {counted(certificate['readings'], 'time')}, and the level holds for the first",
+        f"    trained with {', '.join(certificate['means']) or 'no remedy'}; measured in {certificate['dtype']}; each text begins "
+        f"with {certificate['start']!r}",
+    ]
 
 
 def means_of(config: Config, corpus: Corpus) -> list[str]:

@@ -44,7 +44,12 @@ EXPORT_AGAIN = "remove it, and export again"
 
 
 def contents_of_export(
-    config: Config, step: int, evaluations: Evaluations, model_config: PretrainedConfig, checkpoints: Path
+    config: Config,
+    step: int,
+    evaluations: Evaluations,
+    model_config: PretrainedConfig,
+    checkpoints: Path,
+    keep: str = "",
 ) -> dict:
     """Describe the export of a run that has ended after `step`, as plain JSON. Read no weights.
 
@@ -67,7 +72,8 @@ def contents_of_export(
     if best is not None and evaluations.curve != "validation/loss":
         contents |= {"best_by": evaluations.best_by, "best_value": evaluations.best_value}
     if config.forgetting.max_kl is not None:
-        contents["budget"] = {"max_kl": config.forgetting.max_kl, "by": evaluations.best_by}
+        budget = {name: getattr(config.forgetting, name) for name in ("max_kl", "min_gain", "general_text")}
+        contents["budget"] = budget | {"by": evaluations.best_by, "keep": keep}
     return contents
 
 
@@ -103,7 +109,7 @@ def is_finished(run: "TrainingRun", step: int, evaluations: Evaluations, is_chan
     config, ranks, directory, total_steps = run.config, run.ranks, run.directory / "export", run.data.total_steps
     checkpoints = run.directory / "checkpoints"
     contents = read_on_first(
-        lambda: contents_of_export(config, step, evaluations, run.model_config, checkpoints), ranks
+        lambda: contents_of_export(config, step, evaluations, run.model_config, checkpoints, run.data.kept), ranks
     )
     finished = (step == total_steps or evaluations.is_stalled) and evaluations.is_judged
     problems = damage_of_export(directory, contents, ranks) if finished else None
@@ -165,7 +171,8 @@ def check_budget(run: "TrainingRun") -> None:
         from training.budget import certificate_lines
 
         certificate = read_on_first(lambda: read_certificate(run.directory), run.ranks)
-        if certificate and certificate["max_kl"] == forgetting.max_kl and not certificate["met"]:
+        budget = {name: certificate.get(name) for name in ("max_kl", "min_gain")}
+        if budget == {name: getattr(forgetting, name) for name in budget} and not certificate["met"]:
             sentence = certificate_lines(certificate)[0].removeprefix("budget: ")
             raise NotMet(f"{sentence}; forgetting.strict=True does not allow that")
 
@@ -173,7 +180,10 @@ def check_budget(run: "TrainingRun") -> None:
 def read_certificate(run: Path) -> dict:
     """Return the certificate of a run's export; {} without a budget for forgetting. Raise UserError if it is damaged."""
     path = run / "export" / CERTIFICATE
-    return read_json(path, "remove it, and start the run again") if path.exists() else {}
+    certificate = read_json(path, "remove it, and start the run again") if path.exists() else {}
+    if certificate and "level" not in certificate:
+        raise UserError(f"{path} has no level of confidence: an unreleased version wrote it; start the run again")
+    return certificate
 
 
 def certificate_of(run: Path, contents: dict) -> dict:
@@ -196,14 +206,14 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
     directory, checkpoints = run.directory / "export", run.directory / "checkpoints"
     adapter = directory.with_name(ADAPTER_DIRECTORY)
     contents = read_on_first(
-        lambda: contents_of_export(config, state["step"], evaluations, model_config, checkpoints), ranks
+        lambda: contents_of_export(config, state["step"], evaluations, model_config, checkpoints, run.data.kept), ranks
     )
     certificate: dict | None = {}
     dtype = getattr(torch, str(contents["dtype"]))
     if config.forgetting.max_kl is not None:
         from training.budget import keep_budget
 
-        certificate = keep_budget(config, state["step"], evaluations, checkpoints, record, dtype)
+        certificate = keep_budget(run, state["step"], evaluations, record, dtype)
         if certificate is None:
             return None
         chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")
@@ -270,9 +280,11 @@ def lines_of_export(run: "TrainingRun", state: dict, evaluations: Evaluations, c
     lines = [evaluations.why_stalled(step)] if step < run.data.total_steps else []
     if state["updates"] == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
+    share = (contents.get("averaged") or {}).get("share_of_tuned")  # with a budget for forgetting
+    name = f"the {contents['weights']} weights" if share != 0 else "the base's weights: no other meet the budget"
+    average = f", alpha {share:.3f} of their average with the base" if share else ""
     lines.append(
-        f"exported the {contents['weights']} weights (step {contents['step']}{judged}, {contents['dtype']}) to "
-        f"{run.directory / 'export'}"
+        f"exported {name} (step {contents['step']}{average}{judged}, {contents['dtype']}) to {run.directory / 'export'}"
         + (f", and the adapter to {run.directory / 'adapter'}" if run.config.lora.rank else "")
     )
     if export == "best" and evaluations.best_step is None:

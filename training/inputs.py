@@ -87,6 +87,8 @@ class Inputs:
     old_domain: Documents | Windows | None  # ewc.data, from which EWC estimates its Fisher diagonal
     local: Config  # the config with all data on this machine
     questions: Questions | None = None  # the examples of run.eval_generate
+    keep: Questions | None = None  # the prompts of forgetting.keep
+    kept: str = ""  # the SHA-256 of that file
     first_new_row: int | None = None  # of embedding and head: the first row of a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # the part of the identity that `hash_files` returns
     chats: ChatSettings = ChatSettings()  # how chats are rendered
@@ -261,11 +263,15 @@ def read_inputs(
     def deal_of(items: Items) -> Deal:
         return dealer.deal(items, train, world_size)
 
-    questions = None
+    questions, keep, kept = None, None, ""
     if config.run.eval_generate:
         from training.questions import choose_questions
 
         questions = choose_questions(config, reader, train.sources[0], is_first=show_progress)
+    if config.forgetting.keep:
+        from training.questions import prompts_to_keep
+
+        keep, kept = prompts_to_keep(config.forgetting.keep, config.model, reader.encoder)
     new_row = first_new_row(config.model.path)
     return Inputs(
         train,
@@ -279,6 +285,8 @@ def read_inputs(
         old_domain,
         config,
         questions,
+        keep,
+        kept,
         new_row,
         chats=chat_settings(data),
         stop_ids=reader.encoder.stop_ids,

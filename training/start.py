@@ -97,6 +97,7 @@ def join_run(
                 "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
                 "the data of data.validation": [source.fingerprint for source in validation],
                 "the questions of run.eval_generate": inputs.questions.digest() if inputs.questions else None,
+                "the prompts of forgetting.keep": inputs.keep.digest() if inputs.keep else None,
                 "the tokens of generation_config.json": generation_stops(tokenizer),
                 "versions": library_versions(),
                 "the device type": ranks.device.type,

@@ -129,6 +129,10 @@ REFUSED = {
     "run.best_by=validation/loss/x": "needs a source of data.mix with that name and validation files",
     "run.best_by=fi": "run.best_by=fi must be the name of a curve, and NAME:max or NAME:min where",
     "eval.metric=a:b:c": "eval.metric must be MODULE:FUNCTION, or the module of a task, not 'a:b:c'",
+    "forgetting.min_gain=0.5": "forgetting.min_gain=0.5 needs forgetting.max_kl",
+    "forgetting.min_gain=1": "forgetting.min_gain must be at least 0 and below 1, not 1",
+    "forgetting.keep=a.jsonl": "forgetting.keep=a.jsonl needs forgetting.max_kl",
+    "forgetting.general_text=False": "forgetting.general_text=False needs forgetting.keep, on which the budget then",
     "forgetting.max_kl=0.2 data.validation=v": "forgetting.max_kl=0.2 needs run.eval_general=True, which shows",
     "forgetting.max_kl=0.2 data.validation=v run.eval_general=True run.best_by=forgetting/kl": "needs a run.best_by that scores the task",
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 A run saves its Fisher diagonal and reference in runs/NAME/ewc. The plant `note_penalty` writes the whole weights and their
 gradients before and after the penalty in step 2, in which the weights have moved. tests/model/ewc/test_fisher.py compares the
-estimators with their definitions.
+estimate with its definition.
 """
 
 import json
@@ -19,8 +19,7 @@ from tests.tiny import write_chat_file
 
 STRENGTH = 100.0
 NOTED = ("r1", "r2", "r2-none", "r2-grad-op", "r2-reused", "r1-bf16", "r2-bf16")
-BF16 = ("optimizer.memory=12N", "ewc.dtype=bf16", "ewc.estimator=empirical", "optimizer.max_steps=2")
-EMPIRICAL = ("ewc.estimator=empirical", "optimizer.max_steps=1")
+BF16 = ("optimizer.memory=12N", "ewc.dtype=bf16", "optimizer.max_steps=2")
 pytestmark = pytest.mark.slow
 
 
@@ -55,7 +54,6 @@ def runs(folder) -> Path:
     validated = ("run.eval_general=True", f"data.validation={folder / 'old.jsonl'}")
     on_one_rank = [
         run("r1", *validated),
-        run("r1-empirical", *EMPIRICAL),
         run("r1-bf16", *BF16),
     ]
     launch(folder, "one", 1, on_one_rank)
@@ -64,7 +62,6 @@ def runs(folder) -> Path:
         # grad_op leaves the parameters gathered after an evaluation. Here an evaluation runs before each step.
         run("r2-grad-op", *validated[1:], "sharding.strategy=grad_op", "run.eval_every=1"),
         run("r2-none", "sharding.strategy=none", "data.packing=True", "run.stop_at=2"),
-        run("r2-empirical-packed", *EMPIRICAL, "data.packing=True"),
         run("r2-reused", "ewc.data=", f"ewc.fisher={folder}/runs/r1/ewc"),  # saved by 1 rank
         run("r2-bf16", *BF16),
         run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl"),  # the data is not read
@@ -109,7 +106,6 @@ def squares(tensors: dict[str, torch.Tensor]) -> float:
         ("r2", "r1"),
         ("r2-none", "r1"),  # packed
         ("r2-grad-op", "r1"),
-        ("r2-empirical-packed", "r1-empirical"),
     ],
 )
 def test_fisher_is_independent_of_ranks_and_packing(runs, name, reference) -> None:

@@ -189,7 +189,7 @@ def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
 
 
 def test_ewc_counts_experts_it_does_not_hold(path, tmp_path, ranks) -> None:
-    settings, messages, packed = EWC(1.0, ("old.jsonl",), documents=1, estimator="empirical"), [], load(path)
+    settings, messages, packed = EWC(1.0, ("old.jsonl",), documents=1), [], load(path)
     dealer, stop = Dealer(256, length_as_cost), SimpleNamespace(agreed=lambda: False, ranks=ranks)
     penalty = start_penalty(packed, settings, tmp_path / "ewc", documents([3]), dealer, "full", stop, messages.append)
     assert penalty is not None

@@ -63,16 +63,15 @@ def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks) -> None:
     )
 
 
-@pytest.mark.parametrize("estimator", ["model", "empirical"])
-def test_fisher_counts_a_document_by_its_weight(tmp_path, ranks, estimator, monkeypatch) -> None:
-    path, settings = write_model(tmp_path), EWC(estimator=estimator, documents=2, batch=1)
+def test_fisher_counts_a_document_by_its_weight(tmp_path, ranks, monkeypatch) -> None:
+    path, settings = write_model(tmp_path), EWC(documents=2, batch=1)
     documents = corpus(1)
     results = {}
     for name, factors in {"one": (1, 0), "other": (0, 1), "both": (4, 1)}.items():
         kept = [i for i in (0, 1) if factors[i]]
         weights = [np.where(documents.get(i)[1], np.float32(factors[i]), np.float32(0)) for i in kept]
         source, first = InMemory([documents.get(i)[0] for i in kept], weights), kept[0]
-        # The documents keep their numbers, and therefore their signs and samples.
+        # The documents keep their numbers, and therefore their samples.
         numbers = lambda *of, first=first: document_numbers(*of) + (first << 20)  # noqa: E731
         monkeypatch.setattr(ewc, "document_numbers", numbers)
         num_targets = sum(map(source.num_targets, drawn_items(source, settings)))

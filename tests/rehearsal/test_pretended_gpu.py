@@ -11,7 +11,7 @@ from tests.processes import run_python, run_ranks
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("pretend_worker.py")
 QUIET = "step 2"  # not logged, hence without any wait
-EWC, OTHER_EWC = ("ewc.strength=1.0", "ewc.documents=2", "ewc.batch=2"), ("ewc.device=cpu", "ewc.estimator=empirical")
+EWC, OTHER_EWC = ("ewc.strength=1.0", "ewc.documents=2", "ewc.batch=2"), ("ewc.device=cpu",)
 BF16 = "model.compute_dtype=bf16"
 ALONE = "data.validation="  # without evaluations: fp32, bf16 and ewc have them
 # Operators that raise on CUDA under run.deterministic:

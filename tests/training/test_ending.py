@@ -17,7 +17,17 @@ from distributed.checkpoint_directory import write_manifest
 from distributed.process_group import Ranks
 from training import ending
 from training.checkpointer import Record, RunRecord
-from training.ending import EXPORT, check_budget, contents_of_export, damage_of_export, export_run, is_finished, sums_of
+from training.ending import (
+    EXPORT,
+    check_budget,
+    contents_of_export,
+    damage_of_export,
+    export_run,
+    is_finished,
+    lines_of_export,
+    read_certificate,
+    sums_of,
+)
 from training.evaluations import SAVED, Evaluations
 from training.start import TrainingRun
 
@@ -28,7 +38,7 @@ MODEL = SimpleNamespace(dtype=torch.float32)
 
 def run_of(folder: Path, ranks: Ranks, config: Config = CONFIG) -> TrainingRun:
     """A run of 8 steps in `folder`."""
-    data = SimpleNamespace(total_steps=8, chats=None, stop_ids=())
+    data = SimpleNamespace(total_steps=8, chats=None, stop_ids=(), kept="")
     parts = {"model": None, "model_config": MODEL, "tokenizer": None}
     return SimpleNamespace(config=config, data=data, ranks=ranks, directory=folder, **parts)  # type: ignore[return-value]
 
@@ -118,11 +128,19 @@ def test_export_edited_with_its_certificate_is_refused(tmp_path, ranks) -> None:
 
 
 def test_certificate_of_another_budget_is_ignored(tmp_path, ranks) -> None:
-    text = {"kl": {"prose": {"value": 0.3, "low": 0.2, "high": 0.4}}, "file": "f", "left_out": 0}
+    kl = {"mean": 0.3, "bound": 0.4, "count": 80, "above_cap": 1}
+    text = {"kl": {"prose": kl}, "file": "f", "left_out": 0}
     certificate = {
         "max_kl": 0.1,
         "met": False,
-        "worst": 0.3,
+        "min_gain": 0.0,
+        "misses": ["its KL is too large"],
+        "bound": 0.4,
+        "gain": 0.5,
+        "level": 0.95,
+        "method": "a bet",
+        "cap": 0.4,
+        "start": "<s>",
         "alpha": 1.0,
         "step": 8,
         "low": None,
@@ -132,15 +150,35 @@ def test_certificate_of_another_budget_is_ignored(tmp_path, ranks) -> None:
     certificate |= {
         "means": [],
         "readings": 1,
-        "texts": [text, text],
+        "texts": [text],
         "curve": "validation/loss:min",
         "dtype": "float32",
     }
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "certificate.json").write_text(json.dumps(certificate))
     check_budget(run_of(tmp_path, ranks, replace(CONFIG, forgetting=Forgetting(max_kl=0.5, strict=True))))
-    with pytest.raises(NotMet, match="forgetting.max_kl=0.1 is NOT met: the KL to the base is 0.3"):
+    with pytest.raises(
+        NotMet, match="forgetting.max_kl=0.1 is NOT met: its KL is too large; the KL to the base is below 0.4"
+    ):
         check_budget(run_of(tmp_path, ranks, replace(CONFIG, forgetting=Forgetting(max_kl=0.1, strict=True))))
+
+
+def test_certificate_of_unreleased_version_is_refused(tmp_path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "certificate.json").write_text(json.dumps({"max_kl": 0.1, "met": True, "worst": 0.1}))
+    with pytest.raises(UserError, match="certificate.json has no level of confidence: .*; start the run again"):
+        read_certificate(tmp_path)
+
+
+def test_log_names_the_weights_of_a_budget(tmp_path, ranks) -> None:
+    contents = contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
+    for share, words in (
+        (0.0, "exported the base's weights: no other meet the budget (step 8"),
+        (0.25, "the last weights (step 8, alpha 0.250 of"),
+    ):
+        averaged = contents | {"averaged": {"share_of_tuned": share, "base": "0123"}}
+        lines = lines_of_export(run_of(tmp_path, ranks), {"step": 8, "updates": 8}, found(), averaged)
+        assert sum(words in line for line in lines) == 1, lines
 
 
 def test_export_cut_off_by_a_kill_is_repeated(tmp_path, ranks, capsys) -> None:

@@ -141,7 +141,13 @@ def test_free_settings_are_listed_and_not_refused(folder, of) -> None:
     config = with_value(config_of(folder), "data.validation", (str(folder / "other.jsonl"),))
     first, settings = of(config)
     values = {"optimizer.epochs": 3, "optimizer.max_steps": 7, "data.validation": (str(folder / "train.jsonl"),)}
-    values |= {"batch.micro_batch": 2, "data.cache": str(folder / "tokens"), "run.log_to": ()}
+    write_chat_file(folder / "keep.jsonl", 24)
+    values |= {
+        "forgetting.keep": str(folder / "keep.jsonl"),
+        "batch.micro_batch": 2,
+        "data.cache": str(folder / "tokens"),
+        "run.log_to": (),
+    }
     for name in FREE:
         section, _, key = name.partition(".")
         now = getattr(getattr(config, section), key)

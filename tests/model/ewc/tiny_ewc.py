@@ -1,7 +1,7 @@
 """A tiny model and corpus for the tests of EWC.
 
 The model has a vocabulary of 16, so that the expectation over labels can be computed exactly. Every copy of a document in
-the corpus has its own document number, and therefore its own sign and samples.
+the corpus has its own document number, and therefore its own samples.
 """
 
 import types
