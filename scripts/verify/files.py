@@ -16,7 +16,16 @@ from common.durable_files import SUFFIX, temporary_path
 from common.errors import UnknownFormat, UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.config import LoRA
-from distributed.checkpoint_directory import MANIFEST, SET_ASIDE, CheckedFile, checkpoint_name, marks_of, read_manifest
+from distributed.checkpoint_directory import (
+    INDEX,
+    MANIFEST,
+    SET_ASIDE,
+    CheckedFile,
+    CheckpointReader,
+    checkpoint_name,
+    marks_of,
+    read_manifest,
+)
 from model.architectures import first_new_row
 from model.language_model import PackedLanguageModel, build_on_meta
 from model.lora import PREFIX, WEIGHTS, adapter_of_checkpoint
@@ -200,6 +209,8 @@ def _check_checkpoint(path: Path, saved: list[Entry], entries: list[Entry]) -> N
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # one core is slower than most disks
             list(pool.map(check, files))
+        if INDEX in files:
+            CheckpointReader(path, files, f"{entry} names it")  # an index that names code is refused
     except UnknownFormat:  # the manifest is the recorded one, and another version of the code wrote it
         raise
     except UserError as error:

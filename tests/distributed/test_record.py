@@ -4,6 +4,7 @@
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,8 @@ from scripts.verify.files import Differs, check_files, read_record
 from scripts.verify.replay import EXACT, NOT_EXACT, replay
 from scripts.verify.seen import seen
 from tests.distributed.launch import flip_bit, launch, rows, run_of, workplace
+from tests.forged import Touch, replace_file, rewrite
+from tests.processes import ROOT, run_python
 from training.checkpointer import Record
 
 pytestmark = pytest.mark.slow
@@ -282,3 +285,21 @@ def test_evaluation_of_finished_run_has_entries(runs) -> None:
     kinds = [(entry.kind, entry.step) for entry in read_record(runs / "again")][-9:]
     assert kinds[:4] == [("checkpoint", 5), ("checkpoint", 6), ("stop", 6), ("export", 6)]
     assert kinds[4:] == [(kind, 6) for kind in ("start", "evaluation", "checkpoint", "stop", "export")]
+
+
+def test_hostile_index_runs_nothing(folder, runs, tmp_path) -> None:
+    """The manifest, the record and its chain are those of the hostile index."""
+    run, mark = Path(shutil.copytree(runs / "other", folder / "runs" / "hostile")), tmp_path / "executed"
+    for checkpoint in (run / "checkpoints").iterdir():
+        replace_file(checkpoint, ".metadata", pickle.dumps(Touch(mark)))
+    rewrite(run)
+    sentence = ".metadata is not an index that torch.distributed.checkpoint writes (it names 'posix', 'system')"
+    resumed = [str(folder / "config.py"), "run.name=hostile", "run.seed=1", "run.stop_at=5"]
+    for script, arguments, code in (
+        ("scripts/verify.py", [run], 1),
+        ("scripts/export.py", [run, "--out", tmp_path / "out"], 2),
+        ("train.py", resumed, 2),
+    ):
+        done = run_python(ROOT / script, *arguments)
+        assert done.returncode == code and sentence in done.stderr, done.stdout + done.stderr
+        assert done.stderr.count("\n") == 1 and not mark.exists()
