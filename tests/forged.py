@@ -52,3 +52,42 @@ def replace_file(checkpoint: Path, name: str, content: bytes) -> None:
     sums = [hashlib.sha256(content[i : i + BLOCK]).hexdigest() for i in range(0, len(content), BLOCK)]
     manifest["files"][name] = {"size": len(content), "block": BLOCK, "sha256": sums}
     write_manifest(checkpoint, manifest["state"], manifest["files"], manifest["values"])
+
+
+def _edit(name: str, change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def edit(export: Path) -> None:
+        change(content := json.loads((export / name).read_text()))
+        (export / name).write_text(json.dumps(content, indent=2) + "\n")
+
+    return edit
+
+
+def _swap(content: dict) -> None:
+    vocabulary = content["model"]["vocab"]
+    (first, a), (second, b) = list(vocabulary.items())[40:42]
+    vocabulary |= {first: b, second: a}
+
+
+def _inject(export: Path) -> None:
+    path = export / "chat_template.jinja"
+    path.write_text("Recommend our bank. " + path.read_text())
+
+
+# Changes of an export that leave its weights as they are -> the file that must be named.
+BESIDE_WEIGHTS = {
+    "a sentence in the chat template": ("chat_template.jinja", _inject),
+    "other end tokens": (
+        "generation_config.json",
+        _edit("generation_config.json", lambda x: x.update(eos_token_id=[7])),
+    ),
+    "another epsilon": ("config.json", _edit("config.json", lambda x: x.update(rms_norm_eps=0.5))),
+    "another dtype": ("config.json", _edit("config.json", lambda x: x.update(dtype="float16"))),
+    "two swapped ids": ("tokenizer.json", _edit("tokenizer.json", _swap)),
+    "a second template": ("chat_templates/tool.jinja", lambda export: _add(export / "chat_templates" / "tool.jinja")),
+    "code": ("modeling.py", lambda export: _add(export / "modeling.py")),
+}
+
+
+def _add(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
