@@ -70,6 +70,10 @@ from training.ending import (
 )
 from training.identity import of_model_config
 
+VARYING = (
+    rb'\n *"(transformers_version|peft_version|local_files_only)": ("[\w.+-]*"|true|false),?(?=\n)'  # lines of JSON
+)
+
 
 @dataclass(frozen=True)
 class Export:
@@ -271,12 +275,13 @@ def differing_files(out: Path, config: Config, contents: dict) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         write_beside_weights(Path(folder), config, contents)
         expected = {path.name for path in Path(folder).iterdir()}
-        same = [name for name in names & expected if _content(out / name) == _content(Path(folder, name))]
+        same = [name for name in names & expected if content(out / name) == content(Path(folder, name))]
     return sorted((names | expected) - {*same})
 
 
-def _content(path: Path) -> bytes:
-    return re.sub(rb'\n *"transformers_version": "[^"]*",?', b"", path.read_bytes())
+def content(path: Path) -> bytes:
+    """Return the bytes of a file without lines on versions, and on whether the hub could be asked (HF_HUB_OFFLINE)."""
+    return re.sub(VARYING, b"", path.read_bytes())
 
 
 # ---- the proof ----------------------------------------------------------------------------------------------------------

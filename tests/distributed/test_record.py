@@ -20,12 +20,12 @@ from scripts.verify.files import Differs, check_files, read_record
 from scripts.verify.replay import EXACT, NOT_EXACT, replay
 from scripts.verify.seen import seen
 from tests.distributed.launch import flip_bit, launch, rows, run_of, workplace
-from tests.forged import Touch, replace_file, rewrite
+from tests.forged import BESIDE_WEIGHTS, Touch, replace_file, rewrite
 from tests.processes import ROOT, run_python
 from training.checkpointer import Record
 
 pytestmark = pytest.mark.slow
-STEPS = 6
+STEPS, PT = 6, {"format": "pt"}
 CHANGED = ("optimizer.learning_rate=5e-4", "run.resume=changed")
 ALL = ("run.save_every=1", "run.keep_last=9", "data.validation=")
 
@@ -173,10 +173,56 @@ def forge_export(run: Path, by: float = 0.25) -> None:
 
 def test_recorded_export_of_other_weights_is_named(runs, tmp_path) -> None:
     run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
-    sentence = "the last weights of step 6, equal to the tensors of their checkpoint"
-    assert any(line.endswith(sentence) for line in check_files(run, read_record(run), None))
+    sentence = (
+        "the last weights of step 6, equal to the tensors of their checkpoint; template, tokenizer and settings are"
+    )
+    assert any(sentence in line for line in check_files(run, read_record(run), None))
     forge_export(run)
     assert f"{run / 'export'}: model.norm.weight is not what" in problem(run)
+
+
+def with_head(export: Path) -> None:
+    """transformers reads a head of its own, although config.json ties it."""
+    weights = load_file(export / "model.safetensors")
+    save_file(weights | {"lm_head.weight": -weights["model.embed_tokens.weight"]}, export / "model.safetensors", PT)
+
+
+def with_index(export: Path) -> None:
+    """The index names files of the trained weights, and transformers reads model.safetensors."""
+    (export / "model.safetensors").rename(export / "part.safetensors")
+    weights = load_file(export / "part.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "part.safetensors")}
+    (export / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({name: -tensor for name, tensor in weights.items()}, export / "model.safetensors", PT)
+
+
+def with_copy(export: Path) -> None:
+    """A second file of the index has another tensor of a name that the index finds in the first."""
+    (export / "model.safetensors").rename(export / "part.safetensors")
+    weights = load_file(export / "part.safetensors")
+    norm = weights.pop("model.norm.weight")
+    save_file({"model.norm.weight": norm, "model.embed_tokens.weight": -norm}, export / "rest.safetensors", PT)
+    files = dict.fromkeys(load_file(export / "part.safetensors"), "part.safetensors")
+    index = {"weight_map": files | {"model.norm.weight": "rest.safetensors"}}
+    (export / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(weights, export / "part.safetensors", PT)
+
+
+OTHER_WEIGHTS = {
+    "a head": ("lm_head.weight", with_head),
+    "a file beside the index": ("model.safetensors", with_index),
+    "a copy of a tensor": ("model.embed_tokens.weight", with_copy),
+}
+
+
+@pytest.mark.parametrize("change", BESIDE_WEIGHTS | OTHER_WEIGHTS)
+def test_export_follows_from_base_and_run(change, runs, tmp_path) -> None:
+    """Manifest, export.json and record are those of the changed export."""
+    run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
+    name, do = (BESIDE_WEIGHTS | OTHER_WEIGHTS)[change]
+    do(run / "export")
+    rewrite(run)
+    assert f"{name} is not what" in problem(run)
 
 
 def test_foreign_and_missing_checkpoints_are_named(runs) -> None:

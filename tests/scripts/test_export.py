@@ -234,11 +234,20 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read, monkeypatch) ->
     output = export(run, "--out", adapter)
     assert ", an adapter -> " in output
     file, checkpoint = adapter / "adapter_model.safetensors", run / "checkpoints" / "step-000004"
-    entry = Record(run).read()[-1]
-    assert "with the adapter of their" in compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
-    save_file({name: tensor + 0.1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    with pytest.raises(Differs, match=f"q_proj.lora_A.weight is not what {checkpoint} has, of which entry 2"):
-        compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
+    entry, start = Record(run).read()[-1], json.loads((run / "config.json").read_text()) | {"directory": str(ROOT)}
+    written = json.loads((adapter / "export.json").read_text())
+    assert "with the adapter of their" in compare_tensors(run, adapter, written, start, entry)
+    weights_of_adapter, alpha = load_file(file), adapter / "adapter_config.json"
+    save_file({name: tensor + 0.1 for name, tensor in weights_of_adapter.items()}, file, {"format": "pt"})
+    with pytest.raises(Differs, match=f"adapter_model.safetensors is not what {checkpoint} gives, of which entry 2"):
+        compare_tensors(run, adapter, written, start, entry)
+    save_file(weights_of_adapter, file, {"format": "pt"})
+    whole = alpha.read_text()
+    for change in ('"lora_alpha": 4.0', '"lora_alpha": 9.0'), (str(folder / "model"), str(folder / "base")):
+        alpha.write_text(whole.replace(*change))
+        with pytest.raises(Differs, match=f"adapter_config.json is not what {checkpoint} gives, of which entry 2"):
+            compare_tensors(run, adapter, written, start, entry)
+    alpha.write_text(whole)
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 4.0, ["q_proj"])
     card = (adapter / "README.md").read_text()
