@@ -324,20 +324,24 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
     from scripts.check.tensors import compare_export, registered, trained  # loads the models of transformers
 
     checkpoint, averaged = run / "checkpoints" / checkpoint_name(entry.step), written.get("averaged") or {}
-    base = _base(start)
+    base, of_base = _base(start), dict[str, bool]()
     is_merged, is_adapter = written.get("adapter") or written.get("kind") == "merged", written.get("kind") == "adapter"
+    if (is_merged or is_adapter) and not start["config"]["lora"]["rank"]:
+        raise Differs(f"{folder / EXPORT} names an adapter, and the run has trained none")
+    if not 0 <= averaged.get("share_of_tuned", 1.0) <= 1:
+        raise Differs(f"{folder / EXPORT} names a share of {averaged['share_of_tuned']}, and no average has it")
     if marks_of(checkpoint)["checkpoint"] != entry.content["checkpoint"]:
         return "NOT PROVED, because their checkpoint is gone"
-    if not base.is_dir():
-        return "not compared with their checkpoint, because the base is not here"
-    if not averaged and (is_adapter or written.get("adapter")):
+    if averaged and not base.is_dir():
+        return "not compared with the tensors of their checkpoint"
+    if not averaged and base.is_dir() and (is_adapter or written.get("adapter")):
         _compare_adapter(folder if is_adapter else run / ADAPTER_DIRECTORY, checkpoint, written, start, entry)
         return "with the adapter of their checkpoint" + (", but merged weights are not compared" if is_merged else "")
     if is_merged or is_adapter:
         return "not compared with the tensors of their checkpoint"
     files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
-    weights = weights_of_directory(base, build_on_meta(AutoConfig.from_pretrained(folder)))
-    if averaged:
+    weights = weights_of_directory(base, build_on_meta(AutoConfig.from_pretrained(folder))) if base.is_dir() else None
+    if averaged and weights:
         bounds = _bounds(weights, first_new_row(base), share, "asked" in written)
     names = trained(checkpoint)
     is_equal, source = compare_export(folder, checkpoint, names, bounds), "the tensors"
@@ -345,16 +349,11 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
         of_registered = compare_export(folder, checkpoint, names, prefix=prefix)
         if all(of_registered.values()):  # an edited loop exports, for example, an average of the weights
             is_equal, source = of_registered, prefix.rstrip(".")
-
-    def around(name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the bounds of a frozen tensor, which a run may have kept in bf16."""
-        kept, apart = tensor.bfloat16().float(), 2**-21 * tensor.abs()
-        return tensor.minimum(kept) - apart, tensor.maximum(kept) + apart
-
-    frozen = sorted(weights.shapes.keys() - {*names})
-    of_base = compare_export(folder, checkpoint, frozen, around, read=lambda name: weights.read(name).float())
+    if weights:
+        read, frozen = weights.read, sorted(weights.shapes.keys() - {*names})
+        of_base = compare_export(folder, checkpoint, frozen, _kept, read=lambda name: read(name).float())
     wrong = sorted(name for name, same in (is_equal | of_base).items() if not same)
-    wrong += sorted(files.keys() - is_equal.keys() - of_base.keys())
+    wrong += sorted(files.keys() - is_equal.keys() - of_base.keys()) if weights else []
     for file in {tensor.file for tensor in files.values()}:
         with safe_open(file, framework="pt") as opened:
             wrong += [name for name in opened.keys() if files[name].file != file]  # noqa: SIM118 (no dictionary)
@@ -362,7 +361,14 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
     if wrong:
         raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
     verdict = f"averages of the base and {share:g} x the tensors" if averaged else f"equal to {source}"
-    return f"{verdict} of their checkpoint" + (f", and {len(of_base)} to those of the base" if of_base else "")
+    rest = f", and {len(of_base)} to those of the base" if of_base else ""
+    return f"{verdict} of their checkpoint{rest}" + ("" if weights else "; untrained ones are not compared")
+
+
+def _kept(name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the bounds of an untrained tensor of the base, which a run may have kept in bf16 and averaged with itself."""
+    rounded, apart = tensor.bfloat16().float(), 2**-21 * tensor.abs()
+    return tensor.minimum(rounded) - apart, tensor.maximum(rounded) + apart
 
 
 def _compare_adapter(folder: Path, checkpoint: Path, written: dict, start: dict, entry: Entry) -> None:
