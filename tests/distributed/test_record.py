@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.sha256 import sha256
 from scripts.verify import replay as replaying
-from scripts.verify.files import Differs, check_files, read_record
+from scripts.verify.files import Differs, check_files, read_record, unproved_exports
 from scripts.verify.replay import EXACT, NOT_EXACT, replay
 from scripts.verify.seen import seen
 from tests.distributed.launch import flip_bit, launch, rows, run_of, workplace
@@ -261,13 +262,57 @@ def forked(folder, monkeypatch) -> list[Path]:
     return kept
 
 
-def test_replay_of_all_steps_is_bitwise(runs, forked) -> None:
-    lines: list[str] = []
-    assert replay(runs / "run", read_record(runs / "run"), None, lines.append) == EXACT
+def remove_checkpoint(run: Path, step: int) -> None:
+    """Remove a checkpoint, with an entry that its run has done so before it ended."""
+    shutil.rmtree(run / "checkpoints" / f"step-00000{step}")
+    removed = {"kind": "pruning", "time": "2026-01-01T00:00:00+00:00", "removed": [f"step-00000{step}"]}
+    ends = [number for number, entry in enumerate(read_record(run)) if entry.kind == "stop"]
+    rewrite(run, lambda entries: [*entries[: ends[-1]], removed, *entries[ends[-1] :]])
+
+
+def test_replay_of_all_steps_is_bitwise(runs, forked, monkeypatch, tmp_path) -> None:
+    """It also exports again. By hand, step 4 was exported, and its checkpoint is gone."""
+    run, by_hand, lines = Path(shutil.copytree(runs / "run", tmp_path / "run")), tmp_path / "by_hand", list[str]()
+    done = run_python(ROOT / "scripts" / "export.py", run, "--step", 4, "--dtype", "bf16", "--out", by_hand)
+    assert done.returncode == 0, done.stderr
+    remove_checkpoint(run, 4)
+    unproved = unproved_exports(run, read_record(run))
+    assert list(unproved) == [by_hand]
+    done = run_python(ROOT / "scripts" / "verify.py", run)
+    assert done.returncode == 1 and f"NOT PROVED: {by_hand} is of step 4, whose checkpoint is gone" in done.stdout
+    assert replay(run, read_record(run), None, lines.append, unproved) == EXACT and not unproved
     assert lines[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
     assert lines[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and lines[1].endswith(" to the bit")
     assert lines[2].startswith("training steps 4 to 6 on 2 ranks") and "tensors of 2 checkpoints" in lines[3]
-    assert len(forked) == 2 and not list(runs.glob("replay-*"))
+    assert lines[4].startswith("exporting after step 6 on 2 ranks")
+    assert [line.partition(": its ")[0] for line in lines[5:]] == [str(run / "export"), str(by_hand)]
+    assert len(forked) == 3 and not list(tmp_path.glob("replay-*"))
+
+    def again(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
+        shutil.copytree(replays.pop(0), Path(command[-1]).parent, dirs_exist_ok=True)
+        return 0, ""
+
+    monkeypatch.setattr(replaying, "run_train", again)
+    whole = shutil.copytree(run, tmp_path / "whole")
+    for place, file in ((run / "export", "model.safetensors"), (by_hand, "chat_template.jinja")):
+        replays = [*forked]
+        (place / file).write_bytes((place / file).read_bytes()[:-1] + b"!")
+        rewrite(run)
+        with pytest.raises(Differs, match=f"{place / file} is not what the replay exports"):
+            replay(run, read_record(run), None, lines.append)
+        shutil.rmtree(run)
+        shutil.copytree(whole, run)
+
+
+def test_random_weights_without_checkpoint_are_not_proved(runs, tmp_path) -> None:
+    """Their export, the removal of the checkpoint and the head agree. A replay of another step proves nothing of them."""
+    run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
+    file = run / "export" / "model.safetensors"
+    save_file({name: torch.randn_like(tensor) for name, tensor in load_file(file).items()}, file, PT)
+    remove_checkpoint(run, 6)
+    head = read_record(run)[-1].digest
+    done = run_python(ROOT / "scripts" / "verify.py", run, "--head", head)
+    assert done.returncode == 1 and f"NOT PROVED: {run / 'export'} is of step 6, whose" in done.stdout, done.stderr
 
 
 def test_replay_from_checkpoint_finds_changes(folder, runs, forked, monkeypatch) -> None:
