@@ -38,7 +38,7 @@ from model.weights import Weights, weights_of_directory
 from scripts.chaos.compare import read_rows
 from training.checkpointer import FILE, METRICS, PREPARED, Entry, Record, not_given_up
 from training.description import counted
-from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
+from training.ending import ADAPTER_DIRECTORY, BOM, CARD, CERTIFICATE, EXPORT, SIGNATURE
 
 UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -241,6 +241,11 @@ def newest_exports(run: Path, entries: list[Entry]) -> dict[Path, Entry]:
     return {own if place == own.resolve() else place: entry for place, entry in exports.items()}
 
 
+def start_before(entries: list[Entry], entry: Entry) -> Entry:
+    """Return the newest start before an entry."""
+    return [earlier for earlier in entries[: entry.number] if earlier.kind == "start"][-1]
+
+
 def unproved_exports(run: Path, entries: list[Entry]) -> dict[Path, Entry]:
     """Return the exports that are here, and whose checkpoint is gone: only a replay can tell which weights they have."""
     return {
@@ -277,7 +282,7 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         tensors = [content["tensors"] for content in saved]
         if written["checkpoint"] != entry.content["checkpoint"] or written["checkpoint"] not in tensors:
             raise Differs(f"{folder / EXPORT} is of no checkpoint of step {entry.step} that {FILE} has")
-        start = [each for each in earlier if each.kind == "start"][-1]
+        start = start_before(entries, entry)
         settings = _compare_beside_weights(folder, written, start)
         verdict = compare_tensors(run, folder, written, start.content, entry)
         count = len(written["files"]) + len(adapter)
@@ -304,14 +309,12 @@ def _compare_beside_weights(folder: Path, written: dict, start: Entry) -> str:
     with in_directory_of(start.content) as config:
         differing = differing_files(folder, config, written)
     if differing:
-        then, here = (
-            {name: version for name, version in versions.items() if name in ("transformers", "tokenizers")}
-            for versions in (start.content["versions"], library_versions())
-        )
+        then, here = start.content["versions"]["transformers"], library_versions()["transformers"]
         raise Differs(
-            f"{folder / differing[0]} is not what the base and the settings of {start} give"
-            + (f", but that start had {then}, and here is {here}" if then != here else "")
+            f"{folder / differing[0]} is not what the base and the settings of {start} give (transformers {then}, here {here})"
         )
+    if CERTIFICATE in written["files"]:
+        return "template, tokenizer and settings are those of base and run, certificate.json is not compared"
     return "template, tokenizer and settings are those of base and run"
 
 
