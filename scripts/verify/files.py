@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from common.durable_files import SUFFIX, temporary_path
 from common.errors import UnknownFormat, UserError
@@ -30,7 +29,7 @@ from distributed.checkpoint_directory import (
     read_manifest,
 )
 from distributed.process_group import library_versions
-from model.architectures import first_new_row
+from model.architectures import first_new_row, read_model_config
 from model.language_model import build_on_meta
 from model.lora import BASE, adapter_of_checkpoint, write_adapter
 from model.weight_files import stored_tensors
@@ -343,7 +342,7 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
     if is_merged or is_adapter:
         return "not compared with the tensors of their checkpoint"
     files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
-    weights = weights_of_directory(base, build_on_meta(AutoConfig.from_pretrained(folder))) if base.is_dir() else None
+    weights = weights_of_directory(base, build_on_meta(read_model_config(str(folder)))) if base.is_dir() else None
     if averaged and weights:
         bounds = _bounds(weights, first_new_row(base), share, "asked" in written)
     names = trained(checkpoint)

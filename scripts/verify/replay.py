@@ -37,6 +37,7 @@ from training.identity import differences
 from training.log import EVALUATIONS
 
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
+OF_THE_RECORD = ("head", "files", "adapter", "identity", "asked")  # in export.json; compared with record and identity
 
 
 class Segment(NamedTuple):
@@ -146,6 +147,9 @@ def _compare_export(place: Path, again: Path, say: Say) -> None:
         }
         if CERTIFICATE in by_name:  # a start that was repeated has read its text once more
             by_name[CERTIFICATE] = json.loads(by_name[CERTIFICATE]) | {"readings": 0}
+        if place.name == again.name and EXPORT in files:  # the run's own; one by hand may be named otherwise
+            written = json.loads(files[EXPORT].read_text(encoding="utf-8"))
+            by_name[EXPORT] = repr({key: value for key, value in written.items() if key not in OF_THE_RECORD})
         return by_name
 
     before, after = contents(place), contents(again)
