@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_json
 from common.errors import UnknownFormat, UserError
+from distributed.checkpoint_index import NOT_A_TENSOR, read_index
 from distributed.process_group import Ranks, call_on_all, gather_objects, read_on_first
 
 MANIFEST, INDEX = "manifest.json", ".metadata"
@@ -80,29 +81,44 @@ class CheckpointWriter(dcp.FileSystemWriter):
 class CheckpointReader(dcp.FileSystemReader):
     """DCP's reader. It reads the index only once, because that takes longer than reading a tensor.
 
-    files: the entries of the manifest, with which all bytes are compared; a damaged part raises UserError, which ends with
-    `hint`. None: no byte is compared.
+    files: the entries of the manifest, with which all bytes are compared; None: no byte is compared. Raise UserError, which ends
+    with `hint`, for a damaged part and for an index that names anything but tensors.
     """
 
     def __init__(self, checkpoint: Path, files: dict[str, dict] | None = None, hint: str = PREVIOUS) -> None:
         super().__init__(checkpoint)
+        self.hint = hint
         if files is not None:
             self.fs = _Files(lambda path: io.BufferedReader(CheckedFile(path, files[path.name], hint)))
-        self.metadata = super().read_metadata()
-        self.num_bytes = sum(entry["size"] for entry in (files or {}).values())
+        sizes = [entry["size"] for entry in (files or {}).values()]
+        self.num_bytes = sum(sizes or [path.stat().st_size for path in checkpoint.glob("*.distcp")])
+        with self.fs.create_stream(checkpoint / INDEX, "rb") as file:
+            try:
+                self.metadata = read_index(file, self.num_bytes)
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # whoever wrote the file decides which
+                raise UserError(
+                    f"{checkpoint / INDEX} is not an index that torch.distributed.checkpoint writes ({error}); {hint}"
+                ) from error
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
         """Return the index that was read when the reader was created."""
         return self.metadata
 
     def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> Any:
-        """Read in the order of the bytes, so that every block is read once."""
+        """Read in the order of the bytes, so that every block is read once. Raise UserError if a file does not hold its tensors."""
 
         def place(item: Any) -> tuple[str, int]:
             info = self.storage_data[item.storage_index]
             return info.relative_path, info.offset
 
-        return super().read_data(dataclasses.replace(plan, items=sorted(plan.items, key=place)), planner)
+        try:
+            return super().read_data(dataclasses.replace(plan, items=sorted(plan.items, key=place)), planner)
+        except NOT_A_TENSOR as error:
+            raise UserError(
+                f"{self.path} does not hold the tensors of its {INDEX} ({type(error).__name__}); {self.hint}"
+            ) from error
 
 
 class _Files(FileSystem):

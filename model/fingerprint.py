@@ -21,5 +21,5 @@ def fingerprint_of_base(path: str | Path) -> str:
 
 
 def fingerprint_of_sums(sums: dict[str, str]) -> str:
-    """Return `fingerprint_of_base` from the SHA-256 of each weight file. `sums`: file name -> SHA-256."""
+    """Return `fingerprint_of_base` from the SHA-256 of each weight file. `sums`: file -> SHA-256."""
     return hashlib.sha256(json.dumps(sorted(sums.values())).encode()).hexdigest()

@@ -33,7 +33,7 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
     """Return tensor name -> file, dtype and shape, from the headers of all files of a model directory.
 
     Raises UserError if the directory has no safetensors file, if a file is missing, has the wrong size or no valid header,
-    or if the index names a tensor that its file does not have.
+    if the index names a tensor that its file does not have, or a file outside of the directory.
     """
     path = Path(path)
     index, single = path / INDEX, path / SINGLE
@@ -48,6 +48,9 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
         raise UserError(
             f"{index} is not a JSON object with a weight_map of tensor names to files ({error!r}); {AGAIN}"
         ) from error
+    # Lexically: the cache of the hub links each file to a blob elsewhere.
+    if outside := [file for file in weight_map.values() if ".." in Path(file).parts or Path(file).is_absolute()]:
+        raise UserError(f"{index} names {outside[0]}, which is outside of its directory; {AGAIN}")
     tensors = {file: _read_file(file) for file in sorted(set(file_of.values()))}
     for name, file in file_of.items():
         if name not in tensors[file]:
@@ -56,12 +59,12 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
 
 
 def hash_weights(path: str | Path, say: Callable[[str], None] = lambda text: None) -> dict[str, str]:
-    """Return file name -> SHA-256 of the weight files of a model directory. A file is read again only after it has changed.
+    """Return path in the directory -> SHA-256 of a model's weight files. A file is read again only after it has changed.
 
     `remembered_sha256` keeps the digests. Raises UserError as `stored_tensors` does.
     """
     files = sorted({tensor.file for tensor in stored_tensors(path).values()})
-    return {file.name: digest for file, digest in remembered_sha256(files, say).items()}
+    return {file.relative_to(path).as_posix(): digest for file, digest in remembered_sha256(files, say).items()}
 
 
 def _read_file(file: Path) -> dict[str, StoredTensor]:

@@ -80,7 +80,7 @@ def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:
     """Return the whole tensors of a checkpoint whose names begin with `prefix`, by name without the prefix.
 
     Any number of ranks may have written the checkpoint. Only this process reads, with or without a process group. Raises
-    UserError if its run removes the checkpoint meanwhile.
+    UserError if its run removes the checkpoint meanwhile, or if it holds something else.
     """
     reader = CheckpointReader(checkpoint)
     stored = {
@@ -96,6 +96,9 @@ def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:
             try:
                 dcp.load({prefix + name: tensor}, storage_reader=reader, no_dist=True)
             except dcp.CheckpointException as error:
+                for reason, _ in error.failures.values():
+                    if isinstance(reason, UserError):
+                        raise UserError(str(reason)) from error
                 if checkpoint.is_dir():
                     raise
                 raise UserError(f"{checkpoint} is gone: its run has removed it; read a newer checkpoint") from error

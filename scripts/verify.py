@@ -7,7 +7,8 @@
     python scripts/verify.py runs/quickstart --seen "Jane Roe"     # a file, an id, a hash, or a text
     python scripts/verify.py release/quickstart --key public.pem   # a signed export, which needs no run beside it
 
-Exit codes: 0, nothing differs from the record; 1, a line names the first difference; 2, a mistake in the command, or the replay
+Exit codes: 0, nothing differs from the record; 1, a line names the first difference, or an export whose
+checkpoint is gone and that no replay has exported again; 2, a mistake in the command, or the replay
 cannot run here; 3, the replay is not equal to the bit, and cannot be expected to be on this machine. docs/check.md says what each
 comparison proves.
 """
@@ -22,7 +23,7 @@ import signal
 
 from common.command_line import new_parser
 from common.errors import UserError, run_script
-from scripts.verify.files import Differs, compare
+from scripts.verify.files import Differs, compare, unproved_exports
 from scripts.verify.replay import replay
 from scripts.verify.seen import seen
 
@@ -56,12 +57,17 @@ def main() -> int:
         if arguments.seen:
             for line in seen(entries, arguments.seen):
                 say(line)
+        unproved, code = unproved_exports(run, entries), 0
         if step:
-            return replay(run, entries, None if step == "all" else int(step), say)
+            code = replay(run, entries, None if step == "all" else int(step), say, unproved)
+        for folder, entry in unproved.items():
+            say(
+                f"NOT PROVED: {folder} is of step {entry.step}, whose checkpoint is gone; only --replay all exports it again"
+            )
+        return 1 if unproved else code
     except Differs as error:
         print(f"DIFFERS: {error}", file=sys.stderr, flush=True)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

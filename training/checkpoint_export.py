@@ -4,6 +4,8 @@ The model card beside it is training/model_card.py. A run writes its own export 
 """
 
 import dataclasses
+import re
+import tempfile
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +34,15 @@ from distributed.checkpoint_directory import (
 )
 from distributed.process_group import Ranks
 from eval.forgetting import as_documents
-from model.architectures import first_new_row
+from model.architectures import copy_licences, first_new_row
 from model.build import model_config_of
 from model.dtypes import DTYPES, dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.language_model import PackedLanguageModel, build_on_meta, materialize, parameter_names, stored_form
-from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
+from model.lora import BASE, WEIGHTS, Adapter, adapter_of_checkpoint, merge, write_adapter
+from model.lora import CONFIG as ADAPTER_CONFIG
 from model.loss import visit_logits
-from model.weight_files import hash_weights
+from model.weight_files import INDEX, SINGLE, hash_weights, stored_tensors
 from model.weights import (
     Weights,
     average,
@@ -52,7 +55,11 @@ from model.weights import (
 from training.chat_settings import chat_settings
 from training.checkpointer import Record
 from training.ending import (
+    BOM,
+    CARD,
     CERTIFICATE,
+    EXPORT,
+    SIGNATURE,
     certificate_of,
     check_recorded,
     read_certificate,
@@ -62,6 +69,10 @@ from training.ending import (
     write_files,
 )
 from training.identity import of_model_config
+
+VARYING = (
+    rb'\n *"(transformers_version|peft_version|local_files_only)": ("[\w.+-]*"|true|false),?(?=\n)'  # lines of JSON
+)
 
 
 @dataclass(frozen=True)
@@ -212,7 +223,6 @@ def write_export(out: Path, export: Export, base_name: str) -> int:
     base_name: the name of the base model in the settings of an adapter.
     """
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    chats = chat_settings(export.config.data)
     with new_directory(out) as folder:
         if export.adapter:
             size = write_adapter(
@@ -222,18 +232,56 @@ def write_export(out: Path, export: Export, base_name: str) -> int:
                 base_name,
                 lambda name, tensor: converted(name, tensor, export.dtype),
             )
-            save_tokenizer(export.tokenizer, folder)
-            write_chat_settings(folder, chats)
         else:
             size = write_weights(folder, export.weights, export.dtype, form=stored_form(export.model_config))
-            export.model_config.dtype = export.dtype  # in which servers load the weights
-            stop_ids = ExampleEncoder(export.tokenizer, chats).stop_ids
-            write_files(folder, export.config, export.model_config, export.tokenizer, chats, stop_ids)
+        write_beside_weights(folder, export.config, export.contents)
         if certificate := certificate_of(export.run, export.contents):
             write_json(folder / CERTIFICATE, certificate)
         contents = export.contents | {"files": sums_of(folder)}
         write_contents(folder, contents, Record(export.run), str(out.absolute()))
     return size
+
+
+def write_beside_weights(folder: Path, config: Config, contents: dict) -> None:
+    """Write the files of an export that follow from the base and the settings of its run: all but weights and certificate.
+
+    contents: `kind` and `dtype` of its export.json. Paths in `config` are relative to this directory.
+    """
+    tokenizer, chats = load_tokenizer(config.model.path, config.data.chat_template), chat_settings(config.data)
+    model_config = model_config_of(config.model)
+    if config.model.rope_type:
+        tokenizer.model_max_length = model_config.max_position_embeddings
+    if contents.get("kind") == "adapter":
+        copy_licences(config.model.path, folder)
+        save_tokenizer(tokenizer, folder)
+        write_chat_settings(folder, chats)
+        return
+    stop_ids, dtype = ExampleEncoder(tokenizer, chats).stop_ids, getattr(torch, contents["dtype"])
+    write_files(folder, config, model_config, tokenizer, chats, stop_ids, dtype)
+
+
+def differing_files(out: Path, config: Config, contents: dict) -> list[str]:
+    """Return the files of an export, beside its weights, that are not as base and settings make them, and those that are missing.
+
+    Also return a model.safetensors beside an index, because transformers would read it in place of the index.
+    """
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    names -= {EXPORT, CARD, BOM, SIGNATURE, CERTIFICATE}
+    if contents.get("kind") == "adapter":
+        names -= {WEIGHTS, ADAPTER_CONFIG, BASE}
+    else:
+        weights = {tensor.file.relative_to(out).as_posix() for tensor in stored_tensors(out).values()}
+        names -= weights - {SINGLE} | {INDEX} if INDEX in names else {SINGLE}
+    with tempfile.TemporaryDirectory() as folder:
+        write_beside_weights(Path(folder), config, contents)
+        expected = {path.name for path in Path(folder).iterdir()}
+        same = [name for name in names & expected if content(out / name) == content(Path(folder, name))]
+    return sorted((names | expected) - {*same})
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of a file without lines on versions, and on whether the hub could be asked (HF_HUB_OFFLINE)."""
+    return re.sub(VARYING, b"", path.read_bytes())
 
 
 # ---- the proof ----------------------------------------------------------------------------------------------------------
@@ -254,10 +302,16 @@ TEXTS = (
 def verify(out: Path, export: Export) -> tuple[bool, str]:
     """Return whether `out` holds the weights that were trained, and a sentence for the user.
 
+    The files beside the weights must be those that the base and the settings of the run give.
+
     transformers loads `out`. Its logits in fp32 must equal the logits of our own model with the trained weights, rounded to the
     dtype of the export. Every tensor must equal the rounded one, too: no logit shows the row of a token that no text has. Needs
     the memory of one model in fp32, and whole weights, not an adapter.
     """
+    if differing := differing_files(out, export.config, export.contents):
+        return False, (
+            f"{out} is NOT what the base and the settings of {export.run} give: {', '.join(differing)}; remove it and export again"
+        )
     tokenizer = load_tokenizer(str(out))
     documents = [np.array(tokenizer(text)["input_ids"]) for text in TEXTS]
     model = build_on_meta(export.model_config)

@@ -225,7 +225,7 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
         load_parameters(best, trained_parameters(model), ranks, hint)
 
     def write_rest(folder: Path) -> None:
-        write_files(folder, config, model_config, tokenizer, run.data.chats, run.data.stop_ids)
+        write_files(folder, config, model_config, tokenizer, run.data.chats, run.data.stop_ids, dtype)
         if certificate:
             write_json(folder / CERTIFICATE, certificate)
         sums = {"files": sums_of(folder), "adapter": sums_of(temporary_path(adapter)) if config.lora.rank else {}}
@@ -312,14 +312,16 @@ def write_files(
     tokenizer: PreTrainedTokenizerBase,
     chats: ChatSettings,
     stop_ids: tuple[int, ...],
+    dtype: torch.dtype,
 ) -> None:
-    """Write everything but the weights to `folder`. Raise UserError if generation_config.json of the base is damaged.
+    """Write everything but the weights, which have `dtype`, to `folder`. Raise UserError if generation_config.json of the base is damaged.
 
     transformers and the servers that read its directories stop at `eos_token_id` of generation_config.json. It becomes
     `stop_ids`, the tokens that end an answer (`ExampleEncoder.stop_ids`): the ends that training has taught, and the base's
     own.
     """
     model_config = copy.copy(model_config)
+    model_config.dtype = dtype  # in which servers load the weights
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not
     model_config.save_pretrained(folder)
     name_rope_as_before(folder / CONFIG)

@@ -1,31 +1,43 @@
 """Compare all files of a run with its record: metrics.jsonl, checkpoints, exports, the base model and the data (docs/check.md)."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from common.durable_files import SUFFIX, temporary_path
 from common.errors import UnknownFormat, UserError
 from common.sha256 import sha256, sha256_of_all
-from configs.config import LoRA
-from distributed.checkpoint_directory import MANIFEST, SET_ASIDE, CheckedFile, checkpoint_name, marks_of, read_manifest
-from model.architectures import first_new_row
-from model.language_model import PackedLanguageModel, build_on_meta
-from model.lora import PREFIX, WEIGHTS, adapter_of_checkpoint
+from configs.config import Config
+from configs.load import config_of
+from distributed.checkpoint_directory import (
+    INDEX,
+    MANIFEST,
+    SET_ASIDE,
+    CheckedFile,
+    CheckpointReader,
+    checkpoint_name,
+    marks_of,
+    read_manifest,
+)
+from distributed.process_group import library_versions
+from model.architectures import first_new_row, read_model_config
+from model.language_model import build_on_meta
+from model.lora import BASE, adapter_of_checkpoint, write_adapter
 from model.weight_files import stored_tensors
-from model.weights import weights_of_directory
+from model.weights import Weights, weights_of_directory
 from scripts.chaos.compare import read_rows
 from training.checkpointer import FILE, METRICS, PREPARED, Entry, Record, not_given_up
 from training.description import counted
-from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
+from training.ending import ADAPTER_DIRECTORY, BOM, CARD, CERTIFICATE, EXPORT, SIGNATURE
 
 UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -200,6 +212,8 @@ def _check_checkpoint(path: Path, saved: list[Entry], entries: list[Entry]) -> N
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # one core is slower than most disks
             list(pool.map(check, files))
+        if INDEX in files:
+            CheckpointReader(path, files, f"{entry} names it")  # an index that names code is refused
     except UnknownFormat:  # the manifest is the recorded one, and another version of the code wrote it
         raise
     except UserError as error:
@@ -218,15 +232,36 @@ def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:
         yield f"{folder}: {count}"
 
 
-def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
-    """Compare the newest export in each directory with its entry, its checkpoint and the head that it names."""
+def newest_exports(run: Path, entries: list[Entry]) -> dict[Path, Entry]:
+    """Return directory -> the newest entry of an export to it, also for one that is not here."""
     recorded, own = [entry for entry in entries if entry.kind == "export"], run / "export"
     # Resolved, because one directory may have two names.
     exports = {(run / entry.content["directory"]).resolve(): entry for entry in recorded}
-    if own.exists() and own.resolve() not in exports:
+    return {own if place == own.resolve() else place: entry for place, entry in exports.items()}
+
+
+def start_before(entries: list[Entry], entry: Entry) -> Entry:
+    """Return the newest start before an entry."""
+    return [earlier for earlier in entries[: entry.number] if earlier.kind == "start"][-1]
+
+
+def unproved_exports(run: Path, entries: list[Entry]) -> dict[Path, Entry]:
+    """Return the exports that are here, and whose checkpoint is gone: only a replay can tell which weights they have."""
+    return {
+        folder: entry
+        for folder, entry in newest_exports(run, entries).items()
+        if folder.exists()
+        and marks_of(run / "checkpoints" / checkpoint_name(entry.step))["checkpoint"] != entry.content["checkpoint"]
+    }
+
+
+def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
+    """Compare the newest export in each directory with its entry, its checkpoint, its base and the head that it names."""
+    exports, own = newest_exports(run, entries), run / "export"
+    if own.exists() and own not in exports:
         raise Differs(f"{own} is named by no entry of {FILE}")
-    for place, entry in exports.items():
-        folder, digest = own if place == own.resolve() else place, entry.content["sha256"]
+    for folder, entry in exports.items():
+        digest = entry.content["sha256"]
         if not folder.exists() and folder != own:
             yield f"export {folder}: not here, so not compared"
             continue
@@ -246,63 +281,126 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         tensors = [content["tensors"] for content in saved]
         if written["checkpoint"] != entry.content["checkpoint"] or written["checkpoint"] not in tensors:
             raise Differs(f"{folder / EXPORT} is of no checkpoint of step {entry.step} that {FILE} has")
-        start = [each.content for each in earlier if each.kind == "start"][-1]
-        verdict = compare_tensors(run, folder, written, start, entry)
+        start = start_before(entries, entry)
+        settings = _compare_beside_weights(folder, written, start)
+        verdict = compare_tensors(run, folder, written, start.content, entry)
         count = len(written["files"]) + len(adapter)
-        yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}, {verdict}"
+        yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}, {verdict}; {settings}"
+
+
+def _base(start: dict) -> Path:
+    return Path(start["directory"], start["config"]["model"]["path"])
+
+
+@contextlib.contextmanager
+def in_directory_of(start: dict) -> Iterator[Config]:
+    """Yield the settings of a start in its working directory, to which their paths are relative."""
+    with contextlib.chdir(start["directory"] if os.path.isdir(start["directory"]) else "."):
+        yield config_of(start["config"])
+
+
+def _compare_beside_weights(folder: Path, written: dict, start: Entry) -> str:
+    """Compare template, tokenizer and settings of an export with those that base and run give. Return a line about them."""
+    if not _base(start.content).is_dir():
+        return "template, tokenizer and settings are not compared, because the base is not here"
+    from training.checkpoint_export import differing_files  # loads the models of transformers
+
+    with in_directory_of(start.content) as config:
+        differing = differing_files(folder, config, written)
+    if differing:
+        then, here = start.content["versions"]["transformers"], library_versions()["transformers"]
+        raise Differs(
+            f"{folder / differing[0]} is not what the base and the settings of {start} give (transformers {then}, here {here})"
+        )
+    if CERTIFICATE in written["files"]:
+        return "template, tokenizer and settings are those of base and run, certificate.json is not compared"
+    return "template, tokenizer and settings are those of base and run"
 
 
 def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: Entry) -> str:
     """Compare an export's tensors with its checkpoint, or with the average of checkpoint and base. Return a line about it.
 
-    written: the export's export.json. start: the entry of the start that trained the checkpoint. Raise Differs.
+    Tensors that were not trained must be the base's. written: the export's export.json. start: the entry of the start that
+    trained the checkpoint. Raise Differs.
     """
     from scripts.check.tensors import compare_export, registered, trained  # loads the models of transformers
 
     checkpoint, averaged = run / "checkpoints" / checkpoint_name(entry.step), written.get("averaged") or {}
-    base = Path(start["directory"], start["config"]["model"]["path"]) if averaged else None
+    base, of_base = _base(start), dict[str, bool]()
     is_merged, is_adapter = written.get("adapter") or written.get("kind") == "merged", written.get("kind") == "adapter"
-    is_there = marks_of(checkpoint)["checkpoint"] == entry.content["checkpoint"] and (not base or base.is_dir())
-    if is_there and not averaged and (is_adapter or written.get("adapter")):
-        _compare_adapter(folder if is_adapter else run / ADAPTER_DIRECTORY, checkpoint, entry)
+    if (is_merged or is_adapter) and not start["config"]["lora"]["rank"]:
+        raise Differs(f"{folder / EXPORT} names an adapter, and the run has trained none")
+    if not 0 <= averaged.get("share_of_tuned", 1.0) <= 1:
+        raise Differs(f"{folder / EXPORT} names a share of {averaged['share_of_tuned']}, and no average has it")
+    if marks_of(checkpoint)["checkpoint"] != entry.content["checkpoint"]:
+        return "NOT PROVED, because their checkpoint is gone"
+    if averaged and not base.is_dir():
+        return "not compared with the tensors of their checkpoint"
+    if not averaged and base.is_dir() and (is_adapter or written.get("adapter")):
+        _compare_adapter(folder if is_adapter else run / ADAPTER_DIRECTORY, checkpoint, written, start, entry)
         return "with the adapter of their checkpoint" + (", but merged weights are not compared" if is_merged else "")
-    if is_merged or is_adapter or not is_there:
+    if is_merged or is_adapter:
         return "not compared with the tensors of their checkpoint"
     files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
-    if base:
-        bounds = _bounds(build_on_meta(AutoConfig.from_pretrained(folder)), base, share, "asked" in written)
-    is_equal, source = compare_export(folder, checkpoint, trained(checkpoint), bounds), "the tensors"
-    for prefix in registered(checkpoint) if not base and not all(is_equal.values()) else ():
-        of_registered = compare_export(folder, checkpoint, trained(checkpoint), prefix=prefix)
+    weights = weights_of_directory(base, build_on_meta(read_model_config(str(folder)))) if base.is_dir() else None
+    if averaged and weights:
+        bounds = _bounds(weights, first_new_row(base), share, "asked" in written)
+    names = trained(checkpoint)
+    is_equal, source = compare_export(folder, checkpoint, names, bounds), "the tensors"
+    for prefix in registered(checkpoint) if not averaged and not all(is_equal.values()) else ():
+        of_registered = compare_export(folder, checkpoint, names, prefix=prefix)
         if all(of_registered.values()):  # an edited loop exports, for example, an average of the weights
             is_equal, source = of_registered, prefix.rstrip(".")
-    wrong = sorted(name for name in is_equal if not is_equal[name])
+    if weights:
+        read, frozen = weights.read, sorted(weights.shapes.keys() - {*names})
+        of_base = compare_export(folder, checkpoint, frozen, _kept, read=lambda name: read(name).float())
+    wrong = sorted(name for name, same in (is_equal | of_base).items() if not same)
+    wrong += sorted(files.keys() - is_equal.keys() - of_base.keys()) if weights else []
+    for file in {tensor.file for tensor in files.values()}:
+        with safe_open(file, framework="pt") as opened:
+            wrong += [name for name in opened.keys() if files[name].file != file]  # noqa: SIM118 (no dictionary)
     wrong += [name for name, stored in files.items() if stored.dtype != SAFETENSORS[written["dtype"]]]
     if wrong:
         raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
-    verdict = f"averages of the base and {share:g} x the tensors" if base else f"equal to {source}"
-    num_frozen = len(files.keys() - is_equal.keys())
-    return f"{verdict} of their checkpoint" + (f", but for {num_frozen} that were not trained" if num_frozen else "")
+    verdict = f"averages of the base and {share:g} x the tensors" if averaged else f"equal to {source}"
+    rest = f", and {len(of_base)} to those of the base" if of_base else ""
+    return f"{verdict} of their checkpoint{rest}" + ("" if weights else "; untrained ones are not compared")
 
 
-def _compare_adapter(folder: Path, checkpoint: Path, entry: Entry) -> None:
-    """Compare the tensors of an exported adapter with its checkpoint, in the dtype of the adapter's file."""
-    saved = adapter_of_checkpoint(checkpoint, LoRA()).weights
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        exported = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
-    wrong = sorted(exported.keys() ^ saved.shapes.keys())
-    wrong = wrong or [name for name, x in exported.items() if not torch.equal(x, saved.read(name).to(x.dtype))]
+def _kept(name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the bounds of an untrained tensor of the base, which a run may have kept in bf16 and averaged with itself."""
+    rounded, apart = tensor.bfloat16().float(), 2**-21 * tensor.abs()
+    return tensor.minimum(rounded) - apart, tensor.maximum(rounded) + apart
+
+
+def _compare_adapter(folder: Path, checkpoint: Path, written: dict, start: dict, entry: Entry) -> None:
+    """Compare every file of an exported adapter, except its tokenizer, with the one that checkpoint and base give."""
+    from training.checkpoint_export import content
+    from training.model_card import base_model
+
+    with tempfile.TemporaryDirectory() as temporary, in_directory_of(start) as config:
+        adapter, base, name = adapter_of_checkpoint(checkpoint, config.lora), Path(config.model.path), config.model.path
+        dtype = None
+        if written.get("kind") == "adapter":  # by scripts/export.py
+            name, dtype = base_model(base)["hub_id"] or str(base), getattr(torch, written["dtype"])
+        write_adapter(Path(temporary), adapter, base, name, lambda _, tensor: tensor.to(dtype or tensor.dtype))
+        given = {path.name: path for path in Path(temporary).iterdir()}
+        if config.model.rope_type:
+            del given[BASE]  # model/lora.py leaves it out
+        wrong = [
+            file for file in given if not (folder / file).is_file() or content(folder / file) != content(given[file])
+        ]
+        wrong += sorted(written.get("adapter", {}).keys() - given.keys())
     if wrong:
-        raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
+        raise Differs(f"{folder / wrong[0]} is not what {checkpoint} gives, of which {entry} says that it is")
 
 
-def _bounds(model: PackedLanguageModel, base: Path, share: float, is_of_the_run: bool) -> Bounds:
+def _bounds(weights: Weights, new_row: int | None, share: float, is_of_the_run: bool) -> Bounds:
     """Return a function (name, trained tensor) -> the smallest and largest tensors that base + share (tuned - base) may be.
 
     The bounds allow for any order of rounding in fp32. is_of_the_run: base and average were first rounded to the dtype of the
     parameters (training/budget.py).
     """
-    weights, new_row = weights_of_directory(base, model), first_new_row(base)
 
     def bounds(name: str, tuned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         old = weights.read(name)

@@ -5,21 +5,39 @@ import math
 import os
 import shutil
 import tempfile
+from argparse import Namespace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from common.child_process import last_words
 from common.errors import UserError
+from common.sha256 import sha256
 from data.remote import FETCHED
-from distributed.checkpoint_directory import checkpoint_name
+from distributed.checkpoint_directory import SET_ASIDE, checkpoint_name, complete_checkpoints, marks_of, step_of
+from distributed.process_group import process_group
+from model.dtypes import DTYPES, dtype_name
 from scripts.chaos.compare import read_rows
 from scripts.chaos.launch import ROOT, Launch, torchrun
-from scripts.verify.files import Differs, Say, check_inputs, evaluations_of, read_record
+from scripts.verify.files import (
+    NOT_IN_EXPORT_JSON,
+    Differs,
+    Say,
+    check_inputs,
+    evaluations_of,
+    in_directory_of,
+    newest_exports,
+    read_record,
+    start_before,
+)
 from training.checkpointer import FILE, METRICS, PREPARED, Entry, not_given_up, prepared_in
+from training.ending import ADAPTER_DIRECTORY, CERTIFICATE, EXPORT, read_certificate
 from training.identity import differences
 from training.log import EVALUATIONS
 
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
+OF_THE_RECORD = ("head", "files", "adapter", "identity", "asked")  # in export.json; compared with record and identity
 
 
 class Segment(NamedTuple):
@@ -57,21 +75,88 @@ def run_train(command: list[str], directory: str, environment: dict[str, str]) -
             return launch.process.wait(), launch.text()
 
 
-def replay(run: Path, entries: list[Entry], step: int | None, say: Say) -> int:
-    """Train from the checkpoint of `step` to the next one again, or all steps (None), and compare the results.
+def replay(
+    run: Path, entries: list[Entry], step: int | None, say: Say, unproved: dict[Path, Entry] | None = None
+) -> int:
+    """Train from the checkpoint of `step` to the next one again, or all steps (None), export again, and compare the results.
 
-    Return the exit code: EXACT, or NOT_EXACT where this machine cannot be expected to give the same bits. Raise Differs.
+    unproved: exports whose checkpoint is gone; those that the replay exports again are removed. Return the exit code: EXACT, or
+    NOT_EXACT where this machine cannot be expected to give the same bits. Raise Differs.
     """
-    chosen, code = segments(entries, step), EXACT
+    chosen, code, own = segments(entries, step), EXACT, run / "export"
+    exports = {folder: entry for folder, entry in newest_exports(run, entries).items() if folder.is_dir()}
+    # Checkpoints that a budget has tried, and those that scripts/export.py has exported.
+    tried = [candidate["step"] for candidate in read_certificate(run).get("candidates", ())]
+    needed = tried + [entry.step for folder, entry in exports.items() if folder != own]
     with tempfile.TemporaryDirectory(prefix="replay-", dir=run.parent) as folder:
         replayed = Path(folder, run.name)
         if step:
             _copy_state(run, entries, step, replayed)
         for segment in chosen:
             check_inputs([segment.start])
-            train_again(segment, replayed, say)
+            train_again(segment, replayed, say, keep=bool(needed))
             code = max(code, compare_segment(segment, run, replayed, say))
+        last, entry = chosen[-1].checkpoints[-1], exports.get(own)
+        is_end = entry and entry.number > max(each.number for each in entries if each.kind == "checkpoint")
+        is_end = is_end and last.step == max(each.step for each in not_given_up(entries) if each.kind == "checkpoint")
+        if code == EXACT and entry and is_end and (not step or not tried and entry.step == last.step):
+            aside = [x for x in complete_checkpoints(replayed / "checkpoints") if tried and step_of(x) not in tried]
+            for path in aside:  # the budget searches all checkpoints
+                path.rename(path.with_suffix(SET_ASIDE))
+            export = Segment(start_before(entries, entry), last.step, chosen[-1].checkpoints)
+            train_again(export, replayed, say, keep=True, finish=True)
+            for path in aside:
+                path.with_suffix(SET_ASIDE).rename(path)
+            for place in (own, run / ADAPTER_DIRECTORY):
+                _compare_export(place, replayed / place.name, say)
+            (unproved or {}).pop(own, None)
+        for number, (place, entry) in enumerate(exports.items()) if code == EXACT else ():
+            checkpoint, again = replayed / "checkpoints" / checkpoint_name(entry.step), Path(folder, f"again-{number}")
+            if place != own and marks_of(checkpoint)["checkpoint"] == entry.content["checkpoint"]:
+                _export_again(place, replayed, start_before(entries, entry).content, again)
+                _compare_export(place, again, say)
+                (unproved or {}).pop(place, None)
     return code
+
+
+def _export_again(place: Path, replayed: Path, start: dict, out: Path) -> None:
+    """Export the checkpoint of a replay to `out`, as scripts/export.py has exported it to `place`."""
+    from training.checkpoint_export import read_export, write_export
+    from training.model_card import base_model
+
+    written = json.loads((place / EXPORT).read_text(encoding="utf-8"))
+    dtype = next(name for name, dtype in DTYPES.items() if dtype_name(dtype) == written["dtype"])
+    share = (written["averaged"] or {}).get("share_of_tuned")
+    options = Namespace(step=written["step"], best=False, dtype=dtype, average_with_base=share)
+    options.merge_lora = written["kind"] == "merged"
+    with in_directory_of(start), process_group(device=torch.device("cpu")) as ranks:
+        export = read_export(replayed, options, ranks)
+        write_export(out, export, base_model(export.base)["hub_id"] or str(export.base))
+
+
+def _compare_export(place: Path, again: Path, say: Say) -> None:
+    """Compare every file of an export with the same export of a replay. Raise Differs."""
+    from training.checkpoint_export import content
+
+    def contents(folder: Path) -> dict[str, Any]:
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        by_name: dict[str, Any] = {
+            name: sha256(path) if path.suffix == ".safetensors" else content(path)
+            for name, path in files.items()
+            if name not in NOT_IN_EXPORT_JSON
+        }
+        if CERTIFICATE in by_name:  # a start that was repeated has read its text once more
+            by_name[CERTIFICATE] = json.loads(by_name[CERTIFICATE]) | {"readings": 0}
+        if place.name == again.name and EXPORT in files:  # the run's own; one by hand may be named otherwise
+            written = json.loads(files[EXPORT].read_text(encoding="utf-8"))
+            by_name[EXPORT] = repr({key: value for key, value in written.items() if key not in OF_THE_RECORD})
+        return by_name
+
+    before, after = contents(place), contents(again)
+    if differing := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+        raise Differs(f"{place / differing[0]} is not what the replay exports")
+    if before:
+        say(f"{place}: its {len(before)} files are those that the replay exports")
 
 
 def _copy_state(run: Path, entries: list[Entry], step: int, replayed: Path) -> None:
@@ -90,10 +175,11 @@ def _copy_state(run: Path, entries: list[Entry], step: int, replayed: Path) -> N
             shutil.copytree(run / folder, replayed / folder)
 
 
-def train_again(segment: Segment, replayed: Path, say: Say) -> None:
+def train_again(segment: Segment, replayed: Path, say: Say, keep: bool = False, finish: bool = False) -> None:
     """Start train.py with the recorded config, ranks and threads, in another run directory and with an empty token cache.
 
-    Raise Differs if train.py refuses the record, the data or the identity, and UserError if it fails for another reason.
+    keep: keep all checkpoints. finish: the last step is taken already, and the run exports. Raise Differs if train.py refuses the
+    record, the data or the identity, and UserError if it fails for another reason.
     """
     start, last = segment.start.content, segment.checkpoints[-1].step
     data, cache = start["config"]["data"], replayed.parent / "tokens"
@@ -102,11 +188,15 @@ def train_again(segment: Segment, replayed: Path, say: Say) -> None:
         if (fetched := Path(start["directory"], data["cache"], FETCHED)).is_dir():
             (cache / FETCHED).symlink_to(fetched)  # check_inputs has compared these files
     every = math.gcd(*(entry.step for entry in segment.checkpoints))
-    changes = {"directory": str(replayed.parent), "name": replayed.name, "stop_at": last, "save_every": every}
-    changes |= {"save_minutes": 0.0, "keep_last": 1, "async_save": False, "log_to": [], "profile": None}
+    changes = {"directory": str(replayed.parent), "name": replayed.name, "stop_at": None if finish else last}
+    changes |= {"save_every": every, "keep_last": 10**6 if keep else 1}
+    changes |= {"save_minutes": 0.0, "async_save": False, "log_to": [], "profile": None}
     changes |= {"resume": "changed" if start["config"]["run"]["resume"] == "changed" else "auto"}
     data = data | {"cache": data["cache"] and str(cache)}
-    config = json.dumps(start["config"] | {"run": start["config"]["run"] | changes, "data": data})
+    forgetting = start["config"].get("forgetting", {}) | {"strict": False}
+    config = json.dumps(
+        start["config"] | {"forgetting": forgetting, "run": start["config"]["run"] | changes, "data": data}
+    )
     file = replayed.parent / "config.py"
     text = f"import json\n\nfrom configs.load import config_of\n\nconfig = config_of(json.loads({config!r}))\n"
     file.write_text(text, encoding="utf-8")
@@ -114,7 +204,8 @@ def train_again(segment: Segment, replayed: Path, say: Say) -> None:
     if not (script.is_file() and os.path.isdir(directory)):
         script, directory = ROOT / "train.py", str(Path.cwd())
     ranks, threads = start["world_size"], str(start["threads"])
-    doing = f"training steps {segment.first + 1} to {last} on {ranks} ranks with {threads} threads again, by {segment.start}"
+    what = f"exporting after step {last}" if finish else f"training steps {segment.first + 1} to {last}"
+    doing = f"{what} on {ranks} ranks with {threads} threads again, by {segment.start}"
     say(doing)
     command = list(map(str, torchrun(ranks, file, script=script)))
     code, output = run_train(command, directory, {"OMP_NUM_THREADS": threads})

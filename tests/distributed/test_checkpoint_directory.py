@@ -2,18 +2,22 @@
 
 import errno
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Optimizer
 from distributed.checkpoint import Saver, load_parameters
 from distributed.checkpoint_directory import (
+    CheckpointReader,
     check_whole,
     complete_checkpoints,
     find_checkpoint,
@@ -28,6 +32,7 @@ from distributed.optimizer import adamw
 from distributed.process_group import Ranks
 from model.weights import tensors_of_checkpoint
 from tests.distributed.launch import flip_bit
+from tests.forged import Touch, replace_file
 
 
 def no_record(kind: str, **content: object) -> str:
@@ -260,3 +265,75 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, ranks) -> None:
     (checkpoint / ".metadata").unlink()
     with pytest.raises(UserError, match="metadata is missing; the hint"):
         load_parameters(checkpoint, parameters, ranks, "the hint")
+
+
+def test_dcp_and_ours_read_the_same_index(tmp_path, ranks) -> None:
+    """A checkpoint stays readable for other programs, and theirs for this project."""
+    save(tmp_path, ranks, 3)
+    ours, theirs = (
+        reader(tmp_path / "step-000003").read_metadata() for reader in (CheckpointReader, dcp.FileSystemReader)
+    )
+    assert ours.state_dict_metadata == theirs.state_dict_metadata and ours.storage_data == theirs.storage_data
+    assert list(map(repr, ours.storage_data)) == list(map(repr, theirs.storage_data)) and ours.version == theirs.version
+
+
+def as_bytes(index: Metadata) -> None:
+    """DCP unpickles such an entry from the file of tensors when it loads the weight."""
+    index.state_dict_metadata["model.weight"] = BytesStorageMetadata()
+
+
+def elsewhere(index: Metadata) -> None:
+    next(iter(index.storage_data.values())).relative_path = "../step-000002/__0_0.distcp"
+
+
+def without_end(index: Metadata) -> None:
+    index.state_dict_metadata["model.weight"].size = torch.Size([2**40])
+
+
+# Pickle's BUILD sets attributes of a class as readily as of an object.
+CLASS = b"ctorch.distributed.checkpoint.metadata\nMetadata\n"
+HOSTILE = {
+    "a call": lambda index, mark: pickle.dumps(Touch(mark)),
+    "a call in an ignored part": lambda index, mark: setattr(index, "planner_data", Touch(mark)),
+    "a call by protocol 0": lambda index, mark: f"cposix\nsystem\n(S'touch {mark}'\ntR.".encode(),
+    "a changed class": lambda index, mark: CLASS + b"(N}S'version'\nS'forged'\nstb.",
+    "a function as an attribute": lambda index, mark: b"ctorch.serialization\nload\n.",
+    "an entry of bytes": lambda index, mark: as_bytes(index),
+    "a file outside": lambda index, mark: elsewhere(index),
+    "a tensor without end": lambda index, mark: without_end(index),
+    "no pickle": lambda index, mark: b"{}",
+    "a name of two lines": lambda index, mark: b"\x80\x04\x8c\x02os\x8c\x0bsystem\nline\x93.",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE)
+def test_hostile_index_is_one_sentence(content, tmp_path, ranks) -> None:
+    save(tmp_path / "run", ranks, 3)
+    checkpoint, mark = tmp_path / "run" / "step-000003", tmp_path / "executed"
+    index = dcp.FileSystemReader(checkpoint).read_metadata()
+    replace_file(checkpoint, ".metadata", HOSTILE[content](index, mark) or pickle.dumps(index))
+    parameters, optimizer = weight_and_optimizer(0.0)
+    sentence = r"step-000003/\.metadata is not an index that torch.distributed.checkpoint writes \(.*\); "
+    for read in (
+        lambda: Saver(tmp_path / "run", parameters, optimizer, ranks).load(checkpoint),
+        lambda: tensors_of_checkpoint(checkpoint),
+    ):
+        with pytest.raises(UserError, match=sentence) as raised:
+            read()
+        assert "\n" not in str(raised.value)
+    assert not mark.exists() and Metadata.version is None
+
+
+def test_hostile_tensors_are_one_sentence(tmp_path, ranks) -> None:
+    save(tmp_path / "run", ranks, 3)
+    checkpoint, mark = tmp_path / "run" / "step-000003", tmp_path / "executed"
+    size = (checkpoint / "__0_0.distcp").stat().st_size
+    replace_file(checkpoint, "__0_0.distcp", pickle.dumps(Touch(mark)).ljust(size, b"\0"))
+    parameters, optimizer = weight_and_optimizer(0.0)
+    for read in (
+        lambda: Saver(tmp_path / "run", parameters, optimizer, ranks).load(checkpoint),
+        lambda: tensors_of_checkpoint(checkpoint).read("weight"),
+    ):
+        with pytest.raises(UserError, match=r"step-000003 does not hold the tensors of its \.metadata \("):
+            read()
+    assert not mark.exists()

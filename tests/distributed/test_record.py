@@ -4,25 +4,29 @@
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.sha256 import sha256
 from scripts.verify import replay as replaying
-from scripts.verify.files import Differs, check_files, read_record
+from scripts.verify.files import Differs, check_files, read_record, unproved_exports
 from scripts.verify.replay import EXACT, NOT_EXACT, replay
 from scripts.verify.seen import seen
 from tests.distributed.launch import flip_bit, launch, rows, run_of, workplace
+from tests.forged import BESIDE_WEIGHTS, Touch, replace_file, rewrite
+from tests.processes import ROOT, run_python
 from training.checkpointer import Record
 
 pytestmark = pytest.mark.slow
-STEPS = 6
+STEPS, PT = 6, {"format": "pt"}
 CHANGED = ("optimizer.learning_rate=5e-4", "run.resume=changed")
 ALL = ("run.save_every=1", "run.keep_last=9", "data.validation=")
 
@@ -170,10 +174,56 @@ def forge_export(run: Path, by: float = 0.25) -> None:
 
 def test_recorded_export_of_other_weights_is_named(runs, tmp_path) -> None:
     run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
-    sentence = "the last weights of step 6, equal to the tensors of their checkpoint"
-    assert any(line.endswith(sentence) for line in check_files(run, read_record(run), None))
+    sentence = (
+        "the last weights of step 6, equal to the tensors of their checkpoint; template, tokenizer and settings are"
+    )
+    assert any(sentence in line for line in check_files(run, read_record(run), None))
     forge_export(run)
     assert f"{run / 'export'}: model.norm.weight is not what" in problem(run)
+
+
+def with_head(export: Path) -> None:
+    """transformers reads a head of its own, although config.json ties it."""
+    weights = load_file(export / "model.safetensors")
+    save_file(weights | {"lm_head.weight": -weights["model.embed_tokens.weight"]}, export / "model.safetensors", PT)
+
+
+def with_index(export: Path) -> None:
+    """The index names files of the trained weights, and transformers reads model.safetensors."""
+    (export / "model.safetensors").rename(export / "part.safetensors")
+    weights = load_file(export / "part.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "part.safetensors")}
+    (export / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({name: -tensor for name, tensor in weights.items()}, export / "model.safetensors", PT)
+
+
+def with_copy(export: Path) -> None:
+    """A second file of the index has another tensor of a name that the index finds in the first."""
+    (export / "model.safetensors").rename(export / "part.safetensors")
+    weights = load_file(export / "part.safetensors")
+    norm = weights.pop("model.norm.weight")
+    save_file({"model.norm.weight": norm, "model.embed_tokens.weight": -norm}, export / "rest.safetensors", PT)
+    files = dict.fromkeys(load_file(export / "part.safetensors"), "part.safetensors")
+    index = {"weight_map": files | {"model.norm.weight": "rest.safetensors"}}
+    (export / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(weights, export / "part.safetensors", PT)
+
+
+OTHER_WEIGHTS = {
+    "a head": ("lm_head.weight", with_head),
+    "a file beside the index": ("model.safetensors", with_index),
+    "a copy of a tensor": ("model.embed_tokens.weight", with_copy),
+}
+
+
+@pytest.mark.parametrize("change", BESIDE_WEIGHTS | OTHER_WEIGHTS)
+def test_export_follows_from_base_and_run(change, runs, tmp_path) -> None:
+    """Manifest, export.json and record are those of the changed export."""
+    run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
+    name, do = (BESIDE_WEIGHTS | OTHER_WEIGHTS)[change]
+    do(run / "export")
+    rewrite(run)
+    assert f"{name} is not what" in problem(run)
 
 
 def test_foreign_and_missing_checkpoints_are_named(runs) -> None:
@@ -212,13 +262,62 @@ def forked(folder, monkeypatch) -> list[Path]:
     return kept
 
 
-def test_replay_of_all_steps_is_bitwise(runs, forked) -> None:
-    lines: list[str] = []
-    assert replay(runs / "run", read_record(runs / "run"), None, lines.append) == EXACT
+def remove_checkpoint(run: Path, step: int) -> None:
+    """Remove a checkpoint, with an entry that its run has done so before it ended."""
+    shutil.rmtree(run / "checkpoints" / f"step-00000{step}")
+    removed = {"kind": "pruning", "time": "2026-01-01T00:00:00+00:00", "removed": [f"step-00000{step}"]}
+    ends = [number for number, entry in enumerate(read_record(run)) if entry.kind == "stop"]
+    rewrite(run, lambda entries: [*entries[: ends[-1]], removed, *entries[ends[-1] :]])
+
+
+def test_replay_of_all_steps_is_bitwise(runs, forked, monkeypatch, tmp_path) -> None:
+    """It also exports again. By hand, step 4 was exported, and its checkpoint is gone."""
+    run, by_hand, lines = Path(shutil.copytree(runs / "run", tmp_path / "run")), tmp_path / "by_hand", list[str]()
+    done = run_python(ROOT / "scripts" / "export.py", run, "--step", 4, "--dtype", "bf16", "--out", by_hand)
+    assert done.returncode == 0, done.stderr
+    remove_checkpoint(run, 4)
+    unproved = unproved_exports(run, read_record(run))
+    assert list(unproved) == [by_hand]
+    done = run_python(ROOT / "scripts" / "verify.py", run)
+    assert done.returncode == 1 and f"NOT PROVED: {by_hand} is of step 4, whose checkpoint is gone" in done.stdout
+    assert replay(run, read_record(run), None, lines.append, unproved) == EXACT and not unproved
     assert lines[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
     assert lines[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and lines[1].endswith(" to the bit")
     assert lines[2].startswith("training steps 4 to 6 on 2 ranks") and "tensors of 2 checkpoints" in lines[3]
-    assert len(forked) == 2 and not list(runs.glob("replay-*"))
+    assert lines[4].startswith("exporting after step 6 on 2 ranks")
+    assert [line.partition(": its ")[0] for line in lines[5:]] == [str(run / "export"), str(by_hand)]
+    assert len(forked) == 3 and not list(tmp_path.glob("replay-*"))
+
+    def again(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
+        shutil.copytree(replays.pop(0), Path(command[-1]).parent, dirs_exist_ok=True)
+        return 0, ""
+
+    monkeypatch.setattr(replaying, "run_train", again)
+    whole = shutil.copytree(run, tmp_path / "whole")
+    loss = edit(b'"validation_loss": ', b'"validation_loss": 1')
+    for path, change in (
+        (run / "export" / "model.safetensors", flip_bit),
+        (run / "export" / "export.json", loss),
+        (by_hand / "chat_template.jinja", flip_bit),
+    ):
+        replays = [*forked]
+        change(path)
+        rewrite(run)
+        with pytest.raises(Differs, match=f"{path} is not what the replay exports"):
+            replay(run, read_record(run), None, lines.append)
+        shutil.rmtree(run)
+        shutil.copytree(whole, run)
+
+
+def test_random_weights_without_checkpoint_are_not_proved(runs, tmp_path) -> None:
+    """Their export, the removal of the checkpoint and the head agree. A replay of another step proves nothing of them."""
+    run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
+    file = run / "export" / "model.safetensors"
+    save_file({name: torch.randn_like(tensor) for name, tensor in load_file(file).items()}, file, PT)
+    remove_checkpoint(run, 6)
+    head = read_record(run)[-1].digest
+    done = run_python(ROOT / "scripts" / "verify.py", run, "--head", head)
+    assert done.returncode == 1 and f"NOT PROVED: {run / 'export'} is of step 6, whose" in done.stdout, done.stderr
 
 
 def test_replay_from_checkpoint_finds_changes(folder, runs, forked, monkeypatch) -> None:
@@ -282,3 +381,21 @@ def test_evaluation_of_finished_run_has_entries(runs) -> None:
     kinds = [(entry.kind, entry.step) for entry in read_record(runs / "again")][-9:]
     assert kinds[:4] == [("checkpoint", 5), ("checkpoint", 6), ("stop", 6), ("export", 6)]
     assert kinds[4:] == [(kind, 6) for kind in ("start", "evaluation", "checkpoint", "stop", "export")]
+
+
+def test_hostile_index_runs_nothing(folder, runs, tmp_path) -> None:
+    """The manifest, the record and its chain are those of the hostile index."""
+    run, mark = Path(shutil.copytree(runs / "other", folder / "runs" / "hostile")), tmp_path / "executed"
+    for checkpoint in (run / "checkpoints").iterdir():
+        replace_file(checkpoint, ".metadata", pickle.dumps(Touch(mark)))
+    rewrite(run)
+    sentence = ".metadata is not an index that torch.distributed.checkpoint writes (it names 'posix', 'system')"
+    resumed = [str(folder / "config.py"), "run.name=hostile", "run.seed=1", "run.stop_at=5"]
+    for script, arguments, code in (
+        ("scripts/verify.py", [run], 1),
+        ("scripts/export.py", [run, "--out", tmp_path / "out"], 2),
+        ("train.py", resumed, 2),
+    ):
+        done = run_python(ROOT / script, *arguments)
+        assert done.returncode == code and sentence in done.stderr, done.stdout + done.stderr
+        assert done.stderr.count("\n") == 1 and not mark.exists()

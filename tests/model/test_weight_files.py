@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from common.errors import UserError
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, check_weights, load_weights
-from model.weight_files import stored_tensors
+from model.weight_files import hash_weights, stored_tensors
 from tests.tiny import write_tiny_model
 
 
@@ -75,6 +75,9 @@ def test_files_and_index_that_do_not_agree(tmp_path) -> None:
     ):
         index.write_bytes(text if isinstance(text, bytes) else text.encode())
         refused(path, re.escape(sentence))
+    for outside in ("../model.safetensors", f"x/../../{first.name}", str(first)):
+        index.write_text(json.dumps({"weight_map": contents["weight_map"] | {moved: outside}}))
+        refused(path, re.escape(f"{index} names {outside}, which is outside of its directory; copy or download"))
     index.write_text(json.dumps(contents))
     last.unlink()
     refused(path, re.escape(f"{last} cannot be read (No such file or directory); copy or download the model again"))
@@ -115,3 +118,17 @@ def test_other_floats_are_converted(tmp_path, dtype) -> None:
     model = build_on_meta(read_model_config(str(tmp_path)))
     load_weights(model, str(tmp_path), torch.device("cpu"))
     assert torch.equal(model.causal_lm.model.norm.weight, tensors["model.norm.weight"].float())
+
+
+def test_files_of_one_name_are_hashed_apart(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # digests are remembered in artifacts
+    weight_map = {}
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        save_file({folder: torch.ones(3)}, tmp_path / folder / "part.safetensors")
+        weight_map[folder] = f"{folder}/part.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    before = hash_weights(tmp_path)
+    assert list(before) == ["x/part.safetensors", "y/part.safetensors"]
+    save_file({"x": torch.zeros(3)}, tmp_path / "x" / "part.safetensors")
+    assert [before[name] == digest for name, digest in hash_weights(tmp_path).items()] == [False, True]

@@ -33,7 +33,7 @@ from training.checkpointer import Entry, Record, plan_after
 
 IDENTITY = {part: {} for part in ("settings", "config.json", "versions", "the data", "the weights")}
 IDENTITY |= {part: {} for part in ("the tokenizer", "the code", "the scores' code")}
-CONFIG = {"run": {"deterministic": False, "log_every": 1}, "model": {"path": "not here"}}
+CONFIG = {"run": {"deterministic": False, "log_every": 1}, "model": {"path": "not here"}, "lora": {"rank": 2}}
 START = {"written": {}, "files": {}, "started_by": "me", "approved_by": None, "world_size": 1, "processor": "p"}
 START |= {"threads": 1, "identity": IDENTITY, "devices": [{"device": "cpu"}], "config": CONFIG, "directory": "."}
 START |= {"step": 0}

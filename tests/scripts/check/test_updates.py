@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
+from distributed import checkpoint_directory
 from distributed.checkpoint import Saver
 from distributed.process_group import Ranks
 from model.weights import tensors_of_checkpoint
@@ -91,9 +91,9 @@ def test_updates_of_other_optimizers_are_unknown(run, ranks, tmp_path) -> None:
 
 
 def test_the_checkpoint_index_is_read_once(run, monkeypatch) -> None:
-    read, calls = dcp.FileSystemReader.read_metadata, []
+    read, calls = checkpoint_directory.read_index, []
     monkeypatch.setattr(
-        dcp.FileSystemReader, "read_metadata", lambda *arguments: calls.append(arguments) or read(*arguments)
+        checkpoint_directory, "read_index", lambda *arguments: calls.append(arguments) or read(*arguments)
     )
     tensors = tensors_of_checkpoint(checkpoint_of(run, 1))
     assert [tensors.read(name).shape for name in NAMES] == [(64, 48), (48,)] and len(calls) == 1
