@@ -142,7 +142,8 @@ def train(run: TrainingRun) -> int:
     notes = checkpointer.find(state, total_steps, log.kept)  # from here on `state` continues the newest checkpoint
     if is_finished(run, state["step"], evaluations, checkpointer.is_changed):
         return 0
-    log.say(record_start(run, checkpointer, log))
+    if config.run.check != "only":
+        log.say(record_start(run, checkpointer, log))
     log.open(state["step"], evaluations.evaluated, total_steps)
 
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----

@@ -24,7 +24,7 @@ from common.errors import UserError
 from data.chat_template import ChatSettings, ChatTemplate
 from data.control_tokens import ControlTokens, renamed
 from data.labels import THOUGHTS, Labels, Turn, check_complete, drops_content
-from data.tokens import bos_ids, generation_stops, tokenizer_fingerprint
+from data.tokens import bos_ids, generation_stops, plain_template, tokenizer_fingerprint
 
 MAX_LEAD = 200  # characters of a prompt's end that may be encoded before an answer
 PIECE = 2**17  # the most characters of a text that are tokenised at once
@@ -73,6 +73,7 @@ class Outcome:
 
 # Note -> its line in the report of a data file, which counts the examples with this note.
 NOTES: dict[str, str] = {
+    "plain": "chats written as User: and Assistant:, because the tokenizer has no chat template (data.chat_template sets one)",
     "split": "chats split by answer, because the chat template rewrites earlier turns",
     "rebuilt": "chats with answers that the template renders differently in a finished chat; here they follow the generation "
     "prompt",
@@ -108,6 +109,7 @@ class ExampleEncoder:
         self.template = ChatTemplate(tokenizer, self.settings)
         self.bos, self.eos = bos_ids(tokenizer), cast(int, tokenizer.eos_token_id)
         self.control = ControlTokens(tokenizer)
+        self.is_plain = tokenizer.chat_template == plain_template(tokenizer)
         self.encoder = self.control.encoder  # for texts and completions, which are content
         if self.settings.control_tokens == "allow":
             self.encoder = renamed(tokenizer, (), "")
@@ -180,6 +182,7 @@ class ExampleEncoder:
                 turns, notes = self._turns(example)
                 sequences = self._sequences(turns)
                 notes += ["split"] if len(sequences) > 1 else []
+                notes += ["plain"] if self.is_plain else []
             else:
                 sequences, notes = self._text(example)
         except UserError as error:

@@ -1,6 +1,7 @@
 """Answers to examples of data.validation while a model trains: generated, scored, and shown as curves."""
 
 import gc
+import math
 import textwrap
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from common.errors import UserError
 from distributed.process_group import StopSignal, gather_objects, read_on_first
 from eval.generate import greedy_answers, stop_tokens, with_own_stops
+from eval.intervals import Terms, interval, ratio
 from eval.metric import reference_of
 from eval.over_ranks import BATCH_TOKENS, make_turns, signal_on_any
 from eval.packed_weights import pack_weights
@@ -68,18 +70,26 @@ class Answers:
         return figures | scores | {SAMPLE: self._sample(texts[0])}
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the 95% bootstrap interval, over examples, of a score of the newest answers. Call it on rank 0 only.
+        """Return the 95% interval, over examples, of a score of the newest answers. Call it on rank 0 only.
 
-        None if the metric fails, or has no value for some of the samples.
+        A score that is the fraction of right answers has Wilson's interval, any other score a bootstrap's. None if the metric
+        fails, or has no value for some of the samples.
         """
-        assert self.asked.metric is not None
-        scores, generator, count = [], np.random.default_rng(0), len(self.texts)
-        for drawn in generator.integers(0, count, (RESAMPLES, count)).tolist():
-            try:
-                figures = self.asked.metric([self.texts[i] for i in drawn], [self.asked.examples[i] for i in drawn])
-                scores.append(figures[name])
-            except (UserError, KeyError):
-                return None
+        metric, count = self.asked.metric, len(self.texts)
+        assert metric is not None
+
+        def score(drawn: list[int]) -> float:
+            return metric([self.texts[i] for i in drawn], [self.asked.examples[i] for i in drawn])[name]
+
+        try:
+            each = np.array([score([i]) for i in range(count)])
+            if np.isin(each, (0, 1)).all() and math.isclose(score([*range(count)]), each.mean()):
+                right = interval(Terms(np.stack([each, np.ones(count)], axis=1), range(count), ratio))
+                return right.low, right.high
+            drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count)).tolist()
+            scores = [*map(score, drawn)]
+        except (UserError, KeyError):
+            return None
         if np.isnan(scores).any():
             return None
         low, high = np.percentile(scores, (2.5, 97.5))

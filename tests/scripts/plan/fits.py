@@ -48,8 +48,8 @@ def rows() -> list[str]:
     for gigabytes in GIGABYTES:
         cells = []
         for gpus in GPUS:
-            sizes = (largest(0, "16N", gigabytes, gpus), largest(0, "6N", gigabytes, gpus))
-            cells.append(f"{'-'.join(dict.fromkeys(sizes))}, {largest(64, '16N', gigabytes, gpus)}")
+            ways = ((0, "16N"), (0, "6N"), (64, "16N"))
+            cells.append(", ".join(largest(rank, memory, gigabytes, gpus) for rank, memory in ways))
         lines.append(f"{gigabytes} GB | {' | '.join(cells)}")
     return lines
 
