@@ -52,7 +52,8 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     family. Line ends and spaces before a number would then have other ids than in pretraining
     (huggingface/transformers#45488). Such a tokenizer is loaded again from tokenizer.json alone.
     """
-    tokenizer, file = AutoTokenizer.from_pretrained(path), Path(path, "tokenizer.json")
+    # By default it asks on the terminal whether to run the code of the directory.
+    tokenizer, file = AutoTokenizer.from_pretrained(path, trust_remote_code=False), Path(path, "tokenizer.json")
     is_built = isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer) is not PreTrainedTokenizerFast
     if not (is_built and file.is_file() and b'"ByteLevel"' in file.read_bytes()):
         return tokenizer

@@ -56,13 +56,12 @@ def read_index(file: IO[bytes], num_bytes: int) -> Metadata:
     Raise some exception, of any kind, if the file is not an index of tensors as DCP writes it.
     """
     index = _Unpickler(file).load().state
-    stored = {_key(key.state): _place(info.state) for key, info in index["storage_data"].items()}
+    keys = [
+        MetadataIndex(key.state["fqn"], _size(key.state["offset"]), key.state["index"]) for key in index["storage_data"]
+    ]
+    stored = dict(zip(keys, [_place(info.state) for info in index["storage_data"].values()], strict=True))
     tensors = {str(name): _tensor(value.state, num_bytes) for name, value in index["state_dict_metadata"].items()}
     return Metadata({**tensors}, storage_data=stored, storage_meta=StorageMeta(), version=index.get("version"))
-
-
-def _key(state: dict) -> MetadataIndex:
-    return MetadataIndex(state["fqn"], _size(state["offset"]), state["index"])
 
 
 def _place(state: dict) -> _StorageInfo:
@@ -77,8 +76,7 @@ def _tensor(state: dict, num_bytes: int) -> TensorStorageMetadata:
     dtype, size = state["properties"].state[0], _size(state["size"])
     if math.prod(size) * dtype.itemsize > num_bytes:
         raise ValueError(f"a tensor has the shape {tuple(size)}")
-    parts = [chunk.state for chunk in state["chunks"]]
-    chunks = [ChunkStorageMetadata(_size(part["offsets"]), _size(part["sizes"])) for part in parts]
+    chunks = [ChunkStorageMetadata(*map(_size, (x.state["offsets"], x.state["sizes"]))) for x in state["chunks"]]
     return TensorStorageMetadata(TensorProperties(dtype), size, chunks)
 
 

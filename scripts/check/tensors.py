@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from distributed.checkpoint_directory import read_manifest
 from distributed.low_memory import make_code_maps
+from model.architectures import read_model_config
 from model.language_model import stored_form
 from model.weight_files import stored_tensors
 from model.weights import Weights, tensors_of_checkpoint
@@ -79,7 +79,7 @@ def compare_export(
     bounds: (name, tensor of the checkpoint) -> the smallest and the largest value of the exported tensor before rounding; None:
     equal to the checkpoint. prefix: the beginning of the tensor's name in the checkpoint. read: reads a tensor from elsewhere.
     """
-    files, form, is_equal = stored_tensors(export), stored_form(AutoConfig.from_pretrained(export)), dict[str, bool]()
+    files, form, is_equal = stored_tensors(export), stored_form(read_model_config(str(export))), dict[str, bool]()
     for name in names:
         tensor = read(name) if read else stored(checkpoint).read(prefix + name)
         low, high = (form(name, end) for end in (bounds(name, tensor) if bounds else (tensor, tensor)))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from common.durable_files import SUFFIX, temporary_path
 from common.errors import UnknownFormat, UserError
@@ -30,7 +29,7 @@ from distributed.checkpoint_directory import (
     read_manifest,
 )
 from distributed.process_group import library_versions
-from model.architectures import first_new_row
+from model.architectures import first_new_row, read_model_config
 from model.language_model import build_on_meta
 from model.lora import BASE, adapter_of_checkpoint, write_adapter
 from model.weight_files import stored_tensors
@@ -39,7 +38,7 @@ from scripts.chaos.compare import read_rows
 from scripts.verify.grammar import first_problem
 from training.checkpointer import FILE, METRICS, PREPARED, Entry, Record, not_given_up
 from training.description import counted
-from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
+from training.ending import ADAPTER_DIRECTORY, BOM, CARD, CERTIFICATE, EXPORT, SIGNATURE
 
 NOT_COMPARED = "not compared"  # in each line about files or entries that were not
 UNFINISHED = (
@@ -267,6 +266,11 @@ def newest_exports(run: Path, entries: list[Entry]) -> dict[Path, Entry]:
     return {own if place == own.resolve() else place: entry for place, entry in exports.items()}
 
 
+def start_before(entries: list[Entry], entry: Entry) -> Entry:
+    """Return the newest start before an entry."""
+    return [earlier for earlier in entries[: entry.number] if earlier.kind == "start"][-1]
+
+
 def unproved_exports(run: Path, entries: list[Entry]) -> dict[Path, Entry]:
     """Return the exports that are here, and whose checkpoint is gone: only a replay can tell which weights they have."""
     return {
@@ -303,7 +307,7 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         tensors = [content["tensors"] for content in saved]
         if written["checkpoint"] != entry.content["checkpoint"] or written["checkpoint"] not in tensors:
             raise Differs(f"{folder / EXPORT} is of no checkpoint of step {entry.step} that {FILE} has")
-        start = [each for each in earlier if each.kind == "start"][-1]
+        start = start_before(entries, entry)
         settings = _compare_beside_weights(folder, written, start)
         verdict = compare_tensors(run, folder, written, start.content, entry)
         count = len(written["files"]) + len(adapter)
@@ -332,14 +336,12 @@ def _compare_beside_weights(folder: Path, written: dict, start: Entry) -> str:
     with in_directory_of(start.content) as config:
         differing = differing_files(folder, config, written)
     if differing:
-        then, here = (
-            {name: version for name, version in versions.items() if name in ("transformers", "tokenizers")}
-            for versions in (start.content["versions"], library_versions())
-        )
+        then, here = start.content["versions"]["transformers"], library_versions()["transformers"]
         raise Differs(
-            f"{folder / differing[0]} is not what the base and the settings of {start} give"
-            + (f", but that start had {then}, and here is {here}" if then != here else "")
+            f"{folder / differing[0]} is not what the base and the settings of {start} give (transformers {then}, here {here})"
         )
+    if CERTIFICATE in written["files"]:
+        return "template, tokenizer and settings are those of base and run, certificate.json is not compared"
     return "template, tokenizer and settings are those of base and run"
 
 
@@ -370,7 +372,7 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
     if is_merged or is_adapter:
         return f"{NOT_COMPARED} with the tensors of their checkpoint"
     files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
-    weights = weights_of_directory(base, build_on_meta(AutoConfig.from_pretrained(folder))) if base.is_dir() else None
+    weights = weights_of_directory(base, build_on_meta(read_model_config(str(folder)))) if base.is_dir() else None
     if averaged and weights:
         bounds = _bounds(weights, first_new_row(base), share, "asked" in written)
     names = trained(checkpoint)

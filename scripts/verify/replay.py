@@ -13,8 +13,9 @@ import torch
 
 from common.child_process import last_words
 from common.errors import UserError
+from common.sha256 import sha256
 from data.remote import FETCHED
-from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, marks_of, step_of
+from distributed.checkpoint_directory import SET_ASIDE, checkpoint_name, complete_checkpoints, marks_of, step_of
 from distributed.process_group import process_group
 from model.dtypes import DTYPES, dtype_name
 from scripts.chaos.compare import read_rows
@@ -28,6 +29,7 @@ from scripts.verify.files import (
     in_directory_of,
     newest_exports,
     read_record,
+    start_before,
 )
 from training.checkpointer import FILE, METRICS, PREPARED, Entry, not_given_up, prepared_in
 from training.ending import ADAPTER_DIRECTORY, CERTIFICATE, EXPORT, read_certificate
@@ -35,6 +37,7 @@ from training.identity import differences
 from training.log import EVALUATIONS
 
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
+OF_THE_RECORD = ("head", "files", "adapter", "identity", "asked")  # in export.json; compared with record and identity
 
 
 class Segment(NamedTuple):
@@ -93,23 +96,25 @@ def replay(
             check_inputs([segment.start])
             train_again(segment, replayed, say, keep=bool(needed))
             code = max(code, compare_segment(segment, run, replayed, say))
-        last = chosen[-1].checkpoints[-1]
-        is_end = all(entry.step <= last.step for entry in not_given_up(entries) if entry.kind == "checkpoint")
-        if code == EXACT and own in exports and is_end and (not step or not tried and exports[own].step == last.step):
-            for path in complete_checkpoints(replayed / "checkpoints") if tried else ():
-                if step_of(path) not in {*needed, *tried}:
-                    shutil.rmtree(path)
-            train_again(chosen[-1], replayed, say, keep=True, finish=True)
-            _compare_export(own, replayed / "export", say)
-            if (run / ADAPTER_DIRECTORY).is_dir():
-                _compare_export(run / ADAPTER_DIRECTORY, replayed / ADAPTER_DIRECTORY, say)
+        last, entry = chosen[-1].checkpoints[-1], exports.get(own)
+        is_end = entry and entry.number > max(each.number for each in entries if each.kind == "checkpoint")
+        is_end = is_end and last.step == max(each.step for each in not_given_up(entries) if each.kind == "checkpoint")
+        if code == EXACT and entry and is_end and (not step or not tried and entry.step == last.step):
+            aside = [x for x in complete_checkpoints(replayed / "checkpoints") if tried and step_of(x) not in tried]
+            for path in aside:  # the budget searches all checkpoints
+                path.rename(path.with_suffix(SET_ASIDE))
+            export = Segment(start_before(entries, entry), last.step, chosen[-1].checkpoints)
+            train_again(export, replayed, say, keep=True, finish=True)
+            for path in aside:
+                path.with_suffix(SET_ASIDE).rename(path)
+            for place in (own, run / ADAPTER_DIRECTORY):
+                _compare_export(place, replayed / place.name, say)
             (unproved or {}).pop(own, None)
         for number, (place, entry) in enumerate(exports.items()) if code == EXACT else ():
-            checkpoint = replayed / "checkpoints" / checkpoint_name(entry.step)
+            checkpoint, again = replayed / "checkpoints" / checkpoint_name(entry.step), Path(folder, f"again-{number}")
             if place != own and marks_of(checkpoint)["checkpoint"] == entry.content["checkpoint"]:
-                start = [earlier for earlier in entries[: entry.number] if earlier.kind == "start"][-1]
-                _export_again(place, replayed, start.content, Path(folder, f"again-{number}"))
-                _compare_export(place, Path(folder, f"again-{number}"), say)
+                _export_again(place, replayed, start_before(entries, entry).content, again)
+                _compare_export(place, again, say)
                 (unproved or {}).pop(place, None)
     return code
 
@@ -135,15 +140,23 @@ def _compare_export(place: Path, again: Path, say: Say) -> None:
 
     def contents(folder: Path) -> dict[str, Any]:
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        by_name: dict[str, Any] = {name: content(files[name]) for name in files.keys() - {*NOT_IN_EXPORT_JSON}}
+        by_name: dict[str, Any] = {
+            name: sha256(path) if path.suffix == ".safetensors" else content(path)
+            for name, path in files.items()
+            if name not in NOT_IN_EXPORT_JSON
+        }
         if CERTIFICATE in by_name:  # a start that was repeated has read its text once more
             by_name[CERTIFICATE] = json.loads(by_name[CERTIFICATE]) | {"readings": 0}
+        if place.name == again.name and EXPORT in files:  # the run's own; one by hand may be named otherwise
+            written = json.loads(files[EXPORT].read_text(encoding="utf-8"))
+            by_name[EXPORT] = repr({key: value for key, value in written.items() if key not in OF_THE_RECORD})
         return by_name
 
     before, after = contents(place), contents(again)
     if differing := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
         raise Differs(f"{place / differing[0]} is not what the replay exports")
-    say(f"{place}: its {len(before)} files are those that the replay exports")
+    if before:
+        say(f"{place}: its {len(before)} files are those that the replay exports")
 
 
 def _copy_state(run: Path, entries: list[Entry], step: int, replayed: Path) -> None:
@@ -165,7 +178,8 @@ def _copy_state(run: Path, entries: list[Entry], step: int, replayed: Path) -> N
 def train_again(segment: Segment, replayed: Path, say: Say, keep: bool = False, finish: bool = False) -> None:
     """Start train.py with the recorded config, ranks and threads, in another run directory and with an empty token cache.
 
-    keep: keep all checkpoints. finish: the last step is taken, and the run exports. Raise Differs if train.py refuses the record, the data or the identity, and UserError if it fails for another reason.
+    keep: keep all checkpoints. finish: the last step is taken already, and the run exports. Raise Differs if train.py refuses the
+    record, the data or the identity, and UserError if it fails for another reason.
     """
     start, last = segment.start.content, segment.checkpoints[-1].step
     data, cache = start["config"]["data"], replayed.parent / "tokens"

@@ -294,11 +294,16 @@ def test_replay_of_all_steps_is_bitwise(runs, forked, monkeypatch, tmp_path) -> 
 
     monkeypatch.setattr(replaying, "run_train", again)
     whole = shutil.copytree(run, tmp_path / "whole")
-    for place, file in ((run / "export", "model.safetensors"), (by_hand, "chat_template.jinja")):
+    loss = edit(b'"validation_loss": ', b'"validation_loss": 1')
+    for path, change in (
+        (run / "export" / "model.safetensors", flip_bit),
+        (run / "export" / "export.json", loss),
+        (by_hand / "chat_template.jinja", flip_bit),
+    ):
         replays = [*forked]
-        (place / file).write_bytes((place / file).read_bytes()[:-1] + b"!")
+        change(path)
         rewrite(run)
-        with pytest.raises(Differs, match=f"{place / file} is not what the replay exports"):
+        with pytest.raises(Differs, match=f"{path} is not what the replay exports"):
             replay(run, read_record(run), None, lines.append)
         shutil.rmtree(run)
         shutil.copytree(whole, run)

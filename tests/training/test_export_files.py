@@ -46,7 +46,8 @@ def config_of(base, **data):
 
 def write_files(folder, config, model_config, tokenizer):
     chats = chat_settings(config.data)
-    ending.write_files(folder, config, model_config, tokenizer, chats, ExampleEncoder(tokenizer, chats).stop_ids)
+    stop_ids = ExampleEncoder(tokenizer, chats).stop_ids
+    ending.write_files(folder, config, model_config, tokenizer, chats, stop_ids, model_config.dtype)
 
 
 def export(base, folder, config=None, template=None):
