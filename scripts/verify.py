@@ -7,10 +7,9 @@
     python scripts/verify.py runs/quickstart --seen "Jane Roe"     # a file, an id, a hash, or a text
     python scripts/verify.py release/quickstart --key public.pem   # a signed export, which needs no run beside it
 
-Exit codes: 0, nothing differs from the record; 1, a line names the first difference, or an export whose
+Exit codes: 0, everything was compared and is equal; 1, a line names the first difference, or an export whose
 checkpoint is gone and that no replay has exported again; 2, a mistake in the command, or the replay
-cannot run here; 3, the replay is not equal to the bit, and cannot be expected to be on this machine. docs/check.md says what each
-comparison proves.
+cannot run here; 3, equal as far as compared, as the last line says. docs/check.md says what each comparison proves.
 """
 
 import sys
@@ -24,7 +23,7 @@ import signal
 from common.command_line import new_parser
 from common.errors import UserError, run_script
 from scripts.verify.files import Differs, compare, unproved_exports
-from scripts.verify.replay import replay
+from scripts.verify.replay import NOT_EXACT, replay
 from scripts.verify.seen import seen
 
 
@@ -33,6 +32,8 @@ def main() -> int:
     parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run; with --key of an export")
     parser.add_argument("--head", metavar="HEX", help="the head of the record, or its first 16 digits or more")
+    later = "with --head: entries may follow it; they are listed, and the head proves nothing of them"
+    parser.add_argument("--allow-later", action="store_true", help=later)
     again = "train from the checkpoint of step K (0: the base) to the next one again and compare; all: all steps"
     parser.add_argument("--replay", metavar="K|all", help=again)
     examples = "list the training examples that a file, an id, a hash or a text names, with their steps and ranks"
@@ -53,7 +54,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the context of a replay kills its processes
     say, run = functools.partial(print, flush=True), arguments.run.absolute()
     try:
-        entries = compare(run, arguments.head, say)
+        left = list[str]()  # lines about parts that were not compared
+        entries = compare(run, arguments.head, say, arguments.allow_later, left)
         if arguments.seen:
             for line in seen(entries, arguments.seen):
                 say(line)
@@ -64,7 +66,14 @@ def main() -> int:
             say(
                 f"NOT PROVED: {folder} is of step {entry.step}, whose checkpoint is gone; only --replay all exports it again"
             )
-        return 1 if unproved else code
+        if unproved:
+            return 1
+        say(
+            f"equal as far as compared; not compared: {len(left)} of the lines above"
+            if left
+            else "everything was compared and is equal"
+        )
+        return NOT_EXACT if left else code
     except Differs as error:
         print(f"DIFFERS: {error}", file=sys.stderr, flush=True)
         return 1

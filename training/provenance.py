@@ -66,6 +66,7 @@ def record_start(run: TrainingRun, checkpointer: Checkpointer, log: Log) -> str:
         start = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "start_step": record.step,
+            "total_steps": run.data.total_steps,
             "config": settings,
             "command": sys.argv,
             "directory": os.getcwd(),

@@ -35,11 +35,16 @@ from model.lora import BASE, adapter_of_checkpoint, write_adapter
 from model.weight_files import stored_tensors
 from model.weights import Weights, weights_of_directory
 from scripts.chaos.compare import read_rows
+from scripts.verify.grammar import first_problem
 from training.checkpointer import FILE, METRICS, PREPARED, Entry, Record, not_given_up
 from training.description import counted
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, CERTIFICATE, EXPORT, SIGNATURE
 
-UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
+NOT_COMPARED = "not compared"  # in each line about files or entries that were not
+UNFINISHED = (
+    "its temporary name: the run is writing it, or has died there, and mends it when it is started again; "
+    f"{NOT_COMPARED}"
+)
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NOT_IN_EXPORT_JSON = (EXPORT, CARD, BOM, SIGNATURE)  # files of an export that export.json does not list
 Say = Callable[[str], None]
@@ -68,17 +73,24 @@ def read_record(run: Path) -> list[Entry]:
     return entries
 
 
-def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
+def compare(
+    run: Path, head: str | None, say: Say, allow_later: bool = False, left: list[str] | None = None
+) -> list[Entry]:
     """Compare all files with the record, say a line about each part, and return the entries.
 
-    Raise Differs at the first difference. A run may train meanwhile: if the record has grown since it was read, the comparison
-    starts again, because the difference may be a file that the run has replaced.
+    left: gets the lines about parts that were not compared. allow_later: entries may follow the head. Raise Differs at the first
+    difference. A run may train meanwhile: if the record has grown since it was read, the comparison starts again, because the
+    difference may be a file that the run has replaced.
     """
     while True:
         entries = read_record(run)
         try:
-            for line in check_files(run, entries, head):
+            lines = list[str]()
+            for line in check_files(run, entries, head, allow_later):
                 say(line)
+                lines.append(line)
+            left = [] if left is None else left
+            left += [line for line in lines if NOT_COMPARED in line]
             say("nothing differs from the record")
             return entries
         except PermissionError:  # a file that cannot be read may still be as recorded
@@ -91,9 +103,11 @@ def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
             say("the run has gone on meanwhile: once more from the beginning")
 
 
-def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[str]:
+def check_files(run: Path, entries: list[Entry], head: str | None, allow_later: bool = False) -> Iterator[str]:
     """Compare all files with the record, and yield a line about each part. Raise Differs at the first difference."""
-    yield _check_head(run, entries, head)
+    yield from _check_head(run, entries, head, allow_later)
+    if problem := first_problem(entries):
+        raise Differs(f"{run / FILE}: {problem}")
     starts = [entry for entry in entries if entry.kind == "start"]
     for entry in starts:
         for name, digest in entry.content["written"].items():
@@ -109,6 +123,9 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
     # Of several starts from the same step only the last one trained steps that count.
     yield check_inputs(list({entry.step: entry for entry in not_given_up(entries) if entry.kind == "start"}.values()))
     yield from _check_exports(run, entries)
+    others = [path for path in (run / "checkpoints").glob("*") if not path.name.startswith("step-")]
+    others += [path for path in sorted((run / "eval").rglob("*")) if not path.is_dir()]
+    yield from (f"{path}: no entry names it, so {NOT_COMPARED}" for path in others)
 
 
 def _is_before(config: Path, starts: list[Entry], entries: list[Entry]) -> bool:
@@ -118,20 +135,27 @@ def _is_before(config: Path, starts: list[Entry], entries: list[Entry]) -> bool:
     return _is(config, starts[-2].content["written"]["config.json"]) if starts[1:] else not config.exists()
 
 
-def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
+def _check_head(run: Path, entries: list[Entry], head: str | None, allow_later: bool) -> Iterator[str]:
+    """Yield a line about the record, and about each entry after the head. Raise Differs if these are not allowed."""
     line = f"record: {len(entries)} entries hold each other, head {entries[-1].digest}"
-    line += ", after which a line was cut off by a kill" if Record(run).torn() else ""
+    line += f", after which a line was cut off by a kill, {NOT_COMPARED}" if Record(run).torn() else ""
     if head is None:
-        return f"{line}; only --head with a copy that was kept elsewhere shows that it was not written anew"
+        yield f"{line}; only --head with a copy that was kept elsewhere shows that it was not written anew"
+        return
     if not re.fullmatch("[0-9a-f]{16,64}", head := head.lower()):
         raise UserError(f"--head {head}: give 16 to 64 hexadecimal digits")
-    entry = next((entry for entry in entries if entry.digest.startswith(head)), None)
-    if entry is None:
+    covered = next((entry for entry in entries if entry.digest.startswith(head)), None)
+    if covered is None:
         raise Differs(
             f"{run / FILE}: no entry has the head {head}: an entry was changed, or entries at the end were dropped"
         )
-    num_later = len(entries) - entry.number
-    return f"{line}; {head} is the head after {entry}" + (f", and {num_later} entries came later" if num_later else "")
+    later = entries[covered.number :]
+    if later and not allow_later:
+        raise Differs(
+            f"{run / FILE}: {later[0]} and {len(later) - 1} more follow {covered}, whose head is {head}; --allow-later lists them"
+        )
+    yield f"{line}; {head} is the head after {covered}"
+    yield from (f"{entry} follows the head, so it and its files are {NOT_COMPARED} with it" for entry in later)
 
 
 def _check_metrics(run: Path, entries: list[Entry], last_start: Entry) -> str:
@@ -159,7 +183,7 @@ def _check_metrics(run: Path, entries: list[Entry], last_start: Entry) -> str:
         is_dropped = row is None and any(start.kind == "start" and start.step == step for start in later)
         if not is_dropped and (row is None or row | entry.content["figures"] != row):
             raise Differs(f"{path} has not the figures of {entry} in its row of step {step} ({kind})")
-    return f"{METRICS}: {num_rows} rows" + (f", {num_later} after the last entry" if num_later else "")
+    return f"{METRICS}: {num_rows} rows" + (f", {num_later} after the last entry, {NOT_COMPARED}" if num_later else "")
 
 
 def evaluations_of(entries: list[Entry]) -> dict[tuple[int, str], Entry]:
@@ -182,6 +206,8 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     known |= {name + SET_ASIDE for entry in entries for name in entry.content.get("set_aside", [])}
     if unknown := sorted(present - known):
         raise Differs(f"{folder / unknown[0]} is named by no entry of {FILE}")
+    if revived := sorted(name for name in present - saved.keys() if not name.endswith(SET_ASIDE)):
+        raise Differs(f"{folder / revived[0]} is here, but a later start of {FILE} continued from an earlier step")
     for name in [name for name in saved if name in present]:
         _check_checkpoint(folder / name, saved[name], entries)
     unfinished = [name for name in saved if name not in present | removed]
@@ -192,7 +218,7 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     whole, given_up = present & saved.keys(), sorted(present - saved.keys())
     line = f"checkpoints: {len(whole)} whole, {len(saved) - len(whole) - len(unfinished)} removed"
     line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
-    return line + (f"; not compared, because the run has given them up: {', '.join(given_up)}" if given_up else "")
+    return line + (f"; {NOT_COMPARED}, because the run has given them up: {', '.join(given_up)}" if given_up else "")
 
 
 def _check_checkpoint(path: Path, saved: list[Entry], entries: list[Entry]) -> None:
@@ -228,7 +254,7 @@ def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:
         recorded = [entry for entry in entries if entry.kind == "prepared" and entry.content["folder"] == folder]
         if recorded:
             _compare_all(run / folder, recorded[-1].content["files"], recorded[-1])
-        count = f"{len(recorded[-1].content['files'])} files" if recorded else "in no entry, so not compared"
+        count = f"{len(recorded[-1].content['files'])} files" if recorded else f"in no entry, so {NOT_COMPARED}"
         yield f"{folder}: {count}"
 
 
@@ -263,7 +289,7 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
     for folder, entry in exports.items():
         digest = entry.content["sha256"]
         if not folder.exists() and folder != own:
-            yield f"export {folder}: not here, so not compared"
+            yield f"export {folder}: not here, so {NOT_COMPARED}"
             continue
         if not _is(folder / EXPORT, digest) and _is(temporary_path(folder) / EXPORT, digest):
             yield f"export {folder}: the one of {entry} has {UNFINISHED}"
@@ -285,7 +311,9 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         settings = _compare_beside_weights(folder, written, start)
         verdict = compare_tensors(run, folder, written, start.content, entry)
         count = len(written["files"]) + len(adapter)
-        yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}, {verdict}; {settings}"
+        line = f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}, {verdict}; {settings}"
+        notes = [name for name in (CARD, BOM, SIGNATURE) if (folder / name).exists()]
+        yield line + (f"; {', '.join(notes)}: {NOT_COMPARED}" if notes else "")
 
 
 def _base(start: dict) -> Path:
@@ -302,7 +330,7 @@ def in_directory_of(start: dict) -> Iterator[Config]:
 def _compare_beside_weights(folder: Path, written: dict, start: Entry) -> str:
     """Compare template, tokenizer and settings of an export with those that base and run give. Return a line about them."""
     if not _base(start.content).is_dir():
-        return "template, tokenizer and settings are not compared, because the base is not here"
+        return f"template, tokenizer and settings are {NOT_COMPARED}, because the base is not here"
     from training.checkpoint_export import differing_files  # loads the models of transformers
 
     with in_directory_of(start.content) as config:
@@ -335,12 +363,14 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
     if marks_of(checkpoint)["checkpoint"] != entry.content["checkpoint"]:
         return "NOT PROVED, because their checkpoint is gone"
     if averaged and not base.is_dir():
-        return "not compared with the tensors of their checkpoint"
+        return f"{NOT_COMPARED} with the tensors of their checkpoint"
     if not averaged and base.is_dir() and (is_adapter or written.get("adapter")):
         _compare_adapter(folder if is_adapter else run / ADAPTER_DIRECTORY, checkpoint, written, start, entry)
-        return "with the adapter of their checkpoint" + (", but merged weights are not compared" if is_merged else "")
+        return "with the adapter of their checkpoint" + (
+            f", but merged weights are {NOT_COMPARED}" if is_merged else ""
+        )
     if is_merged or is_adapter:
-        return "not compared with the tensors of their checkpoint"
+        return f"{NOT_COMPARED} with the tensors of their checkpoint"
     files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
     weights = weights_of_directory(base, build_on_meta(read_model_config(str(folder)))) if base.is_dir() else None
     if averaged and weights:
@@ -364,7 +394,7 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
         raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
     verdict = f"averages of the base and {share:g} x the tensors" if averaged else f"equal to {source}"
     rest = f", and {len(of_base)} to those of the base" if of_base else ""
-    return f"{verdict} of their checkpoint{rest}" + ("" if weights else "; untrained ones are not compared")
+    return f"{verdict} of their checkpoint{rest}" + ("" if weights else f"; untrained ones are {NOT_COMPARED}")
 
 
 def _kept(name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -429,7 +459,7 @@ def check_inputs(starts: list[Entry]) -> str:
             raise Differs(f"{path} ({part}) is not what {start} has read: its SHA-256 is another one")
     num_missing = len({file for *_, digests in parts for file in digests.items()}) - len(present)
     return f"base and data: {len(present)} files" + (
-        f"; {num_missing} are not here, so not compared" if num_missing else ""
+        f"; {num_missing} are not here, so {NOT_COMPARED}" if num_missing else ""
     )
 
 

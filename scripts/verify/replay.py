@@ -37,6 +37,7 @@ from training.identity import differences
 from training.log import EVALUATIONS
 
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
+MOST = 0.1  # of a loss: the largest difference that rounding explains after any number of steps
 OF_THE_RECORD = ("head", "files", "adapter", "identity", "asked")  # in export.json; compared with record and identity
 
 
@@ -248,10 +249,35 @@ def compare_segment(segment: Segment, run: Path, replayed: Path, say: Say) -> in
     reasons = _reasons_for_other_bits(recorded, newest)
     if lone or not reasons:
         raise Differs(problem)
-    losses = [(before[key][name], after[key].get(name)) for key in keys for name in before[key] if "/loss" in name]
-    largest = max((abs(a - b) for a, b in losses if isinstance(b, float)), default=math.nan)
-    say(f"{steps} are not equal to the bit, as may be ({'; '.join(reasons)}): losses differ by {largest:.3g} at most")
+    losses = [
+        (key[0], before[key][name], after[key].get(name)) for key in keys for name in before[key] if "/loss" in name
+    ]
+    apart, largest = [_apart(*loss, segment) for loss in losses if loss[1] != loss[2]], 0.0
+    if apart:
+        share, largest, step = max(apart)
+        if share > 1:
+            what = f"losses of step {step} differ by {largest:.3g}, {share:.2g} times as far as rounding explains"
+            raise Differs(f"{what} ({'; '.join(reasons)}); {problem}")
+    say(
+        f"{steps} are not equal to the bit, as may be ({'; '.join(reasons)}): losses differ by {largest:.3g} at most, within "
+        "the bound of rounding; the tensors are not compared"
+    )
     return NOT_EXACT
+
+
+def _apart(step: int, loss: Any, again: Any, segment: Segment) -> tuple[float, float, int]:
+    """Return a difference of two losses as a share of what rounding explains, the difference in nats, and the step.
+
+    Rounding errors of steps add up as a random walk does, from what the check allows in step 3. No losses may differ by more
+    than MOST.
+    """
+    from scripts.check.runs import ALLOWED_LATER, STEPS  # loads the models of transformers
+
+    if not (isinstance(loss, float) and isinstance(again, float)):
+        return math.inf, math.inf, step
+    allowed, _ = ALLOWED_LATER[DTYPES[segment.start.content["config"]["model"]["compute_dtype"]]]
+    bound = min(MOST, allowed * math.sqrt(max(1.0, (step - segment.first) / STEPS)))
+    return abs(loss - again) / (bound * max(abs(loss), 0.1)), abs(loss - again), step
 
 
 def _rows_not_compared(segment: Segment, run: Path, before: set, after: set) -> set[tuple[int, str]]:

@@ -29,6 +29,7 @@ from scripts.verify import seen as seen_module
 from scripts.verify.files import Differs, compare
 from scripts.verify.replay import EXACT, Segment, compare_segment, rows_of
 from scripts.verify.seen import seen
+from tests.processes import run_python
 from training.checkpointer import Entry, Record, plan_after
 
 IDENTITY = {part: {} for part in ("settings", "config.json", "versions", "the data", "the weights")}
@@ -36,14 +37,15 @@ IDENTITY |= {part: {} for part in ("the tokenizer", "the code", "the scores' cod
 CONFIG = {"run": {"deterministic": False, "log_every": 1}, "model": {"path": "not here"}, "lora": {"rank": 2}}
 START = {"written": {}, "files": {}, "started_by": "me", "approved_by": None, "world_size": 1, "processor": "p"}
 START |= {"threads": 1, "identity": IDENTITY, "devices": [{"device": "cpu"}], "config": CONFIG, "directory": "."}
-START |= {"step": 0}
+START |= {"step": 0, "total_steps": 12}
+CHANGED = CONFIG | {"run": CONFIG["run"] | {"resume": "changed"}}
 
 
-def start(run: Path, rows: bytes = b"") -> Record:
+def start(run: Path, rows: bytes = b"", **content: object) -> Record:
     run.mkdir()
     (run / "metrics.jsonl").write_bytes(rows)
     record = Record(run)
-    record.append("start", **START)
+    record.append("start", **START | content)
     return record
 
 
@@ -194,7 +196,8 @@ def read_before(record: Record) -> None:
     for step, paths in ((2, (first, second)), (3, (second,))):
         second.write_text(str(step))
         read = {str(path): sha256(path) for path in paths}
-        record.append("start", **START | {"step": step, "files": {"the data": read}})
+        save(record, step) if step == 3 else None
+        record.append("start", **START | {"step": step, "files": {"the data": read}, "config": CHANGED})
     assert "base and data: 2 files; 1 are not here, so not compared" in said(record.directory)
     first.write_text("changed")
 
@@ -237,6 +240,124 @@ def test_a_forgery_is_named(forge, tmp_path) -> None:
     forge(record)
     record.append("stop", step=4, why="finished")
     assert FORGED[forge] in problem(tmp_path / "run")
+
+
+def of_another_identity(record: Record) -> None:
+    record.append("start", **START | {"step": 2, "identity": IDENTITY | {"the data": {"data.train": "another"}}})
+
+
+def of_other_data(record: Record) -> None:
+    shutil.rmtree(record.directory)
+    start(record.directory, files={"the data": {"train.jsonl": "1"}})
+    save(record, 2)
+    record.append("start", **START | {"step": 2, "files": {"the data": {"train.jsonl": "2"}}})
+
+
+def from_the_base_again(record: Record) -> None:
+    """Without the rule every checkpoint of the run is given up, and none is compared."""
+    record.append("start", **START)
+
+
+def finished_twice(record: Record) -> None:
+    record.append("stop", step=2, why="finished")
+    record.append("start", **START)
+
+
+def saved_after_the_end(record: Record) -> None:
+    record.append("stop", step=2, why="finished")
+    save(record, 4)
+
+
+def beyond_the_plan(record: Record) -> None:
+    save(record, 15)
+
+
+def without_checkpoint(record: Record) -> None:
+    record.append("start", **START | {"step": 1})
+
+
+def with_other_tensors(record: Record) -> None:
+    record.append("checkpoint", step=2, plan="", tensors="0" * 64, manifest="0" * 64)
+
+
+def of_no_kind(record: Record) -> None:
+    record.append("audit", step=2)
+
+
+UNGRAMMATICAL = {
+    of_another_identity: "entry 3 (start, step 2) changes what entry 1 (start, step 0) fixed (other data in data.train), and",
+    of_other_data: "(start, step 2) changes what entry 1 (start, step 0) fixed (other bytes in train.jsonl), and run.resume=",
+    from_the_base_again: "step-000002 is here, but a later start of record.jsonl continued from an earlier step",
+    finished_twice: "entry 4 (start, step 0) trains steps again that entry 3 (stop, step 2) had finished",
+    saved_after_the_end: "entry 4 (checkpoint, step 4) follows entry 3 (stop, step 2), after which only exports and a start",
+    beyond_the_plan: "entry 3 (checkpoint, step 15) is of a step outside of those that entry 1 (start, step 0) trains, which "
+    "end at 12",
+    without_checkpoint: "entry 3 (start, step 1) continues from a step of which no entry has a checkpoint",
+    with_other_tensors: "entry 3 (checkpoint, step 2) has other tensors than entry 2 (checkpoint, step 2), and no start has",
+    of_no_kind: "entry 3 (audit, step 2) is of a kind that no run writes",
+}
+
+
+@pytest.mark.parametrize("forge", UNGRAMMATICAL, ids=lambda forge: forge.__name__)
+def test_record_keeps_a_grammar(forge, tmp_path) -> None:
+    record = start(tmp_path / "run")
+    save(record, 2)
+    forge(record)
+    assert UNGRAMMATICAL[forge] in problem(tmp_path / "run")
+
+
+def test_kills_and_later_starts_keep_the_grammar(tmp_path) -> None:
+    """A kill loses the first checkpoint after its entry; then a new config, a damaged checkpoint, a finish, more epochs."""
+    record = start(run := tmp_path / "run")
+    shutil.rmtree(save(record, 2))
+    other = START | {"identity": IDENTITY | {"the data": {"data.train": "another"}}}
+    record.append("start", **other)
+    for step in (2, 4):
+        save(record, step)
+    record.append("pruning", set_aside=["step-000004"], why="damaged")
+    (run / "checkpoints" / "step-000004").rename(run / "checkpoints" / "step-000004.bad")
+    record.append("start", **other | {"step": 2})
+    save(record, 4)
+    record.append("stop", step=4, why="finished")
+    record.append("start", **other | {"step": 4, "total_steps": 16})
+    save(record, 15)
+    assert "not compared, because the run has given them up: step-000004.bad" in said(run)
+
+
+def test_entries_after_a_trusted_head_fail(tmp_path) -> None:
+    record = start(run := tmp_path / "run")
+    save(record, 2)
+    head = record.head()
+    assert compare(run, head, lambda line: None)
+    record.append("pruning", removed=[])
+    save(record, 4)
+    with pytest.raises(
+        Differs, match=r"entry 3 \(pruning\) and 1 more follow entry 2 \(checkpoint, step 2\), whose head"
+    ):
+        compare(run, head, lambda line: None)
+    left: list[str] = []
+    compare(run, head, lambda line: None, allow_later=True, left=left)
+    assert [line.partition(" follows the head")[0] for line in left] == [
+        "entry 3 (pruning)",
+        "entry 4 (checkpoint, step 4)",
+    ]
+
+
+def test_last_line_counts_what_was_not_compared(tmp_path) -> None:
+    record = start(run := tmp_path / "run")
+    save(record, 2)
+
+    def last_line() -> tuple[int, str]:
+        done = run_python(ROOT / "scripts" / "verify.py", run)
+        return done.returncode, done.stdout.splitlines()[-1]
+
+    assert last_line() == (0, "everything was compared and is equal")
+    unknown = run / "checkpoints" / "notes", run / "eval" / "results.json"
+    for path in unknown:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    assert last_line() == (3, "equal as far as compared; not compared: 2 of the lines above")
+    assert all(f"{path}: no entry names it, so not compared" in said(run) for path in unknown)
 
 
 def test_a_record_begins_with_a_start(tmp_path) -> None:

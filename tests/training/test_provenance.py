@@ -58,7 +58,9 @@ def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **options) -> d
     record, log = RunRecord(run, Corpus(()), ranks), SimpleNamespace(kept=lambda *arguments: rows, say=print)
     record.step, evaluations = step, SimpleNamespace(evaluated={})
     checkpointer = SimpleNamespace(record=record, identity=IDENTITY, evaluations=evaluations)
-    of_run = SimpleNamespace(config=config, data=SimpleNamespace(local=config), ranks=ranks, directory=run)
+    of_run = SimpleNamespace(
+        config=config, data=SimpleNamespace(local=config, total_steps=9), ranks=ranks, directory=run
+    )
     line = record_start(of_run, checkpointer, log)  # type: ignore[arg-type]
     written = json.loads((run / "config.json").read_text())
     assert line.startswith(f"run {run}, commit {short_commit(written)}, torch ")
