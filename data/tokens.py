@@ -103,7 +103,7 @@ def generation_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return []
     try:
         stops = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); remove it or copy it again") from error
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
 
@@ -154,6 +154,6 @@ def _why_not_loaded(path: Path, error: Exception) -> str:
     for file in sorted(path.glob("*token*.json")):
         try:
             json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             return f"{file.name} is damaged ({problem}); {mend} again"
     return f"{type(error).__name__}: {' '.join(str(error).split())}; {mend} again"

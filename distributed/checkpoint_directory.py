@@ -289,7 +289,7 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
         is_whole = content.pop("checksum") == checksum(content)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {hint}") from error
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         is_whole, content = False, {}
     if not is_whole:
         raise UserError(f"{path} is damaged: its content does not match its checksum; {hint}")

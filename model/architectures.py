@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -12,6 +13,7 @@ from model.rope import check_document_isolation, scaled_config
 
 FETCHED = "fetched.json"  # model/hub.py writes it: model id, source, revision and the SHA-256 of every file
 NEW_TOKENS = "new_tokens.json"  # model/vocabulary.py writes it into an extended model
+MOST_LAYERS = 1000  # the deepest models have under 200
 # Many licences ask to keep their text with the weights.
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -50,6 +52,11 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
         )
     if not Path(path, "config.json").is_file():
         raise UserError(f"{name} is not a model directory: it has no config.json")
+    # transformers would build such a model for minutes, and of more layers fill the memory, before a weight is missing.
+    with suppress(OSError, ValueError, AttributeError, RecursionError):  # which read_model_config names
+        for setting, number in json.loads(Path(path, "config.json").read_text(encoding="utf-8")).items():
+            if "layer" in setting and isinstance(number, int) and number > MOST_LAYERS:
+                raise UserError(f"{path}/config.json: {setting}={number}, and no model has over {MOST_LAYERS} layers")
 
 
 def check_not_a_run(path: str | Path, key: str | None = None) -> None:

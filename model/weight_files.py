@@ -44,7 +44,7 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         file_of = {name: path / file for name, file in sorted(weight_map.items())}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{index} is not a JSON object with a weight_map of tensor names to files ({error!r}); {AGAIN}"
         ) from error

@@ -382,5 +382,5 @@ def read_json(path: Path, mend: str) -> dict:
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
         return content
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {mend}") from error

@@ -4,9 +4,11 @@ config.json describes the newest start. If the code differs from its commit, the
 diffs/NUMBER.diff, together with the files that train.py loads and git does not know.
 """
 
+import json
 import os
 import platform
 import pwd
+import re
 import socket
 import subprocess
 import sys
@@ -43,6 +45,12 @@ OF_A_TOKENIZER = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # suffixes 
 # Variables that keep libraries from newer instructions; MKL_CBWR changes the bits of products in fp32.
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 LONG = 2**26  # bytes that each start hashes again; digests of further files are remembered
+# Passwords in URLs, values of a query that sign or authorise, and tokens by the prefixes of their services.
+SECRETS = re.compile(
+    r"(?<=://)[^/\s@'\"]+(?=@)"
+    r"|(?<=[?&])((?i:[\w.-]*(?:sig|signature|token|key|credential|secret|password|auth|policy)[\w.-]*)=)[^&#\s'\"\\]+"
+    r"|\b(?:hf_[A-Za-z0-9]{30,}|sk-[\w-]{32,}|gh[opsu]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16})\b"
+)
 Say = Callable[[str], None]
 
 
@@ -83,12 +91,13 @@ def record_start(run: TrainingRun, checkpointer: Checkpointer, log: Log) -> str:
             "python": platform.python_version(),
             "versions": versions(),
         }
+        start = json.loads(without_secrets(json.dumps(start)))
         try:
             directory.mkdir(parents=True, exist_ok=True)
             written = {"config.json": sha256_of_json(start)}
             if patch:
                 (directory / patch).parent.mkdir(exist_ok=True)
-                write_durably(directory / patch, diff)
+                write_durably(directory / patch, without_secrets(diff))
                 written[patch] = sha256(directory / patch)
             content = start | {
                 "identity": identity,
@@ -130,6 +139,11 @@ def _sums(paths: list[Path], say: Say) -> dict[str, str]:
     count = bisect_right(list(accumulate(sizes[path] for path in paths)), LONG)
     digests = sha256_of_all(paths[:count]) | remembered_sha256(paths[count:], say)
     return {str(path): digests[path] for path in sorted(digests)}
+
+
+def without_secrets(text: str) -> str:
+    """Replace tokens, passwords and signatures of URLs by REDACTED: a record may be published, and cannot be changed later."""
+    return SECRETS.sub(lambda match: f"{match[1] or ''}REDACTED", text)
 
 
 def _user() -> str:

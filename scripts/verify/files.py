@@ -95,7 +95,16 @@ def compare(
             return entries
         except PermissionError:  # a file that cannot be read may still be as recorded
             raise
-        except (Differs, OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as problem:
+        except (
+            Differs,
+            OSError,
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            RecursionError,
+        ) as problem:
             if len(read_record(run)) == len(entries):
                 is_known = isinstance(problem, Differs | OSError)
                 text = str(problem) if is_known else f"{run / FILE} or {EXPORT} is not what a run writes: {problem!r}"

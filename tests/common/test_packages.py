@@ -73,8 +73,8 @@ config = Config(
         ["scripts/data.py", "show", str(config), "--index", "0"],
         ["scripts/plan.py", str(config)],
         ["train.py", str(config)],
-        ["scripts/export.py", run, "--out", export],  # its model card has intervals
         ["scripts/verify.py", run],
+        ["scripts/export.py", run, "--out", export],  # its model card has intervals
         ["scripts/chat.py", export],  # no question on stdin: it loads the model and ends
     ]
     asks = [[f"scripts/{name}.py", "--help"] for name in ("compare", "evaluate", "score")]

@@ -240,6 +240,7 @@ CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
             "model into it again",
         ),
         ({"tokenizer.json": "{}", "tokenizer_config.json": "{"}, "tokenizer_config.json is damaged (Expecting property"),
+        ({"tokenizer.json": "[" * 10**5}, "tokenizer.json is damaged (maximum recursion depth exceeded"),
     ],
 )  # fmt: skip
 def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None:

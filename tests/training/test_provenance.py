@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from distributed.process_group import Ranks
 from training import provenance
 from training.checkpointer import Record, RunRecord
 from training.identity import fingerprint
-from training.provenance import devices, git_state, record_start, short_commit
+from training.provenance import devices, git_state, record_start, short_commit, without_secrets
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -68,6 +69,22 @@ def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **options) -> d
 
 
 IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}, "the weights": {"model.safetensors": "4"}}
+
+
+TOKEN, QUERY = f"hf_{'aB3' * 12}", "X-Amz-Credential=AKIA%2F2026&X-Amz-Signature=0badc0de"
+SECRET = "0badc0de", "AKIA", TOKEN, "hunter2"
+
+
+def test_record_has_no_secrets(tmp_path, ranks, monkeypatch) -> None:
+    path = f"https://me:hunter2@bucket.example/train.jsonl?part=1&{QUERY}"
+    monkeypatch.setattr(sys, "argv", ["train.py", "c.py", f"data.train={path}", f"wandb={TOKEN}", "batch.tokens=4096"])
+    start(tmp_path / "run", 0, ranks, approved_by=path)
+    for file in ("record.jsonl", "config.json"):
+        text = (tmp_path / "run" / file).read_text()
+        assert not any(secret in text for secret in SECRET) and "batch.tokens=4096" in text
+        assert text.count("https://REDACTED@bucket.example/train.jsonl?part=1&X-Amz-Credential=REDACTED&") >= 2
+    kept = "/data/hf_cache_of_the_whole_department/sk-learn/x.jsonl?download=true"
+    assert without_secrets(kept) == kept
 
 
 def test_config_json_describes_the_newest_start(checkout, tmp_path, ranks, monkeypatch) -> None:
