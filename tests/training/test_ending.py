@@ -38,7 +38,7 @@ MODEL = SimpleNamespace(dtype=torch.float32)
 
 def run_of(folder: Path, ranks: Ranks, config: Config = CONFIG) -> TrainingRun:
     """A run of 8 steps in `folder`."""
-    data = SimpleNamespace(total_steps=8, chats=None, stop_ids=(), kept="")
+    data = SimpleNamespace(total_steps=8, plan=SimpleNamespace(steps_per_epoch=[8]), chats=None, stop_ids=(), kept="")
     parts = {"model": None, "model_config": MODEL, "tokenizer": None}
     return SimpleNamespace(config=config, data=data, ranks=ranks, directory=folder, **parts)  # type: ignore[return-value]
 
