@@ -238,6 +238,9 @@ class Run:
     # Stop after this step as on a signal: the run is saved, and the next start continues it
     stop_at: int | None = None
     approved_by: str | None = None  # who approved this run; written to its record (docs/check.md)
+    timestamp: str | None = (
+        None  # URL of an RFC 3161 service, or a file: each head of the record is sent there (docs/check.md)
+    )
     verbose: bool = False  # print all lines of a start; runs/NAME/start.txt always has them
     # STEP:COUNT: write torch.profiler's trace of COUNT steps from STEP on to runs/NAME/profile
     profile: str | None = None
@@ -300,7 +303,7 @@ FREE = _keys(
     ewc="device",
     forgetting="max_kl min_gain keep general_text strict",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
-    "save_every save_minutes keep_last async_save resume export stop_after_no_gain stop_at approved_by verbose profile check",
+    "save_every save_minutes keep_last async_save resume export stop_after_no_gain stop_at approved_by timestamp verbose profile check",
     eval="metric max_new_tokens",
 )
 # Every other key decides the weights: a resume with another value is refused, unless run.resume=changed.

@@ -22,9 +22,10 @@ import signal
 
 from common.command_line import new_parser
 from common.errors import UserError, run_script
-from scripts.verify.files import Differs, compare, unproved_exports
+from scripts.verify.files import NOT_COMPARED, Differs, compare, unproved_exports
 from scripts.verify.replay import NOT_EXACT, replay
 from scripts.verify.seen import seen
+from scripts.verify.timestamps import check_timestamps
 
 
 def main() -> int:
@@ -34,6 +35,8 @@ def main() -> int:
     parser.add_argument("--head", metavar="HEX", help="the head of the record, or its first 16 digits or more")
     later = "with --head: entries may follow it; they are listed, and the head proves nothing of them"
     parser.add_argument("--allow-later", action="store_true", help=later)
+    stamps = "compare the time stamps: certificates (PEM) of the RFC 3161 service, or the file of run.timestamp"
+    parser.add_argument("--timestamps", type=Path, metavar="FILE", help=stamps)
     again = "train from the checkpoint of step K (0: the base) to the next one again and compare; all: all steps"
     parser.add_argument("--replay", metavar="K|all", help=again)
     examples = "list the training examples that a file, an id, a hash or a text names, with their steps and ranks"
@@ -56,6 +59,9 @@ def main() -> int:
     try:
         left = list[str]()  # lines about parts that were not compared
         entries = compare(run, arguments.head, say, arguments.allow_later, left)
+        for line in check_timestamps(run, entries, arguments.timestamps):
+            say(line)
+            left += [line] if NOT_COMPARED in line else []
         if arguments.seen:
             for line in seen(entries, arguments.seen):
                 say(line)

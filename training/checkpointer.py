@@ -54,6 +54,7 @@ from distributed.process_group import Ranks, read_on_first
 from model.weight_digests import remembered_sha256
 from training.evaluations import SAVED, Evaluations
 from training.identity import check_identity
+from training.timestamp import stamp
 
 if TYPE_CHECKING:
     from training.start import TrainingRun
@@ -95,7 +96,7 @@ class Record:
     def append(self, kind: str, **content: Any) -> str:
         """Append an entry durably and return the new head. A last line that a kill cut off is removed first.
 
-        Raise UserError if the file cannot be written.
+        The head is sent to run.timestamp of the newest start. Raise UserError if the file cannot be written.
         """
         try:
             is_new = not self.path.exists()
@@ -120,6 +121,10 @@ class Record:
             raise UserError(
                 f"{self.path} cannot be written ({error.strerror}); mend the disk and start again"
             ) from error
+        starts = (json.loads(row) for row in [line, *reversed(lines)] if b'"kind": "start"' in row)
+        target = next((row["config"]["run"].get("timestamp") for row in starts if row["kind"] == "start"), None)
+        if target:
+            stamp(target, self.directory, entry["entry"], line, _sha256(line))
         return _sha256(line)
 
     def read(self) -> list[Entry]:
