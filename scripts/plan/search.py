@@ -46,7 +46,8 @@ class SearchResult:
 
     `faster` has at least the bytes per parameter of `cheapest`, `lighter` has fewer. If nothing fits, `nearest` needs the
     least memory, and `devices` is the number of devices that hold it, or None if 64 times as many do not. `lora` and `smaller`
-    train less without offload and with the user's bytes per parameter; they are None if full training fits in this way.
+    train less without offload and with the user's bytes per parameter; they are None if full training fits in this way. `lora`
+    may not fit either; then it needs the least memory of its kind.
     """
 
     own: Plan
