@@ -122,8 +122,8 @@ class Record:
                 f"{self.path} cannot be written ({error.strerror}); mend the disk and start again"
             ) from error
         starts = (json.loads(row) for row in [line, *reversed(lines)] if b'"kind": "start"' in row)
-        target = next((row["config"]["run"].get("timestamp") for row in starts if row["kind"] == "start"), None)
-        if target:
+        config = next((start.get("config", {}) for start in starts if start["kind"] == "start"), {})
+        if target := config.get("run", {}).get("timestamp"):
             stamp(target, self.directory, entry["entry"], line, _sha256(line))
         return _sha256(line)
 
