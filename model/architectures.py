@@ -1,11 +1,14 @@
-"""Check model directories, and refuse by name the models that packed training would compute wrongly or has not been tested with."""
+"""Check model directories, and refuse by name the models that no training here computes correctly."""
 
 import json
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import transformers
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from common.errors import UserError
 from model.loss import HeadSettings
@@ -18,12 +21,13 @@ MOST_LAYERS = 1000  # the deepest models have under 200
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 # Text decoders for which tests/model/test_equivalence.py compares the loss and every gradient with transformers' eager attention,
-# document by document. The test covers exactly this list.
-SUPPORTED = (
+# document by document. The test covers exactly this list. A run proves any other type at its start (model/proof.py).
+PROVED = (
     "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_oss", "granite",
     "helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe",
     "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 )  # fmt: skip
+RANDOM = re.compile("dropout|pdrop$|layerdrop|jitter|drop_rate")  # keys whose value makes train mode draw random numbers
 
 
 def copy_licences(source: str | Path, target: Path) -> None:
@@ -110,38 +114,29 @@ def read_model_config(
     except Exception as error:  # a wrong value raises many types; the second line of a message describes the field
         reason = " ".join(" ".join(str(error).splitlines()[:2]).split()).rstrip(".")
         raise UserError(f"{path} has no valid model configuration: {reason}") from error
-    if config.model_type in SUPPORTED:  # unsupported models may have no RoPE at all
-        config = scaled_config(config, rope_type, rope_factor, rope_original_length)
     check_supported(config)
+    switch_off_randomness(config)
+    config = scaled_config(config, rope_type, rope_factor, rope_original_length)
+    check_document_isolation(config)
     return config
 
 
 def check_supported(config: PretrainedConfig) -> None:
-    """Raise UserError for a model type that has not been checked, or for a feature that packed training computes wrongly."""
+    """Raise UserError for a model that is no text decoder, or whose property no training here computes correctly."""
     kind = config.model_type
-    if kind not in SUPPORTED:
-        text = getattr(getattr(config, "text_config", None), "model_type", None)
-        part = f"; its text part, {text}, can be trained by itself (docs/models.md)" if text in SUPPORTED else ""
+    text = config.get_text_config()
+    if text is not config:
         raise UserError(
-            f"model type {kind} is not supported: packed training needs a text decoder whose layers are all attention (no "
-            f"encoder, no images or sound), and has been checked for {', '.join(SUPPORTED)}{part}"
+            f"model type {kind} has more parts than text; its text part, {text.model_type}, can be trained by itself (docs/models.md)"
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
+        raise UserError(
+            f"model type {kind} is no causal language model over text of transformers {transformers.__version__}; encoders, images, "
+            "sound, and models with their own code (trust_remote_code) cannot be trained here"
         )
     settings = config.to_dict()
-    dropout = [
-        k for k, v in settings.items() if ("dropout" in k or k.endswith("pdrop")) and v and k != "classifier_dropout"
-    ]
-    if dropout:
-        raise UserError(
-            f"the {kind} model has dropout, which packed training does not support; set {' and '.join(dropout)} to 0.0 in "
-            "its config.json"
-        )
-    other_layers = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     features = {
-        "a bias in the head": settings.get("lm_head_bias"),
         "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
-        f"layers of type {', '.join(sorted(other_layers))}": other_layers,
-        # its layers pass the window to the attention mask only
-        "sliding windows": kind == "qwen2_moe" and settings.get("use_sliding_window"),
         # gpt-oss is published in MXFP4: from_pretrained(PATH, quantization_config=Mxfp4Config(dequantize=True)) loads it as bf16
         "quantised weights (quantization_config; load it in transformers with dequantize=True, and save_pretrained)": settings.get(
             "quantization_config"
@@ -149,8 +144,28 @@ def check_supported(config: PretrainedConfig) -> None:
     }
     present = [name for name, value in features.items() if value]
     if present:
-        raise UserError(f"the {kind} model needs {' and '.join(present)}, which packed training does not support")
-    check_document_isolation(config)
+        raise UserError(f"the {kind} model needs {' and '.join(present)}, which no training here supports")
+
+
+def is_proved(config: PretrainedConfig) -> bool:
+    """Return whether tests have proved this model in advance: its type, with the kinds of layers that the tests have."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    # layers of Qwen2-MoE pass the window to the attention mask only
+    has_masked_window = config.model_type == "qwen2_moe" and getattr(config, "use_sliding_window", False)
+    return config.model_type in PROVED and kinds <= {"full_attention", "sliding_attention"} and not has_masked_window
+
+
+def switch_off_randomness(config: PretrainedConfig) -> list[str]:
+    """Set the model's dropout and jitter to 0, in place. Return the keys that were above 0, with their values.
+
+    Each document would otherwise depend on the other random numbers of its micro-batch. An export keeps the original values.
+    """
+    keys = [name for name, value in vars(config).items() if RANDOM.search(name) and isinstance(value, float | int) and value]
+    keys = [name for name in keys if name != "classifier_dropout"]  # of another head
+    changed = [f"{name}={getattr(config, name)}" for name in keys]
+    for name in keys:
+        setattr(config, name, 0.0)
+    return changed
 
 
 def has_experts(config: PretrainedConfig) -> bool:
@@ -161,5 +176,7 @@ def has_experts(config: PretrainedConfig) -> bool:
 def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> HeadSettings:
     """Return how the model's head computes logits. Its first `num_tokens` rows are tokens, the rest is padding; None: no padding."""
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+    scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
-    return HeadSettings(scale, getattr(config, "final_logit_softcapping", None), num_tokens)  # Gemma 2 has a softcap
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "output_logit_soft_cap", None)  # Gemma 2, xLSTM
+    return HeadSettings(scale, softcap, num_tokens)

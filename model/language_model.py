@@ -6,20 +6,23 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 
 import copy
 import functools
-from collections.abc import Container
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from data.batches import MicroBatch
 from distributed.export import Merge, StoredForm
 from distributed.sharding import local_shard, whole
-from model import packed_attention
+from model import mixers, packed_attention
 from model.architectures import has_experts, head_settings
 from model.loss import lend_weight
 from model.rope import fix_frequencies
@@ -43,11 +46,15 @@ class PackedLanguageModel(nn.Module):
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
         self.context: Context | None = None  # `parallelize` sets it if ranks share a micro-batch
+        self.is_packed = True  # False: each document has its own forward (`one_document_at_a_time`)
+        self._boundaries = mixers.split_documents(causal_lm)
+        modules = [(name, module) for name, module in causal_lm.named_modules() if isinstance(module, nn.Embedding)]
+        self._by_token = [m for name, m in modules if m is self.embedding or "embed_tokens" in name]
         lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The input embedding, weight `(vocabulary, hidden_size)`. On a CPU `forward` looks up each distinct token once."""
+        """The input embedding, weight `(vocabulary, hidden_size)`."""
         return cast(nn.Embedding, self.causal_lm.get_input_embeddings())
 
     @property
@@ -55,23 +62,50 @@ class PackedLanguageModel(nn.Module):
         """The output projection, weight `(vocabulary, hidden_size)`; the embedding's own weight if they are tied."""
         return cast(nn.Linear, self.causal_lm.get_output_embeddings())
 
+    @property
+    def _base(self) -> nn.Module:
+        """The model without its head. Llama 4 names it otherwise than its `base_model_prefix` says."""
+        base = self.causal_lm.base_model
+        return base if base is not self.causal_lm else self.causal_lm.model
+
+    @property
+    def has_mixers(self) -> bool:
+        """Whether the model has layers with a state (convolutions, recurrences), which model/mixers.py runs once per document."""
+        return bool(self._boundaries)
+
+    def one_document_at_a_time(self) -> None:
+        """Let transformers compute each document by itself, with its own attention: for models that cannot be packed."""
+        self.is_packed = False
+        choose_attention(self.causal_lm)
+
     def forward(self, batch: MicroBatch) -> torch.Tensor:
-        """Return the hidden states that predict the targets, `(targets, hidden_size)`: the input of `model.loss.chunked`."""
-        tokens = {"input_ids": batch.input_ids}
-        if batch.input_ids.device.type == "cpu":
-            # A CPU adds the gradients of a token's occurrences one by one, and in bf16 such a sum stops growing once an addend is
-            # smaller than its last bit (docs/LOG.md). Hence each token is looked up once, and its occurrences copy an fp32 row.
-            ids, inverse = batch.input_ids.unique(return_inverse=True)
-            rows = self.embedding(ids[None])[0]
-            exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            tokens = {"inputs_embeds": F.embedding(inverse, exact).to(rows.dtype)}
-        hidden = self.causal_lm.base_model(
-            **tokens,
+        """Return the hidden states that predict the targets, `(targets, hidden_size)`: the input of `model.loss.chunked`.
+
+        Every rank must call this if the model is sharded. Without packing the ranks first agree on the number of forwards,
+        because each forward gathers the layers' weights.
+        """
+        with _each_token_once(self._by_token):
+            hidden = self._packed(batch) if self.is_packed else self._alone(batch)
+        return hidden[0, batch.target_positions]
+
+    def _packed(self, batch: MicroBatch) -> torch.Tensor:
+        lengths = batch.document_lengths
+        self._boundaries.lengths = lengths
+        return self._base(
+            input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens, context=self.context),
+            documents=packed_attention.DocumentLengths(lengths, batch.cu_seq_lens, context=self.context),
         ).last_hidden_state
-        return hidden[0, batch.target_positions]
+
+    def _alone(self, batch: MicroBatch) -> torch.Tensor:
+        documents = list(batch.input_ids.split(batch.document_lengths, dim=1))
+        forwards = torch.tensor(len(documents), device=batch.input_ids.device)
+        if isinstance(self, FSDPModule):
+            dist.all_reduce(forwards, dist.ReduceOp.MAX)
+        documents += [documents[0][:, :2]] * (int(forwards) - len(documents))  # the gradients of these states are zero
+        states = [self._base(input_ids=ids, use_cache=False).last_hidden_state for ids in documents]
+        return torch.cat(states, dim=1)
 
     def extra_fsdp_units(self) -> list[nn.Module]:
         """Return [embedding, head] to shard separately before the root, or [] if they are tied and must stay in one unit.
@@ -95,14 +129,61 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
     multiple = getattr(config, "make_vocab_size_divisible_by", None) or 1
     padded = copy.deepcopy(config)
     padded.vocab_size = -(-config.vocab_size // multiple) * multiple
-    # Named explicitly, because transformers' default may be a slow loop over experts.
-    experts = {"experts_implementation": "grouped_mm"} if has_experts(config) else {}
+    # Named explicitly, because transformers' default may be a slow loop over experts. Some types have no choice of one of the two.
+    chosen = {"attn_implementation": packed_attention.NAME}
+    chosen |= {"experts_implementation": "grouped_mm"} if has_experts(config) else {}
     with torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(
-            padded, attn_implementation=packed_attention.NAME, dtype=torch.float32, **experts
-        )
+        for names in (tuple(chosen), tuple(chosen)[:1], ()):
+            with suppress(ValueError, KeyError) if names else nullcontext():
+                options = {name: chosen[name] for name in names}
+                causal_lm = AutoModelForCausalLM.from_config(copy.deepcopy(padded), dtype=torch.float32, **options)
+                break
     fix_frequencies(causal_lm)
+    head = causal_lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        has = "has a bias in its head" if isinstance(head, nn.Linear) else "has no head that is a matrix"
+        raise UserError(f"model type {config.model_type} {has}, which the chunked loss cannot compute")
     return PackedLanguageModel(causal_lm, config.vocab_size)
+
+
+def choose_attention(causal_lm: PreTrainedModel) -> None:
+    """Let transformers compute attention with torch's kernels, or by plain products if the type has no other."""
+    for name in ("sdpa", "eager"):
+        with suppress(ValueError):  # some types only log that they have no choice
+            causal_lm.set_attn_implementation(name)
+        if causal_lm.config._attn_implementation == name:
+            return
+    causal_lm.config._attn_implementation = "eager"
+
+
+@contextmanager
+def _each_token_once(embeddings: Sequence[nn.Module]) -> Iterator[None]:
+    """Look up each distinct token once on a CPU, inside the block. The token's occurrences copy an fp32 row.
+
+    A CPU adds the gradients of a token's occurrences one by one, and in bf16 such a sum stops growing once an addend is smaller
+    than its last bit (docs/LOG.md).
+    """
+    inverse: dict[nn.Module, torch.Tensor] = {}
+
+    def find_distinct(embedding: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+        if inputs[0].device.type != "cpu":
+            return None
+        distinct, inverse[embedding] = inputs[0].unique(return_inverse=True)
+        return (distinct[None],)
+
+    def copy_rows(embedding: nn.Module, _: object, rows: torch.Tensor) -> torch.Tensor:
+        if embedding not in inverse:
+            return rows
+        exact = rows[0].to(torch.promote_types(rows.dtype, torch.float32))
+        return F.embedding(inverse.pop(embedding), exact).to(rows.dtype)
+
+    hooks = [embedding.register_forward_pre_hook(find_distinct) for embedding in embeddings]
+    hooks += [embedding.register_forward_hook(copy_rows) for embedding in embeddings]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def load_weights(model: PackedLanguageModel, path: str, device: torch.device) -> None:
@@ -315,13 +396,16 @@ def _stored_names(
 
 
 def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None:
-    """Recompute each buffer from the model's config in fp32, because `to_empty` leaves garbage in it and no file stores it."""
-    for name, module in model.causal_lm.named_modules():
-        for buffer in [b for b, value in module._buffers.items() if value is not None]:
-            if hasattr(module, "config") and "RotaryEmbedding" in type(module).__name__:
-                value = type(module)(config=module.config).get_buffer(buffer)
-            elif buffer == "embed_scale":  # Gemma multiplies its embedding by sqrt(hidden_size)
-                value = torch.tensor(module.scalar_embed_scale)
-            else:
-                raise UserError(f"{name} ({type(module).__name__}) has a buffer {buffer}, which is not supported")
-            module._buffers[buffer] = value.to(device)
+    """Compute each buffer in fp32 on `device` by transformers' own initialisation, because `to_empty` leaves garbage in it.
+
+    transformers does the same after it has built a model on meta.
+    """
+    for module in model.causal_lm.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
+                module._buffers[name] = torch.empty_like(buffer, dtype=dtype, device=device)
+    for parameter in model.causal_lm.parameters():
+        parameter._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.random.fork_rng(devices=[]):
+        model.causal_lm.initialize_weights()

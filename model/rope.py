@@ -17,6 +17,7 @@ import copy
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from common.errors import UserError
 
@@ -100,6 +101,8 @@ def scaled_config(
 def why_not_scaled(config: PretrainedConfig) -> str:
     """Return the reason, as a clause, why no `rope_type` can be set for the model, or "" if it can be scaled."""
     kind = config.model_type
+    if not getattr(config, "rope_parameters", None):
+        return f"{kind} has no RoPE"
     if kind in ("cohere2", "exaone4") and config.sliding_window:
         layers = f"its sliding-window layers, which never attend further than {config.sliding_window} tokens"
         return f"{kind} uses RoPE only in {layers}, so there is nothing to scale"
@@ -122,22 +125,26 @@ def trained_length(config: PretrainedConfig) -> int | None:
     return current.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
+def window(config: PretrainedConfig) -> int:
+    """Return the model's context window in tokens. A model without positions (Mamba, ALiBi) has none: the largest int32."""
+    return getattr(config, "max_position_embeddings", None) or 2**31 - 1
+
+
 def check_length(sequence_length: int, config: PretrainedConfig, path: str) -> None:
     """Raise UserError if documents may be longer than the model's (scaled) context window."""
-    window = config.max_position_embeddings
-    if sequence_length > window:
+    if sequence_length > window(config):
         current = full_attention_parameters(config)
         scaled = "" if current["rope_type"] == "default" else f", as scaled by {current['rope_type']}"
         extend = ", or extend the window with model.rope_type=yarn and a model.rope_factor (docs/long_context.md)"
         extend = f"; {why}" if (why := why_not_scaled(config)) else extend
         raise UserError(
-            f"data.sequence_length={sequence_length} exceeds the {window} positions of {path}{scaled}; shorten it{extend}"
+            f"data.sequence_length={sequence_length} exceeds the {window(config)} positions of {path}{scaled}; shorten it{extend}"
         )
 
 
 def check_document_isolation(config: PretrainedConfig) -> None:
     """Raise UserError if the frequencies of RoPE depend on the other documents of a micro-batch."""
-    parts = config.rope_parameters or {}
+    parts = getattr(config, "rope_parameters", None) or {}
     for part in parts.values() if _differs_by_layer(config) else (parts,):
         kind = (part or {}).get("rope_type")
         if kind == "dynamic" and part.get("alpha"):  # HunYuan: a fixed base
@@ -155,6 +162,8 @@ def fix_frequencies(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "rope_type", None) == "longrope":
             module.rope_type = "default"  # pyright: ignore[reportArgumentType]
+            # transformers' initialisation of the buffer calls it for this type
+            module.compute_default_rope_parameters = ROPE_INIT_FUNCTIONS["longrope"]  # pyright: ignore[reportArgumentType]
 
 
 def _longrope_with_equal_factors(
@@ -179,7 +188,7 @@ def _longrope_with_equal_factors(
 
 
 def _differs_by_layer(config: PretrainedConfig) -> bool:
-    return "full_attention" in (config.rope_parameters or {})
+    return "full_attention" in (getattr(config, "rope_parameters", None) or {})
 
 
 def _accepted_by_transformers(config: PretrainedConfig, rope_type: str) -> PretrainedConfig:
