@@ -22,6 +22,7 @@ from eval.generate import load_for_generation, with_own_stops
 from model.architectures import read_model_config
 from model.dtypes import choose_dtype
 from model.language_model import PackedLanguageModel, build_on_meta, load_for_evaluation, load_weights
+from model.proof import prove
 
 # Of safetensors files. SmolLM2-135M (0.25 GiB) generates four times as fast whole as sharded over two processes on a CPU.
 SMALL_BYTES = 2**30
@@ -73,6 +74,8 @@ def load_packed(
     if not sharded:
         return call_on_all(lambda: load_for_evaluation(config, path, dtype, ranks.device), ranks)
     model = build_on_meta(config).to(dtype)
+    if not read_on_first(lambda: prove(config, ranks.device), ranks).packed:
+        model.one_document_at_a_time()
     _shard(model, model.extra_fsdp_units(), dtype, ranks)
     call_on_all(lambda: load_weights(model, path, ranks.device), ranks)
     return model.eval()

@@ -27,7 +27,9 @@ PROVED = (
     "helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe",
     "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 )  # fmt: skip
-RANDOM = re.compile("dropout|pdrop$|layerdrop|jitter|drop_rate")  # keys whose value makes train mode draw random numbers
+RANDOM = re.compile(
+    "dropout|pdrop$|layerdrop|jitter|drop_rate"
+)  # keys whose value makes train mode draw random numbers
 
 
 def copy_licences(source: str | Path, target: Path) -> None:
@@ -155,17 +157,19 @@ def is_proved(config: PretrainedConfig) -> bool:
     return config.model_type in PROVED and kinds <= {"full_attention", "sliding_attention"} and not has_masked_window
 
 
-def switch_off_randomness(config: PretrainedConfig) -> list[str]:
-    """Set the model's dropout and jitter to 0, in place. Return the keys that were above 0, with their values.
+def randomness(settings: dict) -> dict[str, float]:
+    """Return the settings of config.json by which train mode draws random numbers (dropout, jitter), with their values.
 
-    Each document would otherwise depend on the other random numbers of its micro-batch. An export keeps the original values.
+    Training sets them to 0, and an export keeps them.
     """
-    keys = [name for name, value in vars(config).items() if RANDOM.search(name) and isinstance(value, float | int) and value]
-    keys = [name for name in keys if name != "classifier_dropout"]  # of another head
-    changed = [f"{name}={getattr(config, name)}" for name in keys]
-    for name in keys:
+    numbers = {name: value for name, value in settings.items() if isinstance(value, float | int) and value}
+    return {name: value for name, value in numbers.items() if RANDOM.search(name) and name != "classifier_dropout"}
+
+
+def switch_off_randomness(config: PretrainedConfig) -> None:
+    """Set the model's dropout and jitter to 0, in place."""
+    for name in randomness(vars(config)):
         setattr(config, name, 0.0)
-    return changed
 
 
 def has_experts(config: PretrainedConfig) -> bool:
@@ -178,5 +182,7 @@ def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> He
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
-    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "output_logit_soft_cap", None)  # Gemma 2, xLSTM
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(
+        config, "output_logit_soft_cap", None
+    )  # Gemma 2, xLSTM
     return HeadSettings(scale, softcap, num_tokens)

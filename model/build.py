@@ -52,8 +52,8 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
     Raises UserError for LoRA targets that the model lacks, for attention heads that `sharding.context` ranks cannot share
     equally, and for `model.router_aux` without experts.
     """
-    heads, context = model_config.num_attention_heads, config.sharding.context
-    if heads % context:
+    heads, context = getattr(model_config, "num_attention_heads", 0), config.sharding.context
+    if context > 1 and (not heads or heads % context):
         raise UserError(
             f"sharding.context={context}: {config.model.path} has {heads} attention heads, which {context} ranks cannot share "
             f"equally; set it to a divisor of {heads}"

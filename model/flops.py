@@ -115,7 +115,9 @@ def _matrix_flops(matrix: torch.Tensor) -> float:
 
 def attention_heads(config: PretrainedConfig) -> tuple[int, int, int]:
     """Return a layer's number of query heads, its number of key-value heads, and the head dimension."""
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 0)
+    if not isinstance(heads, int) or not heads:  # no attention (Mamba), or another number of heads in each layer
+        return 0, 0, 0
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
@@ -127,12 +129,13 @@ def document_costs(work: Work) -> Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def layer_windows(config: PretrainedConfig) -> list[int | None]:
-    """Return each layer's sliding window: the number of tokens that a query sees, itself included. None: all before it."""
+    """Return the sliding window of each layer with attention: the number of tokens that a query sees, itself included. None: all before it."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return [window] * config.num_hidden_layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    attention = [kind for kind in kinds if "attention" in str(kind) and kind != "linear_attention"]
+    return [window if kind == "sliding_attention" else None for kind in attention]
 
 
 def step_flops(work: Work, document_lengths: Sequence[int], num_targets: float) -> float:

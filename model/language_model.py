@@ -281,7 +281,11 @@ def load_for_evaluation(
     config: PretrainedConfig, path: str, dtype: torch.dtype, device: torch.device
 ) -> PackedLanguageModel:
     """Load the whole, unsharded model of a directory in `dtype` and in eval mode. `config` may have another RoPE than the files."""
+    from model.proof import prove
+
     model = build_on_meta(config).to(dtype)
+    if not prove(config, device).packed:
+        model.one_document_at_a_time()
     load_weights(model, path, device)
     return model.eval()
 

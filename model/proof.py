@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -93,7 +94,13 @@ def prove(config: PretrainedConfig, device: torch.device, directory: Path = DIRE
 def _key(small: PretrainedConfig, device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    parts = [small.to_json_string().encode(), torch.__version__.encode(), transformers.__version__.encode(), name.encode(), *code]
+    parts = [
+        small.to_json_string().encode(),
+        torch.__version__.encode(),
+        transformers.__version__.encode(),
+        name.encode(),
+        *code,
+    ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
@@ -113,7 +120,9 @@ def _prove(small: PretrainedConfig, device: torch.device) -> Proof:
                 "draw random numbers"
             )
         total = sum(
-            F.cross_entropy(theirs(input_ids=ids[None], use_cache=False).logits[0, :-1].float(), ids[1:], reduction="sum")
+            F.cross_entropy(
+                theirs(input_ids=ids[None], use_cache=False).logits[0, :-1].float(), ids[1:], reduction="sum"
+            )
             for ids in documents
         )
         assert isinstance(total, torch.Tensor)
@@ -131,7 +140,15 @@ def _prove(small: PretrainedConfig, device: torch.device) -> Proof:
                 _check_files(model, small, folder)
             except UserError as error:
                 failed = str(error).replace(folder, kind)
-            except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            except (
+                ArithmeticError,
+                AttributeError,
+                IndexError,
+                KeyError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
                 failed = f"its forward failed ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
             else:
                 return Proof(is_packed, why_alone, size, loss, gradient)
@@ -146,7 +163,7 @@ def _reference(folder: str, device: torch.device) -> PreTrainedModel:
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     except ValueError:
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return theirs.to(device).train()
+    return nn.Module.to(theirs, device).train()  # pyright: ignore[reportReturnType]
 
 
 def _random_model(small: PretrainedConfig) -> PreTrainedModel:
@@ -187,7 +204,7 @@ def _errors(
 
 def _check_isolation(model: PackedLanguageModel, documents: list[torch.Tensor]) -> None:
     """Raise UserError if a document's states change when another document of the micro-batch changes."""
-    ends = [0, *torch.tensor([len(ids) for ids in documents]).cumsum(0).tolist()]
+    ends = [0, *accumulate(map(len, documents))]
     is_exact = not any(parameter.dim() == 3 for parameter in model.parameters())
     with torch.no_grad():
         every = replace(_micro_batch(documents), target_positions=torch.arange(ends[-1], device=documents[0].device))
@@ -216,15 +233,15 @@ def _check_files(model: PackedLanguageModel, small: PretrainedConfig, folder: st
 
 def _micro_batch(documents: list[torch.Tensor]) -> MicroBatch:
     lengths, device = tuple(map(len, documents)), documents[0].device
-    ends = torch.tensor([0, *lengths], device=device).cumsum(0)
-    targets = torch.cat([torch.arange(start, end - 1, device=device) for start, end in zip(ends[:-1], ends[1:], strict=True)])
+    ends = [0, *accumulate(lengths)]
+    targets = torch.cat([torch.arange(ends[i], ends[i + 1] - 1, device=device) for i in range(len(lengths))])
     ids = torch.cat(documents)
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
     return MicroBatch(
         input_ids=ids[None],
         position_ids=positions[None],
         document_lengths=lengths,
-        cu_seq_lens=ends.to(torch.int32),
+        cu_seq_lens=torch.tensor(ends, dtype=torch.int32, device=device),
         target_positions=targets,
         target_ids=ids[targets + 1],
     )
@@ -259,7 +276,9 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
             raise
         except Exception as error:  # noqa: BLE001  another width may fit; configs of 196 types fail in as many ways
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
-    raise UserError(f"model type {config.model_type} cannot be proved: no small model of its kind can be built ({reason})")
+    raise UserError(
+        f"model type {config.model_type} cannot be proved: no small model of its kind can be built ({reason})"
+    )
 
 
 @contextmanager
@@ -338,7 +357,10 @@ def _with_few_layers(config: PretrainedConfig) -> None:
         return
     lists = {k: v for k, v in vars(config).items() if isinstance(v, list | tuple) and len(v) == total}
     kinds = [
-        (*((name, type(module).__name__) for name, module in layer.named_modules()), *map(str, (v[i] for v in lists.values())))
+        (
+            *((name, type(module).__name__) for name, module in layer.named_modules()),
+            *map(str, (v[i] for v in lists.values())),
+        )
         for i, layer in enumerate(stacks[0])
     ]
     shared = getattr(config, "num_kv_shared_layers", None) or 0

@@ -135,6 +135,32 @@ OTHER_FAMILIES = {
 }
 
 
+SIZES = {
+    **{"num_experts": 6, "num_local_experts": 6, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    **{"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "shared_expert_intermediate_size": 32},
+    **{"q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16},
+    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "conv_L_cache": 3, "head_dim": 16},
+    **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 384, "global_head_dim": 16, "sliding_window": 8},
+    **{"attention_chunk_size": 16, "intermediate_size_mlp": 128, "shared_intermediate_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 4},
+}
+# Types that a run proves at its start (model/proof.py), with the sizes of SIZES that they have: settings beside those.
+AT_START = {
+    "qwen3_5_text": {"layer_types": ["linear", "full"]},
+    "lfm2": {"layer_types": ["conv", "full"]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma4_text": {"layer_types": ["sliding", "full"] * 2, "num_kv_shared_layers": 2, "num_hidden_layers": 4},
+    "deepseek_v3": {"num_key_value_heads": 4, "head_dim": 8},
+    "glm4_moe": {},
+    "mixtral": {},
+    "llama4_text": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "bloom": {},
+}
+
+
 def tiny_config(
     family: str = "llama",
     tied: bool = True,
@@ -143,29 +169,34 @@ def tiny_config(
     hidden: int = 64,
     **changes: object,
 ) -> PretrainedConfig:
-    """Return the config of a model of `family` (a key of FAMILIES or OTHER_FAMILIES). 4 query heads share 2 key-value heads.
+    """Return the config of a model of `family` (a key of FAMILIES, OTHER_FAMILIES or AT_START). 4 query heads share 2 key-value heads.
 
     eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259: 256 bytes and 3 special tokens. changes: to config.json.
     """
-    model_type, extra = (FAMILIES | OTHER_FAMILIES)[family]
+    if family in AT_START:
+        defaults = AutoConfig.for_model(family).to_dict()
+        model_type, extra = family, {name: value for name, value in SIZES.items() if name in defaults} | AT_START[family]
+    else:
+        model_type, extra = (FAMILIES | OTHER_FAMILIES)[family]
     if "layer_types" in extra:
-        extra = extra | {"layer_types": [f"{kind}_attention" for kind in extra["layer_types"]]}
-    return AutoConfig.for_model(
-        model_type,
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.1,
-        tie_word_embeddings=tied,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        dtype="float32",
-        **({"intermediate_size": 2 * hidden} | extra | changes),
-    )
+        names = {"linear": "linear_attention", "sliding": "sliding_attention", "full": "full_attention"}
+        extra = extra | {"layer_types": [names.get(kind, kind) for kind in extra["layer_types"]]}
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "dtype": "float32",
+        "intermediate_size": 2 * hidden,
+    }
+    return AutoConfig.for_model(model_type, **(sizes | extra | changes))
 
 
 def write_tiny_model(

@@ -42,6 +42,7 @@ from model.language_model import PackedLanguageModel, build_on_meta, materialize
 from model.lora import BASE, WEIGHTS, Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.lora import CONFIG as ADAPTER_CONFIG
 from model.loss import visit_logits
+from model.rope import window
 from model.weight_files import INDEX, SINGLE, hash_weights, stored_tensors
 from model.weights import (
     Weights,
@@ -132,7 +133,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         )
     tokenizer = load_tokenizer(str(base), config.data.chat_template)
     if settings.rope_type:
-        tokenizer.model_max_length = model_config.max_position_embeddings
+        tokenizer.model_max_length = window(model_config)
     model = build_on_meta(model_config)
 
     def base_weights() -> Weights:
@@ -250,7 +251,7 @@ def write_beside_weights(folder: Path, config: Config, contents: dict) -> None:
     tokenizer, chats = load_tokenizer(config.model.path, config.data.chat_template), chat_settings(config.data)
     model_config = model_config_of(config.model)
     if config.model.rope_type:
-        tokenizer.model_max_length = model_config.max_position_embeddings
+        tokenizer.model_max_length = window(model_config)
     if contents.get("kind") == "adapter":
         copy_licences(config.model.path, folder)
         save_tokenizer(tokenizer, folder)

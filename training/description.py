@@ -1,7 +1,9 @@
 """The lines that a run prints at its start: model, data, steps, schedule and warnings. All details are in start.txt."""
 
+import json
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,11 +15,11 @@ from configs.load import FORMATS
 from data.dealing import balance
 from data.examples import Documents
 from distributed.process_group import read_on_first
-from model.architectures import origin
+from model.architectures import origin, randomness
 from model.dtypes import dtype_name
 from model.flops import Peak
 from model.language_model import num_base_parameters, num_parameters, num_trained
-from model.rope import trained_length
+from model.rope import trained_length, window
 from training.auto import rate_warnings
 from training.chat_settings import other_options
 from training.inputs import Inputs
@@ -70,7 +72,7 @@ def describe_run(
         details.append(inputs.questions.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16"))
     details.append(
         f"peak {peak.flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
-        f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as in config.json'}; "
+        f"{window(model_config)} positions, RoPE {config.model.rope_type or 'as in config.json'}; "
         f"{counted(inputs.plan.steps_per_epoch[0], 'step')} in the first epoch"
     )
     warnings = schedule_warnings(config, num_base_parameters(model), inputs.total_steps, inputs.warmup_steps)
@@ -92,6 +94,11 @@ def describe_run(
     warnings += [*uneven, *short_documents(config, inputs, model_config), *few_held_out(config, inputs)]
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details.append(disk)
+    lines += run.proof.lines(model_config.model_type)
+    base_config = json.loads(Path(config.model.path, "config.json").read_text(encoding="utf-8"))
+    if ignored := randomness(base_config):
+        values = ", ".join(f"{name}={value}" for name, value in ignored.items())
+        lines.append(f"{values} of config.json is 0 in training; the export keeps it")
     path = run.directory / "start.txt"
     read_on_first(lambda: write_durably(path, "\n".join([*lines, *details, ""])), ranks)
     return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]

@@ -21,9 +21,10 @@ from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, marks_of
 from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
-from model.architectures import copy_licences
+from model.architectures import copy_licences, randomness
 from model.dtypes import dtype_name
 from model.language_model import merged, parameter_names, stored_form, trained_parameters
+from model.rope import window
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, is_better
@@ -234,7 +235,7 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
             publish(adapter)  # after the entry that has its sums
 
     if config.model.rope_type:
-        tokenizer.model_max_length = model_config.max_position_embeddings  # other tools warn or truncate there
+        tokenizer.model_max_length = window(model_config)  # other tools warn or truncate there
     if config.lora.rank:
         from model.lora import save_adapter
 
@@ -323,6 +324,9 @@ def write_files(
     model_config = copy.copy(model_config)
     model_config.dtype = dtype  # in which servers load the weights
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not
+    base = read_json(Path(config.model.path, CONFIG), "copy it again, and start again to export")
+    for name, value in randomness(base).items():
+        setattr(model_config, name, value)
     model_config.save_pretrained(folder)
     name_rope_as_before(folder / CONFIG)
     save_tokenizer(tokenizer, folder)

@@ -31,6 +31,7 @@ from model.architectures import first_new_row
 from model.dtypes import DTYPES
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel, num_base_parameters
+from model.rope import window
 from training.auto import length_of, settle_rate
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.identity import Identity, digest_of_row, hash_files
@@ -189,7 +190,7 @@ def settle_length(
     """Return the config with a number in data.sequence_length. `auto` reads the training data (training/auto.py)."""
     if config.data.sequence_length != "auto":
         return config
-    positions = model_config.max_position_embeddings
+    positions = window(model_config)
     whole = with_setting(config, "data.sequence_length", positions)
     local, reader = local_reader(whole, tokenizer, model_config.vocab_size, show_progress)
     length = length_of(reader, local.data, positions, print if show_progress else lambda text: None)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
@@ -90,6 +91,7 @@ def record_start(run: TrainingRun, checkpointer: Checkpointer, log: Log) -> str:
             **({} if restarts is None else {"torchrun_restarts": int(restarts)}),
             "python": platform.python_version(),
             "versions": versions(),
+            **({"proof": asdict(run.proof)} if run.proof.size else {}),
         }
         start = json.loads(without_secrets(json.dumps(start)))
         try:

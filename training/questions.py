@@ -19,6 +19,7 @@ from data.store import is_store
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.metric import Metric, load_metric, plain_scores, reference_of
 from model.architectures import read_model_config
+from model.rope import window
 from training.description import counted
 from training.inputs import Questions
 
@@ -46,7 +47,7 @@ def choose_questions(config: Config, reader: Reader, train: Documents | Windows,
                 raise UserError(f"{where}: {error}") from error
             num_refused += 1
             continue
-        if len(prompt) + limit > shape.max_position_embeddings:
+        if len(prompt) + limit > window(shape):
             num_long += 1
             continue
         examples.append(example)
@@ -54,7 +55,7 @@ def choose_questions(config: Config, reader: Reader, train: Documents | Windows,
     if not prompts:
         raise UserError(
             f"run.eval_generate: no prompt of data.validation can be rendered and leaves room for an answer of {limit} tokens in "
-            f"the model's window of {shape.max_position_embeddings}; lower eval.max_new_tokens"
+            f"the model's window of {window(shape)}; lower eval.max_new_tokens"
         )
     metric, ideal = _metric(config, examples) if is_first else (None, {})
     line = f"answers at each evaluation: {len(examples)} of {len(candidates):,} chats of data.validation"
@@ -77,7 +78,7 @@ def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> tuple[Q
             prompt = encoder.prompt(example["messages"], example.get("tools"))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        if len(prompt) + KEPT_TOKENS > shape.max_position_embeddings:
+        if len(prompt) + KEPT_TOKENS > window(shape):
             raise UserError(
                 f"{where}: its {len(prompt):,} tokens leave no room for an answer of {KEPT_TOKENS} in the model's window; "
                 "remove it from forgetting.keep"

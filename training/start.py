@@ -29,6 +29,7 @@ from distributed.process_group import (
 )
 from model.dtypes import DTYPES, dtype_name, has_native_bf16
 from model.language_model import PackedLanguageModel, parameter_names
+from model.proof import Proof, prove
 from training.identity import Identity, free_settings, identity_of
 from training.inputs import Inputs
 from training.observe import memory_snapshot
@@ -50,6 +51,7 @@ class TrainingRun:
     stop: StopSignal  # tells all ranks of a signal at the same line
     ranks: Ranks
     directory: Path  # runs/NAME
+    proof: Proof  # of the model's type
 
 
 def read_config(documentation: str | None) -> Config:
@@ -84,7 +86,12 @@ def join_run(
     """
     directory = Path(config.run.directory, config.run.name)
     with process_group(config.run.timeout_minutes) as ranks:
+        ranks.watch.at("the proof of the model type")
+        proof = read_on_first(lambda: prove(model_config, ranks.device), ranks)
+        pack(model, proof, config)
         identity = identity_of(config, inputs, model_config, tokenizer)
+        if not proof.packed:
+            identity["settings"]["documents of a forward"] = "one"
         dtype = agree_on_dtype(config.model.compute_dtype, ranks)
         settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")
         validation = inputs.validation.sources if inputs.validation else ()
@@ -110,7 +117,28 @@ def join_run(
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
             parts = config, inputs, model, model_config, tokenizer, identity, settings, dtype
-            yield TrainingRun(*parts, StopSignal(ranks), ranks, directory)
+            yield TrainingRun(*parts, StopSignal(ranks), ranks, directory, proof)
+
+
+def pack(model: PackedLanguageModel, proof: Proof, config: Config) -> None:
+    """Let the model compute packed documents if its proof and data.packing allow it, else one document at a time.
+
+    Raise UserError for settings that need what the model does not have.
+    """
+    if not (proof.packed and config.data.packing):
+        model.one_document_at_a_time()
+    context = config.sharding.context
+    if context > 1 and (model.has_mixers or not model.is_packed):
+        why = (
+            "its layers carry a state from token to token" if model.has_mixers else "each document has its own forward"
+        )
+        raise UserError(
+            f"sharding.context={context}: ranks cannot share the documents of {config.model.path}, because {why}; set it to 1"
+        )
+    if config.model.compile and (model.has_mixers or not model.is_packed):
+        raise UserError(
+            f"model.compile=True: {config.model.path} runs its documents one by one; set model.compile=False"
+        )
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:

@@ -103,7 +103,7 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
     with torch.device("meta"):
         count = sum(p.numel() for p in AutoModelForCausalLM.from_config(run.model_config).parameters())
     # A document's logits and one layer's scores in fp32, four of each: forward, backward and temporaries.
-    scores = run.model_config.num_attention_heads * longest**2 if longest <= EAGER_TOKENS else 0
+    scores = getattr(run.model_config, "num_attention_heads", 0) * longest**2 if longest <= EAGER_TOKENS else 0
     if 8 * count + 16 * (longest * run.model_config.vocab_size + scores) > USABLE * free_bytes(run.device, 1):
         raise MemoryError
     only_eager = getattr(run.model_config, "attn_logit_softcapping", None) or run.model_config.model_type == "gpt_oss"
