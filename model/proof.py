@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from common.durable_files import write_json
 from common.errors import UserError
 from data.batches import MicroBatch
-from model.architectures import is_proved
+from model.architectures import is_proved, switch_off_randomness
 from model.language_model import (
     PackedLanguageModel,
     build_on_meta,
@@ -80,6 +80,7 @@ def prove(config: PretrainedConfig, device: torch.device, directory: Path = DIRE
     if is_proved(config):
         return Proof(packed=True)
     small = shrink(config)
+    switch_off_randomness(small)
     path = directory / f"{_key(small, device)}.json"
     if path.is_file():
         return Proof(**json.loads(path.read_text(encoding="utf-8")))

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 import model.proof
 from common.errors import UserError
@@ -42,13 +41,9 @@ def test_proof_is_found_once(tmp_path, monkeypatch) -> None:
         prove(config, CPU, tmp_path)
 
 
-def leaking(boundaries, forward, *arguments, **options):  # noqa: ANN001, ANN201
-    return forward(*arguments, **options)
-
-
 @pytest.mark.parametrize("kind", ["qwen3_5_text", "lfm2", "granitemoehybrid", "falcon_h1"])
 def test_mixer_without_boundaries_is_not_packed(tmp_path, monkeypatch, kind) -> None:
-    monkeypatch.setattr(mixers, "_document_by_document", leaking)
+    monkeypatch.setattr(mixers, "_document_by_document", lambda boundaries, forward, *a, **options: forward(*a, **options))
     proof = prove(tiny_config(kind, tied=False), CPU, tmp_path)
     assert not proof.packed and "differs from transformers'" in proof.failed
 
@@ -71,14 +66,8 @@ def test_persistent_buffer_of_initialisation_is_refused(tmp_path, monkeypatch) -
 
 
 def test_random_numbers_of_train_mode_are_refused(tmp_path, monkeypatch) -> None:
-    def noisy(config: object) -> nn.Module:
-        made = random_model(config)
-        made.transformer.drop.p = 0.5
-        return made
-
-    random_model = model.proof._random_model
-    monkeypatch.setattr(model.proof, "_reference", lambda folder, device: noisy(config).train())
-    config = tiny_config("gpt2", tied=False)
+    monkeypatch.setattr(model.proof, "switch_off_randomness", lambda config: None)
+    config = tiny_config("gpt2", tied=False, resid_pdrop=0.5)
     with pytest.raises(UserError, match="two forwards of one batch differ in train mode"):
         prove(config, CPU, tmp_path)
 
@@ -90,7 +79,7 @@ def test_small_model_keeps_each_kind_of_layer(tmp_path) -> None:
     assert small.layer_types == kinds[:3] and small.num_hidden_layers == 3
     assert small.head_dim == large.head_dim and small.linear_key_head_dim == large.linear_key_head_dim
     assert small.hidden_size <= 128 and small.intermediate_size == 128
-    shared = tiny_config("gemma4_text", num_hidden_layers=8, num_kv_shared_layers=4, layer_types=["sliding", "full"] * 4)
+    shared = tiny_config("gemma4_text", num_hidden_layers=8, num_kv_shared_layers=4, layer_types=["sliding_attention", "full_attention"] * 4)
     small = shrink(shared)
     assert small.layer_types == ["sliding_attention", "full_attention"] * 2 and small.num_kv_shared_layers == 2
 
