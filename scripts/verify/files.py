@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,7 +185,10 @@ def _check_metrics(run: Path, entries: list[Entry], last_start: Entry) -> str:
     # scripts/export.py may add its entry while the run trains.
     if num_later and any(entry.kind == "stop" for entry in entries[last_start.number :]):
         raise Differs(f"{path}: {num_later} rows at its end are in no entry, and the run had ended at {entries[-1]}")
-    rows = dict(read_rows(run))
+    rows = dict(keyed_rows := read_rows(run))
+    if len(rows) < len(keyed_rows):
+        (step, kind), _ = (Counter(key for key, _ in keyed_rows) - Counter(rows.keys())).popitem()
+        raise Differs(f"{path} has two rows of step {step} ({kind})")
     for (step, kind), entry in evaluations_of(entries).items():
         row = rows.get((step, kind))
         # A kill came before the evaluation's checkpoint was saved, and the next start dropped the row.

@@ -27,7 +27,7 @@ from scripts.check import data as check_data
 from scripts.verify import files, replay
 from scripts.verify import seen as seen_module
 from scripts.verify.files import Differs, compare
-from scripts.verify.replay import EXACT, Segment, compare_segment, rows_of
+from scripts.verify.replay import EXACT, NOT_EXACT, Segment, compare_segment, rows_of
 from scripts.verify.seen import seen
 from tests.processes import run_python
 from training.checkpointer import Entry, Record, plan_after
@@ -177,6 +177,14 @@ def test_an_export_follows_its_checkpoint_and_head(tmp_path) -> None:
     assert said(tmp_path / "run").endswith("nothing differs from the record")
 
 
+def twice(record: Record) -> None:
+    """A false row before the true one: a plot shows it, and a replay compares the last one."""
+    rows = b'{"step": 2, "train/loss": 0.001}\n{"step": 2, "train/loss": 5.0}\n'
+    (record.directory / "metrics.jsonl").write_bytes(rows)
+    save(record, 4)
+    record.append("pruning", metrics={"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()})
+
+
 def rolled_back(record: Record) -> None:
     path = save(record, 4)
     old = (path / "manifest.json").read_bytes()
@@ -224,6 +232,7 @@ def with_a_row(record: Record) -> None:
 
 
 FORGED = {
+    twice: "metrics.jsonl has two rows of step 2 (train)",
     with_a_row: "metrics.jsonl: 1 rows at its end are in no entry, and the run had ended at entry 4 (stop, step 4)",
     rolled_back: "step-000004/manifest.json is not the one of entry 4 (checkpoint, step 4)",
     planted: "step-000004.bad is named by no entry",
@@ -471,6 +480,22 @@ def test_a_nan_loss_is_replayed(tmp_path) -> None:
     (again / "metrics.jsonl").write_text(rows.replace("NaN", "1.0"))
     with pytest.raises(Differs, match="the train curves of step 1 in .* are not those that the replay gives"):
         compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append)
+
+
+@pytest.mark.parametrize(
+    "loss", [b'"train/loss": NaN', b'"train/loss": Infinity', b'"train/loss": 1e999', b'"train/lr": 1']
+)
+def test_losses_that_are_no_numbers_have_no_bound(loss, tmp_path) -> None:
+    """On another processor only the losses are compared: hidden ones must not count as equal."""
+    run, again, row = tmp_path / "run", tmp_path / "again", b'{"step": 1, "train/loss": 5.0}\n'
+    config = CONFIG | {"model": {"path": "not here", "compute_dtype": "fp32"}}
+    save(start(run, b'{"step": 1, %b}\n{"step": 2, "train/loss": NaN}\n' % loss, processor="q", config=config), 2)
+    save(start(again, row + b'{"step": 2, "train/loss": NaN}\n', config=config), 2)
+    first, checkpoint = Record(run).read()
+    with pytest.raises(Differs, match="losses of step 1 differ by inf, "):
+        compare_segment(Segment(first, 0, [checkpoint]), run, again, lambda line: None)
+    (run / "metrics.jsonl").write_bytes((again / "metrics.jsonl").read_bytes().replace(b"5.0", b"5.001"))
+    assert compare_segment(Segment(first, 0, [checkpoint]), run, again, lambda line: None) == NOT_EXACT
 
 
 def test_seen_refuses_changed_data(monkeypatch, tmp_path) -> None:
