@@ -134,6 +134,9 @@ def check_files(run: Path, entries: list[Entry], head: str | None, allow_later: 
     yield check_inputs(list({entry.step: entry for entry in not_given_up(entries) if entry.kind == "start"}.values()))
     yield from _check_exports(run, entries)
     others = [path for path in (run / "checkpoints").glob("*") if not path.name.startswith("step-")]
+    others += [
+        path for path in [run / "config.json"] if path.exists() and path.name not in starts[-1].content["written"]
+    ]
     others += [path for path in sorted((run / "eval").rglob("*")) if not path.is_dir()]
     yield from (f"{path}: no entry names it, so {NOT_COMPARED}" for path in others)
 

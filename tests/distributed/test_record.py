@@ -413,6 +413,28 @@ def test_every_example_is_seen_in_one_step(folder, runs) -> None:
     assert {line.rpartition("(")[2] for line in on_two} == {"rank 0)", "rank 1)"}
 
 
+def test_seen_calls_no_function_of_a_library(folder, runs, tmp_path) -> None:
+    """logging.config.dictConfig calls whatever a row of the data names."""
+    run, mark, data = (
+        Path(shutil.copytree(runs / "run", tmp_path / "run")),
+        tmp_path / "executed",
+        tmp_path / "rows.jsonl",
+    )
+    call = {"()": "os.system", "command": f"touch {mark}"}
+    data.write_text(json.dumps({"version": 1, "formatters": {"f": call}}) + "\n")
+
+    def change(entries: list[dict]) -> list[dict]:
+        for entry in entries:
+            if entry["kind"] == "start":
+                entry["config"]["data"] |= {"train": [str(data)], "row": "logging.config:dictConfig", "cache": None}
+        return entries
+
+    rewrite(run, change)
+    with pytest.raises(UserError, match=r"data.row=logging.config:dictConfig is in no module beside train.py"):
+        list(seen(read_record(run), "anything"))
+    assert not mark.exists()
+
+
 def test_evaluation_of_finished_run_has_entries(runs) -> None:
     """The manifest of step 6 was replaced by the evaluation of the last start: both have an entry."""
     kinds = [(entry.kind, entry.step) for entry in read_record(runs / "again")][-9:]

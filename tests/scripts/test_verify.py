@@ -409,11 +409,11 @@ def test_last_line_counts_what_was_not_compared(tmp_path) -> None:
         return done.returncode, done.stdout.splitlines()[-1]
 
     assert last_line() == (0, "everything was compared and is equal")
-    unknown = run / "checkpoints" / "notes", run / "eval" / "results.json"
+    unknown = run / "checkpoints" / "notes", run / "eval" / "results.json", run / "config.json"
     for path in unknown:
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
-    assert last_line() == (3, "equal as far as compared; not compared: 2 of the lines above")
+    assert last_line() == (3, "equal as far as compared; not compared: 3 of the lines above")
     assert all(f"{path}: no entry names it, so not compared" in said(run) for path in unknown)
 
 
@@ -555,7 +555,7 @@ def test_seen_refuses_changed_data(monkeypatch, tmp_path) -> None:
     inputs.plan = SimpleNamespace(items=batches.__getitem__)
     inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
     monkeypatch.setattr(check_data, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
-    monkeypatch.setattr(seen_module, "config_of", lambda config: SimpleNamespace(data=None))
+    monkeypatch.setattr(seen_module, "config_of", lambda config: SimpleNamespace(data=Data(())))
     monkeypatch.setattr(seen_module, "find_examples", lambda *arguments: [example])
     first = plan_after("", 1, ["of the data"], batches[0])
     plan = plan_after(first, 2, ["of the data"], batches[1])
