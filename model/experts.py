@@ -5,6 +5,7 @@ parameter `(experts, rows, columns)` contains the matrices of all experts of a l
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +17,12 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from common.errors import UserError
 from data.batches import MicroBatch, StepBatch
 from distributed.sharding import local_shard, sum_over_shards
 from model.weight_files import StoredTensor
 
+CHOICES = ("top_k_index", "router_indices")  # transformers' names of the input with each token's experts
 GROUPS = 4  # groups of consecutive layers, each with its own curves
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -107,6 +110,20 @@ def auxiliary_factor(router_aux: float | None, config: PretrainedConfig) -> floa
     return config.router_aux_loss_coef if getattr(config, "output_router_logits", False) else 0.0
 
 
+def _takes_choices(module: nn.Module) -> bool:
+    """Return whether the module multiplies tokens with the experts that a router has chosen for them (not Llama 4's)."""
+    return hasattr(module, "num_experts") and list(inspect.signature(module.forward).parameters)[1:2] in [[n] for n in CHOICES]
+
+
+def _routers(modules: dict[str, nn.Module]) -> tuple[list[nn.Module], int]:
+    """Return the modules from which transformers takes `router_logits`, and the index of these scores in their output."""
+    for module in modules.values():
+        recorder = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits")
+        if kind := getattr(recorder, "target_class", recorder):
+            return [router for router in modules.values() if isinstance(router, kind)], getattr(recorder, "index", 0)
+    return [], 0
+
+
 class Routers:
     """The auxiliary loss that balances the routers of a model, and counts of the experts that they chose.
 
@@ -116,35 +133,49 @@ class Routers:
     def __init__(
         self, model: nn.Module, router_aux: float | None, config: PretrainedConfig, device: torch.device
     ) -> None:
-        """Register a hook on every router of the model, which may be sharded. `router_aux` is the config key of that name."""
-        self.factor = auxiliary_factor(router_aux, config)
-        routers = {
-            name: module
-            for name, module in model.named_modules()
-            if hasattr(module, "top_k") and hasattr(module, "weight")
-        }
-        self.routers: list[Any] = list(routers.values())
-        self.layers = [int(re.findall(r"\.layers\.(\d+)\.", name)[0]) for name in routers]  # only layers with experts
-        self.num_experts: int = self.routers[0].num_experts
-        self.window = torch.zeros(len(self.routers), self.num_experts, dtype=torch.int64, device=device)
-        # For each router, (scores, chosen experts) of the last forward, in several parts under model.mlp_tiles.
-        self.outputs: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in self.routers]
-        self.is_recording = False
-        for parts, router in zip(self.outputs, self.routers, strict=True):
-            router.register_forward_hook(functools.partial(self._record, parts))
+        """Register a hook on the experts and the router of every layer of the model, which may be sharded.
 
-    def _record(self, parts: list, router: nn.Module, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
-        # The second forward of activation checkpointing runs within backward and would be recorded twice.
-        if self.is_recording and torch._C._current_graph_task_id() == -1:
-            scores, _, chosen = output
-            parts.append((scores if self.factor else scores[:, :0], chosen))
+        `router_aux` is the config key of that name. Raises UserError if it is above 0 and the model's routers give no scores.
+        """
+        self.factor = auxiliary_factor(router_aux, config)
+        modules = dict(model.named_modules())
+        experts = {name: module for name, module in modules.items() if _takes_choices(module)}
+        self.layers = [int(re.findall(r"\.(\d+)\.", name)[0]) for name in experts]  # only layers with experts
+        self.num_experts = max((module.num_experts for module in experts.values()), default=0)
+        self.window = torch.zeros(len(experts), self.num_experts, dtype=torch.int64, device=device)
+        # Of the last forward, a list for each layer; in several parts under model.mlp_tiles, or one document at a time.
+        self.chosen: list[list[torch.Tensor]] = [[] for _ in experts]  # `(tokens, experts per token)`
+        self.scores: list[list[torch.Tensor]] = [[] for _ in experts]  # `(tokens, experts)`
+        self.is_recording = False
+        for parts, module in zip(self.chosen, experts.values(), strict=True):
+            module.register_forward_pre_hook(functools.partial(self._record_choices, parts), with_kwargs=True)
+        if self.factor:
+            routers, index = _routers(modules)
+            if len(routers) != len(experts) or not experts:
+                raise UserError(
+                    f"model.router_aux={self.factor}: the routers of {config.model_type} give no scores that it could balance; set it to 0"
+                )
+            for parts, module in zip(self.scores, routers, strict=True):
+                module.register_forward_hook(functools.partial(self._record_scores, parts, index))
+
+    def _record_choices(self, parts: list, experts: nn.Module, inputs: tuple, options: dict) -> None:
+        if self._records():
+            parts.append(inputs[1] if len(inputs) > 1 else next(options[name] for name in CHOICES if name in options))
+
+    def _record_scores(self, parts: list, index: int, router: nn.Module, inputs: tuple, output: Any) -> None:
+        if self._records():
+            parts.append(output[index] if isinstance(output, tuple) else output)
+
+    def _records(self) -> bool:
+        """Return False in the second forward of activation checkpointing, which runs within backward."""
+        return self.is_recording and torch._C._current_graph_task_id() == -1
 
     def start(self, step: StepBatch) -> None:
         """Begin to record a step."""
         self.is_recording = True
         self.num_tokens = sum(step.document_lengths)  # over all ranks and micro-batches
         self.counts = torch.zeros(self.num_experts + 1, dtype=torch.int64, device=self.window.device)
-        for parts in self.outputs:
+        for parts in (*self.chosen, *self.scores):
             parts.clear()  # left over from a step that a signal ended
 
     def loss(self, batch: MicroBatch, is_last: bool) -> torch.Tensor | float:
@@ -157,13 +188,14 @@ class Routers:
         """
         num_counted = batch.input_ids.shape[1] - batch.filling
         probability_sums = []  # one `(experts,)` per layer
-        for layer, parts in enumerate(self.outputs):
-            chosen = torch.cat([experts for _, experts in parts])[:num_counted].flatten()
+        for layer, (choices, parts) in enumerate(zip(self.chosen, self.scores, strict=True)):
+            chosen = torch.cat(choices)[:num_counted].flatten()
             self.window[layer].scatter_add_(0, chosen, torch.ones_like(chosen))
             if self.factor:
                 self.counts[:-1].scatter_add_(0, chosen, torch.ones_like(chosen))
-                scores = torch.cat([scores for scores, _ in parts])[:num_counted]
+                scores = torch.cat([part.reshape(-1, self.num_experts) for part in parts])[:num_counted]
                 probability_sums.append(scores.float().softmax(dim=-1).sum(dim=0))
+            choices.clear()
             parts.clear()
         self.is_recording = not is_last
         if not self.factor:
@@ -171,7 +203,7 @@ class Routers:
         self.counts[-1] += num_counted
         counts = self.counts.clone()
         dist.all_reduce(counts)
-        layers = len(self.routers)
+        layers = len(self.chosen)
         fractions = counts[:-1] / (counts[-1] * layers).clamp(min=1)
         means = torch.stack(probability_sums).sum(dim=0) / max(1, self.num_tokens * layers)
         return self.factor * self.num_experts * (fractions * means).sum()
@@ -184,7 +216,7 @@ class Routers:
         group; for an even load it is 1.
         """
         dist.all_reduce(self.window)
-        window, layers = self.window.double().cpu(), len(self.routers)
+        window, layers = self.window.double().cpu(), len(self.chosen)
         shares = window / window.sum(dim=1, keepdim=True).clamp(min=1)
         entropy = -torch.xlogy(shares, shares).sum(dim=1) / torch.tensor(float(self.num_experts)).log()
         self.window.zero_()
