@@ -9,6 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from common.errors import UserError
 from model.loss import HeadSettings
+from model.quantized_files import FORMATS
 from model.rope import check_document_isolation, scaled_config
 
 FETCHED = "fetched.json"  # model/hub.py writes it: model id, source, revision and the SHA-256 of every file
@@ -113,6 +114,7 @@ def read_model_config(
     if config.model_type in SUPPORTED:  # unsupported models may have no RoPE at all
         config = scaled_config(config, rope_type, rope_factor, rope_original_length)
     check_supported(config)
+    vars(config).pop("quantization_config", None)  # weights are dequantised while they are read
     return config
 
 
@@ -135,6 +137,7 @@ def check_supported(config: PretrainedConfig) -> None:
             f"the {kind} model has dropout, which packed training does not support; set {' and '.join(dropout)} to 0.0 in "
             "its config.json"
         )
+    method = (settings.get("quantization_config") or {}).get("quant_method")
     other_layers = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     features = {
         "a bias in the head": settings.get("lm_head_bias"),
@@ -142,10 +145,8 @@ def check_supported(config: PretrainedConfig) -> None:
         f"layers of type {', '.join(sorted(other_layers))}": other_layers,
         # its layers pass the window to the attention mask only
         "sliding windows": kind == "qwen2_moe" and settings.get("use_sliding_window"),
-        # gpt-oss is published in MXFP4: from_pretrained(PATH, quantization_config=Mxfp4Config(dequantize=True)) loads it as bf16
-        "quantised weights (quantization_config; load it in transformers with dequantize=True, and save_pretrained)": settings.get(
-            "quantization_config"
-        ),
+        f"weights quantised by {method} (quantization_config; use the model's original weights)": method
+        not in (None, *FORMATS),
     }
     present = [name for name, value in features.items() if value]
     if present:

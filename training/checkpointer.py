@@ -417,6 +417,8 @@ class Checkpointer:
         """Load and save these parameters and this optimizer from now on. Call this right after the optimizer is made."""
         options = self.options.keep_last, self.options.async_save, self.options.timeout_minutes, self.record.append
         self.saver = Saver(self.directory, parameters, optimizer, self.stop.ranks, *options)
+        if persistent_buffers(self.model):
+            self.register(BUFFERS, PersistentBuffers(self.model))
 
     def register(self, name: str, stateful: Any) -> None:
         """Save and load anything else that has a state, such as an average of the weights, as `Saver.register` says."""

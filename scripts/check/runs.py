@@ -314,7 +314,8 @@ def judge_export(export: Path, compared: Sequence[tuple[str, bool]]) -> Result:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(export))
     form = stored_form(model.config)
-    expected = {stored for name, p in model.named_parameters() for stored in form(name, p.detach())}
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    expected = form(tensors).keys()
     if missing := sorted(expected - stored_tensors(export).keys()):
         return Result(FAILS, f"transformers' model has tensors that are not in the export, such as {missing[0]}")
     is_equal = {name: same for name, same in compared if name in expected}

@@ -80,15 +80,16 @@ def compare_export(
     equal to the checkpoint. prefix: the beginning of the tensor's name in the checkpoint. read: reads a tensor from elsewhere.
     """
     files, form, is_equal = stored_tensors(export), stored_form(read_model_config(str(export))), dict[str, bool]()
-    for name in names:
-        tensor = read(name) if read else stored(checkpoint).read(prefix + name)
-        low, high = (form(name, end) for end in (bounds(name, tensor) if bounds else (tensor, tensor)))
+    for group in form.groups(names):
+        tensors = {name: read(name) if read else stored(checkpoint).read(prefix + name) for name in group}
+        ends = {name: bounds(name, tensor) if bounds else (tensor, tensor) for name, tensor in tensors.items()}
+        low, high = (form({name: both[end] for name, both in ends.items()}) for end in (0, 1))
         for part in low:  # transformers may store a tensor in parts, such as single experts
             is_equal[part] = part in files
             if is_equal[part]:
                 with safe_open(files[part].file, framework="pt") as file:
                     weight = file.get_tensor(part)
                 # Rows of padding are not exported.
-                least, most = (ends[part][: len(weight)].to(weight.dtype) for ends in (low, high))
+                least, most = (end[part][: len(weight)].to(weight.dtype) for end in (low, high))
                 is_equal[part] = weight.shape == least.shape and bool(((least <= weight) & (weight <= most)).all())
     return is_equal
