@@ -143,9 +143,8 @@ def read_weights(model: PackedLanguageModel, path: str) -> None:
         if (rows := trained.get(new_rows_of(name))) is not None:
             local, dimension, start = local_shard(rows)
             sources[name].read_into(local, dimension, start + model.num_tokens - len(rows))
-    for name, buffer in persistent_buffers(model).items():  # in the dtype of the files: routers' biases stay fp32
-        module, _, key = name.rpartition(".")
-        model.causal_lm.get_submodule(module)._buffers[key] = sources[name].read().to(buffer.device)
+    for name, buffer in persistent_buffers(model.causal_lm).items():
+        buffer.copy_(sources[name].read())
 
 
 def check_weights(model: PackedLanguageModel, path: str) -> dict[str, Source]:
@@ -173,8 +172,8 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, Source]:
         for tensor in sources[name].tensors:
             if tensor.dtype not in TRAINABLE and name in parameters.values():
                 raise UserError(
-                    f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, and quantised weights of this format cannot be "
-                    f"trained; use the model's original weights ({', '.join(TRAINABLE)})"
+                    f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, and quantised weights cannot be trained; use "
+                    f"the model's original weights ({', '.join(TRAINABLE)})"
                 )
     return sources
 
@@ -195,15 +194,15 @@ def load_for_evaluation(
 
 def whole_copy(
     config: PretrainedConfig,
-    parameters: dict[str, nn.Parameter],
+    parameters: dict[str, torch.Tensor],
     dtype: torch.dtype,
     device: torch.device,
     merge: Merge = lambda name, value: value,
 ) -> PreTrainedModel:
     """Copy the parameters into a plain transformers model for generation, whole on every rank, in eval mode. A collective.
 
-    `parameters`, by their Hugging Face names, belong to a model built from `config` and may be sharded; rows of padding are cut
-    off. Each is cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
+    `parameters` and persistent buffers, by their Hugging Face names, belong to a model built from `config` and may be sharded;
+    rows of padding are cut off. Each is cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
     `merge` is the result of `merged`. The copy takes `dtype.itemsize` bytes per parameter until its last reference is gone.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -212,8 +211,8 @@ def whole_copy(
     del packed.head.forward  # the copy returns logits, not losses
     materialize(packed, device)
     with torch.no_grad():
-        for name, target in parameter_names(packed).items():
-            value = merge(name, whole(parameters[name].to(dtype)))
+        for name, target in (parameter_names(packed) | persistent_buffers(causal_lm)).items():
+            value = merge(name, whole(parameters[name].to(target.dtype)))
             target.copy_(value[: target.shape[0]] if target.dim() else value)
     return causal_lm.eval()
 
@@ -272,11 +271,11 @@ def trained_parameters(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.causal_lm.named_parameters() if parameter.requires_grad}
 
 
-def persistent_buffers(model: PackedLanguageModel) -> dict[str, torch.Tensor]:
+def persistent_buffers(causal_lm: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return Hugging Face name -> buffer of the buffers that files store, such as the balancing biases of routers."""
     return {
-        f"{prefix}.{name}".lstrip("."): buffer
-        for prefix, module in model.causal_lm.named_modules()
+        f"{prefix}.{name}": buffer
+        for prefix, module in causal_lm.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set
     }
@@ -285,17 +284,17 @@ def persistent_buffers(model: PackedLanguageModel) -> dict[str, torch.Tensor]:
 class PersistentBuffers:
     """The persistent buffers of a model, for `checkpointer.register`."""
 
-    def __init__(self, model: PackedLanguageModel) -> None:
-        """Save and load the buffers of `model`."""
-        self.model = model
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        """Save and load the buffers of `causal_lm`."""
+        self.causal_lm = causal_lm
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the buffers by name."""
-        return persistent_buffers(self.model)
+        return persistent_buffers(self.causal_lm)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Copy the buffers of a checkpoint into the model."""
-        for name, buffer in persistent_buffers(self.model).items():
+        for name, buffer in persistent_buffers(self.causal_lm).items():
             buffer.copy_(state[name])
 
 
@@ -308,7 +307,7 @@ def vocabulary_names(model: PackedLanguageModel) -> frozenset[str]:
 def stored_shapes(model: PackedLanguageModel) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of all that files store: parameters, without rows of padding, and persistent buffers."""
     shapes = {name: stored_shape(model, parameter) for name, parameter in parameter_names(model).items()}
-    return shapes | {name: tuple(buffer.shape) for name, buffer in persistent_buffers(model).items()}
+    return shapes | {name: tuple(buffer.shape) for name, buffer in persistent_buffers(model.causal_lm).items()}
 
 
 def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:
@@ -320,13 +319,16 @@ def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[i
 
 
 def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None:
-    """Recompute each buffer from the model's config in fp32, because `to_empty` leaves garbage in it and no file stores it."""
-    for name, module in model.causal_lm.named_modules():
-        for buffer in [b for b, value in module._buffers.items() if value is not None]:
-            if hasattr(module, "config") and "RotaryEmbedding" in type(module).__name__:
-                value = type(module)(config=module.config).get_buffer(buffer)
-            elif buffer == "embed_scale":  # Gemma multiplies its embedding by sqrt(hidden_size)
-                value = torch.tensor(module.scalar_embed_scale)
-            else:
-                raise UserError(f"{name} ({type(module).__name__}) has a buffer {buffer}, which is not supported")
-            module._buffers[buffer] = value.to(device)
+    """Compute each buffer in fp32 on `device` by transformers' own initialisation, because `to_empty` leaves garbage in it.
+
+    transformers does the same after it has built a model on meta.
+    """
+    for module in model.causal_lm.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
+                module._buffers[name] = torch.empty_like(buffer, dtype=dtype, device=device)
+    for parameter in model.causal_lm.parameters():
+        parameter._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.random.fork_rng(devices=[]):
+        model.causal_lm.initialize_weights()

@@ -42,7 +42,7 @@ class Weights:
 
 def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weights:
     """Return the weights of `model` from a model directory. `model` may be on meta. Raises UserError as `check_weights` does."""
-    sources, buffers = check_weights(model, str(path)), frozenset(persistent_buffers(model))
+    sources, buffers = check_weights(model, str(path)), frozenset(persistent_buffers(model.causal_lm))
     return Weights(stored_shapes(model), lambda name: sources[name].read(), vocabulary_names(model), buffers)
 
 
@@ -74,7 +74,7 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: Ca
         padded = (trained if name in trained.shapes else rest).read(name)
         return padded[: shapes[name][0]] if padded.dim() else padded
 
-    return Weights(shapes, read, vocabulary_names(model), frozenset(persistent_buffers(model)))
+    return Weights(shapes, read, vocabulary_names(model), frozenset(persistent_buffers(model.causal_lm)))
 
 
 def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:

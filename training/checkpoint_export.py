@@ -39,6 +39,7 @@ from model.build import model_config_of
 from model.dtypes import DTYPES, dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.language_model import (
+    BUFFERS,
     PackedLanguageModel,
     build_on_meta,
     materialize,
@@ -174,9 +175,21 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "dtype": dtype_name(DTYPES.get(options.dtype, stored)),
         "averaged": averaged,
     }
-    registered = sorted({name.partition(".")[0] for name in tensors_of_checkpoint(checkpoint, "registered.").shapes})
+    names = {name.partition(".")[0] for name in tensors_of_checkpoint(checkpoint, "registered.").shapes}
     optimizer = manifest["values"]["optimizer"]["type"].removeprefix("LowMemory")
-    return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, contents, registered)
+    return Export(
+        run,
+        start,
+        config,
+        state,
+        optimizer,
+        model_config,
+        tokenizer,
+        weights,
+        adapter,
+        contents,
+        sorted(names - {BUFFERS}),
+    )
 
 
 def _read_run(run: Path) -> tuple[dict, Config]:
@@ -354,7 +367,7 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
 
 def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: list[np.ndarray]) -> torch.Tensor:
     """Return the logits `(tokens, vocabulary)` of all documents by our model with these weights."""
-    for name, parameter in (parameter_names(model) | persistent_buffers(model)).items():
+    for name, parameter in (parameter_names(model) | persistent_buffers(model.causal_lm)).items():
         tensor = weights.read(name)
         target = parameter.data if parameter.shape == tensor.shape else parameter.data[: len(tensor)]  # rows of padding
         target.copy_(tensor)

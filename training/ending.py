@@ -239,7 +239,8 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
         from model.lora import save_adapter
 
         save_adapter(adapter, model, config, ranks)
-    tensors, form = parameter_names(model) | persistent_buffers(model), stored_form(model_config)
+    tensors = parameter_names(model) | persistent_buffers(model.causal_lm)
+    form = stored_form(model_config)
     export_model(directory, tensors, dtype, ranks, write_rest, merge=merged(model), form=form)
     return contents
 
