@@ -137,14 +137,12 @@ def materialize(model: PackedLanguageModel, device: torch.device, compute_device
 def read_weights(model: PackedLanguageModel, path: str) -> None:
     """Read this rank's own slices of all parameters of a materialized model, without rows of padding, and all persistent buffers."""
     sources, trained = check_weights(model, path), trained_parameters(model)
-    for name, parameter in parameter_names(model).items():
-        local, dimension, start = local_shard(parameter)
+    for name, tensor in tensors_in_files(model).items():
+        local, dimension, start = local_shard(tensor)
         sources[name].read_into(local, dimension, start)
         if (rows := trained.get(new_rows_of(name))) is not None:
             local, dimension, start = local_shard(rows)
             sources[name].read_into(local, dimension, start + model.num_tokens - len(rows))
-    for name, buffer in persistent_buffers(model.causal_lm).items():
-        buffer.copy_(sources[name].read())
 
 
 def check_weights(model: PackedLanguageModel, path: str) -> dict[str, Source]:
@@ -201,8 +199,7 @@ def whole_copy(
 ) -> PreTrainedModel:
     """Copy the parameters into a plain transformers model for generation, whole on every rank, in eval mode. A collective.
 
-    `parameters` and persistent buffers, by their Hugging Face names, belong to a model built from `config` and may be sharded;
-    rows of padding are cut off. Each is cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
+    `parameters` are the `tensors_in_files` of a model built from `config` and may be sharded; rows of padding are cut off. Each is cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
     `merge` is the result of `merged`. The copy takes `dtype.itemsize` bytes per parameter until its last reference is gone.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -211,7 +208,7 @@ def whole_copy(
     del packed.head.forward  # the copy returns logits, not losses
     materialize(packed, device)
     with torch.no_grad():
-        for name, target in (parameter_names(packed) | persistent_buffers(causal_lm)).items():
+        for name, target in tensors_in_files(packed).items():
             value = merge(name, whole(parameters[name].to(target.dtype)))
             target.copy_(value[: target.shape[0]] if target.dim() else value)
     return causal_lm.eval()
@@ -271,6 +268,11 @@ def trained_parameters(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.causal_lm.named_parameters() if parameter.requires_grad}
 
 
+def tensors_in_files(model: PackedLanguageModel) -> dict[str, torch.Tensor]:
+    """Return Hugging Face name -> tensor of all that files store: `parameter_names` and `persistent_buffers`."""
+    return {**parameter_names(model), **persistent_buffers(model.causal_lm)}
+
+
 def persistent_buffers(causal_lm: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return Hugging Face name -> buffer of the buffers that files store, such as the balancing biases of routers."""
     return {
@@ -305,12 +307,11 @@ def vocabulary_names(model: PackedLanguageModel) -> frozenset[str]:
 
 
 def stored_shapes(model: PackedLanguageModel) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of all that files store: parameters, without rows of padding, and persistent buffers."""
-    shapes = {name: stored_shape(model, parameter) for name, parameter in parameter_names(model).items()}
-    return shapes | {name: tuple(buffer.shape) for name, buffer in persistent_buffers(model.causal_lm).items()}
+    """Return name -> shape of all tensors in files, without rows of padding."""
+    return {name: stored_shape(model, tensor) for name, tensor in tensors_in_files(model).items()}
 
 
-def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:
+def stored_shape(model: PackedLanguageModel, parameter: torch.Tensor) -> tuple[int, ...]:
     """Return the shape of a parameter without rows of padding."""
     shape = tuple(parameter.shape)
     if any(parameter is weight for weight in model.vocabulary_weights()):

@@ -43,9 +43,8 @@ from model.language_model import (
     PackedLanguageModel,
     build_on_meta,
     materialize,
-    parameter_names,
-    persistent_buffers,
     stored_form,
+    tensors_in_files,
 )
 from model.lora import BASE, WEIGHTS, Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.lora import CONFIG as ADAPTER_CONFIG
@@ -367,7 +366,7 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
 
 def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: list[np.ndarray]) -> torch.Tensor:
     """Return the logits `(tokens, vocabulary)` of all documents by our model with these weights."""
-    for name, parameter in (parameter_names(model) | persistent_buffers(model.causal_lm)).items():
+    for name, parameter in tensors_in_files(model).items():
         tensor = weights.read(name)
         target = parameter.data if parameter.shape == tensor.shape else parameter.data[: len(tensor)]  # rows of padding
         target.copy_(tensor)

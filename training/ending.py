@@ -23,7 +23,7 @@ from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.architectures import copy_licences
 from model.dtypes import dtype_name
-from model.language_model import merged, parameter_names, persistent_buffers, stored_form, trained_parameters
+from model.language_model import merged, stored_form, tensors_in_files, trained_parameters
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, is_better
@@ -239,8 +239,7 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
         from model.lora import save_adapter
 
         save_adapter(adapter, model, config, ranks)
-    tensors = parameter_names(model) | persistent_buffers(model.causal_lm)
-    form = stored_form(model_config)
+    tensors, form = tensors_in_files(model), stored_form(model_config)
     export_model(directory, tensors, dtype, ranks, write_rest, merge=merged(model), form=form)
     return contents
 
