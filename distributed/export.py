@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -17,39 +17,60 @@ from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import whole
 
 Merge = Callable[[str, torch.Tensor], torch.Tensor]  # (name, whole value) -> the value to write; a collective
-StoredForm = Callable[[str, torch.Tensor], dict[str, torch.Tensor]]  # a parameter -> the tensors of the files, by name
+
+
+class Unchanged:
+    """The form of files that store every tensor of the model as it is, under its own name."""
+
+    def groups(self, names: Collection[str]) -> list[list[str]]:
+        """Divide the names into groups whose tensors must be converted together. Most groups have one name."""
+        return [[name] for name in names]
+
+    def __call__(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the tensors of whole groups as files store them, by name."""
+        return tensors
+
+
+AS_IS = Unchanged()
 
 
 def export_model(
     directory: Path,
-    parameters: dict[str, nn.Parameter],
+    parameters: dict[str, torch.Tensor],
     dtype: torch.dtype,
     ranks: Ranks,
     write_rest: Callable[[Path], None],
     max_file_bytes: int = 5 * 2**30,
     merge: Merge = lambda name, value: value,
-    form: StoredForm = lambda name, tensor: {name: tensor},
+    form: Unchanged = AS_IS,
 ) -> None:
     """Write `directory` in the layout of `save_pretrained`, replacing an older export. It is complete or absent at any moment.
 
     Every rank must call this: all ranks gather, and rank 0 writes. A parameter with the attribute `unpadded_rows`
-    (model/language_model.py) is cut to this number of rows. write_rest: adds configuration and tokenizer to a folder, on rank
-    0. merge: from `model.language_model.merged`. form: from `model.language_model.stored_form`. Raise UserError if a file
-    cannot be written.
+    (model/language_model.py) is cut to this number of rows. `parameters` may have buffers, which keep their dtype. write_rest:
+    adds configuration and tokenizer to a folder, on rank 0. merge: from `model.language_model.merged`. form: from
+    `model.language_model.stored_form`. Raise UserError if a file cannot be written.
     """
     shapes = {name: _unpadded_shape(parameter) for name, parameter in parameters.items()}
-    sizes = {name: shape.numel() * dtype.itemsize for name, shape in shapes.items()}
+    dtypes = {name: dtype if isinstance(tensor, nn.Parameter) else tensor.dtype for name, tensor in parameters.items()}
+    groups = {group[0]: group for group in form.groups(parameters)}
+    sizes = {
+        first: sum(shapes[name].numel() * dtypes[name].itemsize for name in group) for first, group in groups.items()
+    }
     check_free_space(directory.parent, sum(sizes.values()), ranks, "the export")
     temporary = read_on_first(lambda: start_directory(directory), ranks)
     written = {}
-    for file, names in files_of(sizes, max_file_bytes).items():
+    for file, firsts in files_of(sizes, max_file_bytes).items():
         ranks.watch.tick()  # each file has run.timeout_minutes
         tensors: dict[str, torch.Tensor] = {}
-        for name in names:
-            value = merge(name, whole(parameters[name]))
-            if ranks.rank == 0:
-                value = value[: shapes[name][0]] if shapes[name] else value
-                tensors |= form(name, value.to("cpu", dtype).contiguous())
+        for first in firsts:
+            group: dict[str, torch.Tensor] = {}
+            for name in groups[first]:
+                value = merge(name, whole(parameters[name]))
+                if ranks.rank == 0:
+                    value = value[: shapes[name][0]] if shapes[name] else value
+                    group[name] = value.to("cpu", dtypes[name]).contiguous()
+            tensors |= form(group)
         written[file] = list(tensors)
         read_on_first(functools.partial(write_file, tensors, temporary / file), ranks)
 
@@ -95,7 +116,7 @@ def files_of(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
 
 
-def _unpadded_shape(parameter: nn.Parameter) -> torch.Size:
+def _unpadded_shape(parameter: torch.Tensor) -> torch.Size:
     """Return the shape of the whole parameter without rows of padding."""
     rows = getattr(parameter, "unpadded_rows", None)
     return parameter.shape if rows is None else torch.Size((rows, *parameter.shape[1:]))

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from common.errors import UserError
 from model.loss import HeadSettings
+from model.quantized_files import FORMATS
 from model.rope import check_document_isolation, scaled_config
 
 FETCHED = "fetched.json"  # model/hub.py writes it: model id, source, revision and the SHA-256 of every file
@@ -117,6 +118,7 @@ def read_model_config(
         reason = " ".join(" ".join(str(error).splitlines()[:2]).split()).rstrip(".")
         raise UserError(f"{path} has no valid model configuration: {reason}") from error
     check_supported(config)
+    vars(config).pop("quantization_config", None)  # weights are dequantised while they are read
     switch_off_randomness(config)
     config = scaled_config(config, rope_type, rope_factor, rope_original_length)
     check_document_isolation(config)
@@ -137,12 +139,11 @@ def check_supported(config: PretrainedConfig) -> None:
             "sound, and models with their own code (trust_remote_code) cannot be trained here"
         )
     settings = config.to_dict()
+    method = (settings.get("quantization_config") or {}).get("quant_method")
     features = {
         "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
-        # gpt-oss is published in MXFP4: from_pretrained(PATH, quantization_config=Mxfp4Config(dequantize=True)) loads it as bf16
-        "quantised weights (quantization_config; load it in transformers with dequantize=True, and save_pretrained)": settings.get(
-            "quantization_config"
-        ),
+        f"weights quantised by {method} (quantization_config; use the model's original weights)": method
+        not in (None, *FORMATS),
     }
     present = [name for name, value in features.items() if value]
     if present:

@@ -1,4 +1,4 @@
-"""Support for mixtures of experts: reading and writing their tensors, and the auxiliary loss that balances routers.
+"""Support for mixtures of experts: the auxiliary loss that balances routers, and counts of the experts that they chose.
 
 transformers computes the layers, and multiplies with all experts of a layer at once (`experts_implementation`: grouped_mm). A
 parameter `(experts, rows, columns)` contains the matrices of all experts of a layer. Only models with experts import this file.
@@ -7,73 +7,19 @@ parameter `(experts, rows, columns)` contains the matrices of all experts of a l
 import functools
 import inspect
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from common.errors import UserError
 from data.batches import MicroBatch, StepBatch
 from distributed.sharding import local_shard, sum_over_shards
-from model.weight_files import StoredTensor
 
 CHOICES = ("top_k_index", "router_indices")  # transformers' names of the input with each token's experts
 GROUPS = 4  # groups of consecutive layers, each with its own curves
-
-# --- Files ------------------------------------------------------------------------------------------------------------
-
-
-def names_of_experts(model_type: str, name: str, num_experts: int) -> list[str]:
-    """Return the names of the stored tensors that make up the parameter `name`, expert by expert.
-
-    An expert's tensors, stacked by rows, are its matrix. The names are those by which transformers loads and saves the model.
-    Returns [] if files of this model type store the parameter as one tensor.
-    """
-    for conversion in get_checkpoint_conversion_mapping(model_type) or ():
-        operations = [type(operation).__name__ for operation in getattr(conversion, "operations", ())]
-        target = conversion.target_patterns[0]
-        if operations[:1] == ["MergeModulelist"] and name.endswith(target):
-            patterns, prefix = conversion.source_patterns, name.removesuffix(target)
-            return [prefix + pattern.replace("*", str(expert)) for expert in range(num_experts) for pattern in patterns]
-    return []
-
-
-def read_experts(
-    sources: Sequence[tuple[str, StoredTensor]], local: torch.Tensor, dimension: int, start: int, num_experts: int
-) -> None:
-    """Read this rank's part of an experts parameter from the files into `local` `(experts, rows, columns)`.
-
-    `sources` lists the tensors of all experts in the order of `names_of_experts`. The part begins at index `start` of
-    `dimension`: 0 if the rank has whole experts, 1 if it has some rows of every expert.
-    """
-    tensors_per_expert, reads_by_file = len(sources) // num_experts, {}
-    first_expert, first_row = (0, start) if dimension else (start, 0)
-    for expert, matrix in enumerate(local, first_expert):
-        offset = 0  # row of the expert's matrix at which the tensor begins
-        for name, tensor in sources[expert * tensors_per_expert : (expert + 1) * tensors_per_expert]:
-            begin, end = max(offset, first_row), min(offset + tensor.shape[0], first_row + len(matrix))
-            if begin < end:
-                rows = matrix[begin - first_row : end - first_row]
-                reads_by_file.setdefault(tensor.file, []).append((name, slice(begin - offset, end - offset), rows))
-            offset += tensor.shape[0]
-    for file, reads in reads_by_file.items():
-        with safe_open(file, framework="pt") as tensors:
-            for name, part, rows in reads:
-                rows.copy_(tensors.get_slice(name)[part])
-
-
-def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return a parameter in the form of this model type's files: unchanged, or as one view for each stored expert tensor."""
-    names = names_of_experts(model_type, name, len(tensor)) if tensor.dim() == 3 else []
-    if not names:
-        return {name: tensor}
-    return dict(zip(names, tensor.reshape(len(names), -1, tensor.shape[2]), strict=True))
-
 
 # --- EWC --------------------------------------------------------------------------------------------------------------
 
@@ -112,7 +58,9 @@ def auxiliary_factor(router_aux: float | None, config: PretrainedConfig) -> floa
 
 def _takes_choices(module: nn.Module) -> bool:
     """Return whether the module multiplies tokens with the experts that a router has chosen for them (not Llama 4's)."""
-    return hasattr(module, "num_experts") and list(inspect.signature(module.forward).parameters)[1:2] in [[n] for n in CHOICES]
+    return hasattr(module, "num_experts") and list(inspect.signature(module.forward).parameters)[1:2] in [
+        [n] for n in CHOICES
+    ]
 
 
 def _routers(modules: dict[str, nn.Module]) -> tuple[list[nn.Module], int]:

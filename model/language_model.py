@@ -5,28 +5,29 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 """
 
 import copy
-import functools
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import dot_natural_key
 
 from common.errors import UserError
 from data.batches import MicroBatch
-from distributed.export import Merge, StoredForm
+from distributed.export import Merge
 from distributed.sharding import local_shard, whole
 from model import mixers, packed_attention
 from model.architectures import has_experts, head_settings
 from model.loss import lend_weight
+from model.quantized_files import dequantized
 from model.rope import fix_frequencies
-from model.weight_files import StoredTensor, stored_tensors
+from model.weight_files import stored_tensors
+from model.weight_names import Source, StoredForm, find_sources
 
 if TYPE_CHECKING:
     from distributed.context import Context
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # Dtypes in safetensors files. All others (I8, U8, F8_E4M3, ...) are quantised and useless without their scales.
 TRAINABLE = ("BF16", "F16", "F32", "F64")
 ADAPTER = "default"  # peft's name for a model's only adapter; it is a part of parameter names
+BUFFERS = "persistent_buffers"  # name of the registered object in checkpoints
 NEW_ROWS = "token_adapter.trainable_tokens_delta"  # parameter with the rows of new tokens in an embedding or head (model/lora.py)
 
 
@@ -215,66 +217,50 @@ def materialize(model: PackedLanguageModel, device: torch.device, compute_device
 
 
 def read_weights(model: PackedLanguageModel, path: str) -> None:
-    """Read this rank's own slices of all parameters of a materialized model, without rows of padding."""
+    """Read this rank's own slices of all parameters of a materialized model, without rows of padding, and all persistent buffers."""
     sources, trained = check_weights(model, path), trained_parameters(model)
-    for name, parameter in parameter_names(model).items():
-        _read(sources[name], parameter)
+    for name, tensor in tensors_in_files(model).items():
+        local, dimension, start = local_shard(tensor)
+        sources[name].read_into(local, dimension, start)
         if (rows := trained.get(new_rows_of(name))) is not None:
-            _read(sources[name], rows, model.num_tokens - len(rows))
+            local, dimension, start = local_shard(rows)
+            sources[name].read_into(local, dimension, start + model.num_tokens - len(rows))
 
 
-def _read(sources: list[tuple[str, StoredTensor]], parameter: nn.Parameter, first: int = 0) -> None:
-    """Read this rank's part of a parameter. Row 0 of the parameter is row `first` of the stored tensor."""
-    local, dimension, start = local_shard(parameter)
-    if len(sources) > 1:
-        from model.experts import read_experts
+def check_weights(model: PackedLanguageModel, path: str) -> dict[str, Source]:
+    """Return the source of each parameter and persistent buffer by name, checked without reading any weight.
 
-        return read_experts(sources, local, dimension, start, parameter.shape[0])
-    start += first
-    stored_name, tensor = sources[0]
-    with safe_open(tensor.file, framework="pt") as tensors:
-        stored = tensors.get_slice(stored_name)
-        if local.dim():
-            rows = max(0, min(local.shape[dimension], tensor.shape[dimension] - start))  # without padding
-            if rows:
-                part = slice(start, start + rows)
-                local.narrow(dimension, 0, rows).copy_(stored[:, part] if dimension else stored[part])
-        elif local.numel():
-            local.copy_(stored[...])
-
-
-def check_weights(model: PackedLanguageModel, path: str) -> dict[str, list[tuple[str, StoredTensor]]]:
-    """Return parameter name -> [(name in the files, stored tensor)], checked without reading any weight.
-
-    If files store each expert's matrices separately, a parameter has several stored tensors (model/experts.py). The model may
-    still be on meta, so a user's mistake ends in one sentence before a process group starts. Raises UserError if a file is
-    damaged (`stored_tensors`), or if a tensor is missing, has another shape or is quantised.
+    The model may still be on meta, so a user's mistake ends in one sentence before a process group starts. Raises UserError if a
+    file is damaged (`stored_tensors`), or if a tensor is missing, has another shape or is quantised in a format that cannot be read.
     """
-    stored = stored_tensors(path)
-    sources = {}
-    for name, parameter in parameter_names(model).items():
-        names, shape = _stored_names(name, parameter, model.causal_lm, stored, path), stored_shape(model, parameter)
-        if len(names) > 1:
-            shape = (shape[0] * shape[1] // len(names), *shape[2:])  # of a single stored tensor
-        sources[name] = [(stored_name, stored[stored_name]) for stored_name in names]
-        for stored_name, tensor in sources[name]:
-            if tensor.shape != shape:
-                raise UserError(f"{tensor.file}: {stored_name} has shape {tensor.shape}, but config.json needs {shape}")
-            if tensor.dtype not in TRAINABLE:
+    stored, shapes = dequantized(stored_tensors(path), path), stored_shapes(model)
+    aliases = {name: [name] for name in shapes}  # names of a tied parameter
+    parameters = {parameter: name for name, parameter in parameter_names(model).items()}
+    for name, parameter in model.causal_lm.named_parameters(remove_duplicate=False):
+        if parameter in parameters:
+            aliases[parameters[parameter]].append(name.replace(".base_layer.", "."))
+    found, _ = find_sources(model.causal_lm, {name for names in aliases.values() for name in names}, stored)
+    sources = {name: found[alias] for name, names in aliases.items() for alias in reversed(names) if alias in found}
+    for name, shape in shapes.items():
+        if name not in sources or not sources[name].has_shape(shape):
+            form = StoredForm(model.causal_lm)
+            group = next(group for group in form.groups(shapes) if name in group)
+            expected = form({part: torch.empty(shapes[part], device="meta") for part in group})
+            if missing := sorted(expected.keys() - stored.keys(), key=dot_natural_key):
+                raise UserError(f"{path} has no tensor {missing[0]}; the files do not match its config.json")
+            sources[name].check_shape(shape)
+        for tensor in sources[name].tensors:
+            if tensor.dtype not in TRAINABLE and name in parameters.values():
                 raise UserError(
-                    f"{tensor.file}: {stored_name} is stored as {tensor.dtype}, and quantised weights cannot be trained; use "
+                    f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, and quantised weights cannot be trained; use "
                     f"the model's original weights ({', '.join(TRAINABLE)})"
                 )
     return sources
 
 
 def stored_form(config: PretrainedConfig) -> StoredForm:
-    """Return a function that converts a parameter to its form in files: one tensor, or one for each expert (model/experts.py)."""
-    if not has_experts(config):
-        return lambda name, tensor: {name: tensor}
-    from model.experts import as_stored
-
-    return functools.partial(as_stored, config.model_type)
+    """Return the names and forms in which files store the tensors of a model with this configuration."""
+    return StoredForm(build_on_meta(config).causal_lm)
 
 
 def load_for_evaluation(
@@ -292,15 +278,14 @@ def load_for_evaluation(
 
 def whole_copy(
     config: PretrainedConfig,
-    parameters: dict[str, nn.Parameter],
+    parameters: dict[str, torch.Tensor],
     dtype: torch.dtype,
     device: torch.device,
     merge: Merge = lambda name, value: value,
 ) -> PreTrainedModel:
     """Copy the parameters into a plain transformers model for generation, whole on every rank, in eval mode. A collective.
 
-    `parameters`, by their Hugging Face names, belong to a model built from `config` and may be sharded; rows of padding are cut
-    off. Each is cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
+    `parameters` are the `tensors_in_files` of a model built from `config` and may be sharded; rows of padding are cut off. Each is cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
     `merge` is the result of `merged`. The copy takes `dtype.itemsize` bytes per parameter until its last reference is gone.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -309,8 +294,8 @@ def whole_copy(
     del packed.head.forward  # the copy returns logits, not losses
     materialize(packed, device)
     with torch.no_grad():
-        for name, target in parameter_names(packed).items():
-            value = merge(name, whole(parameters[name].to(dtype)))
+        for name, target in tensors_in_files(packed).items():
+            value = merge(name, whole(parameters[name].to(target.dtype)))
             target.copy_(value[: target.shape[0]] if target.dim() else value)
     return causal_lm.eval()
 
@@ -369,34 +354,55 @@ def trained_parameters(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.causal_lm.named_parameters() if parameter.requires_grad}
 
 
+def tensors_in_files(model: PackedLanguageModel) -> dict[str, torch.Tensor]:
+    """Return Hugging Face name -> tensor of all that files store: `parameter_names` and `persistent_buffers`."""
+    return {**parameter_names(model), **persistent_buffers(model.causal_lm)}
+
+
+def persistent_buffers(causal_lm: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return Hugging Face name -> buffer of the buffers that files store, such as the balancing biases of routers."""
+    return {
+        f"{prefix}.{name}": buffer
+        for prefix, module in causal_lm.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    }
+
+
+class PersistentBuffers:
+    """The persistent buffers of a model, for `checkpointer.register`."""
+
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        """Save and load the buffers of `causal_lm`."""
+        self.causal_lm = causal_lm
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the buffers by name."""
+        return persistent_buffers(self.causal_lm)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Copy the buffers of a checkpoint into the model."""
+        for name, buffer in persistent_buffers(self.causal_lm).items():
+            buffer.copy_(state[name])
+
+
 def vocabulary_names(model: PackedLanguageModel) -> frozenset[str]:
     """Return the names of the parameters with one row per token."""
     weights = model.vocabulary_weights()
     return frozenset(name for name, p in parameter_names(model).items() if any(p is weight for weight in weights))
 
 
-def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:
+def stored_shapes(model: PackedLanguageModel) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of all tensors in files, without rows of padding."""
+    return {name: stored_shape(model, tensor) for name, tensor in tensors_in_files(model).items()}
+
+
+def stored_shape(model: PackedLanguageModel, parameter: torch.Tensor) -> tuple[int, ...]:
     """Return the shape of a parameter without rows of padding."""
     shape = tuple(parameter.shape)
     if any(parameter is weight for weight in model.vocabulary_weights()):
         return (min(shape[0], model.num_tokens), *shape[1:])
     return shape
-
-
-def _stored_names(
-    name: str, parameter: nn.Parameter, causal_lm: PreTrainedModel, stored: Container[str], path: str
-) -> list[str]:
-    """Return the names that a parameter has in the files: its own name, the name of a tied parameter, or the experts' names."""
-    if name in stored:
-        return [name]
-    for tied_name, candidate in causal_lm.named_parameters(remove_duplicate=False):
-        if candidate is parameter and tied_name in stored:
-            return [tied_name]
-    names = list(stored_form(causal_lm.config)(name, torch.empty(parameter.shape, device="meta")))
-    missing = [stored_name for stored_name in names if stored_name not in stored]
-    if missing:
-        raise UserError(f"{path} has no tensor {missing[0]}; the files do not match its config.json")
-    return names
 
 
 def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None:

@@ -34,10 +34,11 @@ from model.language_model import (
     build_on_meta,
     load_weights,
     parameter_names,
-    stored_form,
+    tensors_in_files,
 )
 from model.loss import chunked, negative_log_likelihood
 from model.weight_files import stored_tensors
+from model.weight_names import StoredForm
 
 DIRECTORY = Path("artifacts/proofs")  # results by key; a run reads its own again
 LENGTHS = (37, 5, 64, 21)  # of the documents, in tokens
@@ -138,7 +139,7 @@ def _prove(small: PretrainedConfig, device: torch.device) -> Proof:
                 model.train()
                 loss, gradient = _errors(model, documents, theirs, total.item())
                 _check_isolation(model, documents)
-                _check_files(model, small, folder)
+                _check_files(model, folder)
             except UserError as error:
                 failed = str(error).replace(folder, kind)
             except (
@@ -220,16 +221,16 @@ def _check_isolation(model: PackedLanguageModel, documents: list[torch.Tensor]) 
                 raise UserError(f"document {index + 1} changes the states of other documents by {leak:.1e}")
 
 
-def _check_files(model: PackedLanguageModel, small: PretrainedConfig, folder: str) -> None:
+def _check_files(model: PackedLanguageModel, folder: str) -> None:
     """Raise UserError if the tensors of an export differ from the files that transformers has written."""
-    form, stored = stored_form(small), stored_tensors(folder)
-    for name, parameter in parameter_names(model).items():
-        for stored_name, tensor in form(name, parameter.detach()).items():
-            if stored_name not in stored:
-                raise UserError(f"an export would write {stored_name}, which transformers does not write")
-            with safe_open(stored[stored_name].file, framework="pt") as file:
-                if not torch.equal(file.get_tensor(stored_name), tensor.cpu()):
-                    raise UserError(f"an export would write other values of {stored_name} than transformers")
+    form, stored, tensors = StoredForm(model.causal_lm), stored_tensors(folder), tensors_in_files(model)
+    for group in form.groups(tensors):
+        for name, tensor in form({name: tensors[name].detach().cpu() for name in group}).items():
+            if name not in stored:
+                raise UserError(f"an export would write {name}, which transformers does not write")
+            with safe_open(stored[name].file, framework="pt") as file:
+                if not torch.equal(file.get_tensor(name), tensor):
+                    raise UserError(f"an export would write other values of {name} than transformers")
 
 
 def _micro_batch(documents: list[torch.Tensor]) -> MicroBatch:

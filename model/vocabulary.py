@@ -152,7 +152,9 @@ def write_extension(
 
     kinds = {tensor.dtype for tensor in stored_tensors(source).values()}
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
-    write_weights(target, Weights(shapes, read, old.vocabulary), dtype or torch.float32, form=stored_form(config))
+    write_weights(
+        target, Weights(shapes, read, old.vocabulary, old.buffers), dtype or torch.float32, form=stored_form(config)
+    )
     for path in (*source.iterdir(), *source.glob("*/*.jinja")):  # additional chat templates are in a folder
         copy = target / path.relative_to(source)
         if path.is_file() and path.suffix in COPIED and path.name not in STALE:

@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from common.errors import UserError
@@ -27,6 +29,19 @@ class StoredTensor:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    name: str = ""
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that `read` needs."""
+        return {self.file}
+
+    def read(
+        self, files: dict[Path, Any], dimension: int = 0, start: int = 0, length: int | None = None
+    ) -> torch.Tensor:
+        """Return the tensor, or `length` indices of `dimension` from `start` on. `files` has an open file for each of `self.files`."""
+        tensor = files[self.file].get_slice(self.name)
+        return tensor[...] if length is None else tensor[(slice(None),) * dimension + (slice(start, start + length),)]
 
 
 def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
@@ -76,7 +91,7 @@ def _read_file(file: Path) -> dict[str, StoredTensor]:
         # safe_open checks the size, shapes and dtypes, and that the tensors neither overlap nor leave gaps.
         with safe_open(file, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it is no dictionary)
-            return {name: StoredTensor(file, x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
+            return {name: StoredTensor(file, x.get_dtype(), tuple(x.get_shape()), name) for name, x in slices.items()}
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error}); {AGAIN}") from error
     except SafetensorError as error:

@@ -7,14 +7,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.errors import UserError
 from distributed.checkpoint_directory import CheckpointReader
-from distributed.export import StoredForm, files_of, write_file, write_index
+from distributed.export import AS_IS, Unchanged, files_of, write_file, write_index
 from model.dtypes import dtype_name
-from model.language_model import PackedLanguageModel, check_weights, parameter_names, stored_shape, vocabulary_names
+from model.language_model import (
+    BUFFERS,
+    PackedLanguageModel,
+    check_weights,
+    parameter_names,
+    persistent_buffers,
+    stored_shapes,
+    vocabulary_names,
+)
 
 MAX_FILE_BYTES = 5 * 2**30
 
@@ -24,27 +31,19 @@ class Weights:
     """The tensors of a model.
 
     `shapes` has the shape of each tensor by name, without rows of padding. `read` returns a tensor on the CPU in its stored
-    dtype. `vocabulary` has the names of the tensors with one row per token.
+    dtype. `vocabulary` has the names of the tensors with one row per token, `buffers` those of buffers, which keep their dtype.
     """
 
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], torch.Tensor]
     vocabulary: frozenset[str] = frozenset()
+    buffers: frozenset[str] = frozenset()
 
 
 def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weights:
     """Return the weights of `model` from a model directory. `model` may be on meta. Raises UserError as `check_weights` does."""
-    sources = check_weights(model, str(path))
-
-    def read(name: str) -> torch.Tensor:
-        parts = []
-        for stored_name, tensor in sources[name]:
-            with safe_open(tensor.file, framework="pt") as tensors:
-                parts.append(tensors.get_tensor(stored_name))
-        return torch.cat(parts).view(shapes[name]) if len(parts) > 1 else parts[0]
-
-    shapes = {name: stored_shape(model, parameter) for name, parameter in parameter_names(model).items()}
-    return Weights(shapes, read, vocabulary_names(model))
+    sources, buffers = check_weights(model, str(path)), frozenset(persistent_buffers(model.causal_lm))
+    return Weights(stored_shapes(model), lambda name: sources[name].read(), vocabulary_names(model), buffers)
 
 
 def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: Callable[[], Weights]) -> Weights:
@@ -67,13 +66,15 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: Ca
                 f"{checkpoint}: {name} has shape {shape}, but the model has {expected}; name the base that the run "
                 "was started from with --base"
             )
-    shapes = {name: stored_shape(model, parameter) for name, parameter in parameters.items()}
+    shapes, saved = stored_shapes(model), tensors_of_checkpoint(checkpoint, f"registered.{BUFFERS}.")
 
     def read(name: str) -> torch.Tensor:
+        if name in saved.shapes:
+            return saved.read(name)
         padded = (trained if name in trained.shapes else rest).read(name)
         return padded[: shapes[name][0]] if padded.dim() else padded
 
-    return Weights(shapes, read, vocabulary_names(model))
+    return Weights(shapes, read, vocabulary_names(model), frozenset(persistent_buffers(model.causal_lm)))
 
 
 def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:
@@ -119,12 +120,14 @@ def average(base: Weights, tuned: Weights, share: float, new_row: int | None = N
         )
 
     def read(name: str) -> torch.Tensor:
+        if name in tuned.buffers:
+            return tuned.read(name)
         mixed = tuned.read(name).to(torch.float32, copy=True)
         rows = slice(new_row) if name in tuned.vocabulary else ...
         mixed[rows].mul_(share).add_(base.read(name)[rows].float(), alpha=1 - share)
         return mixed
 
-    return Weights(tuned.shapes, read, tuned.vocabulary)
+    return Weights(tuned.shapes, read, tuned.vocabulary, tuned.buffers)
 
 
 def write_weights(
@@ -132,23 +135,33 @@ def write_weights(
     weights: Weights,
     dtype: torch.dtype,
     max_file_bytes: int = MAX_FILE_BYTES,
-    form: StoredForm = lambda name, tensor: {name: tensor},
+    form: Unchanged = AS_IS,
 ) -> int:
     """Write the safetensors files of a model directory in `dtype`, with one file's tensors in memory. Return their size in bytes.
 
     `form` is the `stored_form` of the model. Raises UserError if a tensor has values that are not finite or that `dtype` cannot
     hold, or if a file cannot be written.
     """
-    sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in weights.shapes.items()}
+    groups = {group[0]: group for group in form.groups(weights.shapes)}
+    sizes = {
+        first: sum(torch.Size(weights.shapes[name]).numel() * dtype.itemsize for name in group)
+        for first, group in groups.items()
+    }
     written = {}
-    for file, names in files_of(sizes, max_file_bytes).items():
+    for file, firsts in files_of(sizes, max_file_bytes).items():
         tensors: dict[str, torch.Tensor] = {}
-        for name in names:
-            tensors |= form(name, converted(name, weights.read(name), dtype))
+        for first in firsts:
+            tensors |= form({name: rounded(weights, name, dtype) for name in groups[first]})
         write_file(tensors, folder / file)
         written[file] = list(tensors)
     write_index(folder, written, sum(sizes.values()))
     return sum(sizes.values())
+
+
+def rounded(weights: Weights, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor in `dtype`, or a buffer in its own dtype. Raises UserError as `converted` does."""
+    tensor = weights.read(name)
+    return tensor if name in weights.buffers else converted(name, tensor, dtype)
 
 
 def converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -136,13 +136,39 @@ OTHER_FAMILIES = {
 
 
 SIZES = {
-    **{"num_experts": 6, "num_local_experts": 6, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-    **{"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "shared_expert_intermediate_size": 32},
+    **{
+        "num_experts": 6,
+        "num_local_experts": 6,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
+    **{
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "shared_expert_intermediate_size": 32,
+    },
     **{"q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16},
     **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
-    **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "conv_L_cache": 3, "head_dim": 16},
+    **{
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+        "conv_L_cache": 3,
+        "head_dim": 16,
+    },
     **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 384, "global_head_dim": 16, "sliding_window": 8},
-    **{"attention_chunk_size": 16, "intermediate_size_mlp": 128, "shared_intermediate_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 4},
+    **{
+        "attention_chunk_size": 16,
+        "intermediate_size_mlp": 128,
+        "shared_intermediate_size": 64,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+    },
 }
 # Types that a run proves at its start (model/proof.py), with the sizes of SIZES that they have: settings beside those.
 AT_START = {
@@ -175,7 +201,10 @@ def tiny_config(
     """
     if family in AT_START:
         defaults = AutoConfig.for_model(family).to_dict()
-        model_type, extra = family, {name: value for name, value in SIZES.items() if name in defaults} | AT_START[family]
+        model_type, extra = (
+            family,
+            {name: value for name, value in SIZES.items() if name in defaults} | AT_START[family],
+        )
     else:
         model_type, extra = (FAMILIES | OTHER_FAMILIES)[family]
     if "layer_types" in extra:

@@ -18,7 +18,7 @@ from eval.intervals import Terms, interval, ratio
 from eval.metric import reference_of
 from eval.over_ranks import BATCH_TOKENS, make_turns, signal_on_any
 from eval.packed_weights import pack_weights
-from model.language_model import PackedLanguageModel, merged, parameter_names, whole_copy
+from model.language_model import PackedLanguageModel, merged, tensors_in_files, whole_copy
 from training.inputs import Questions
 
 BATCH_SIZE = 16  # answers that a rank generates at once
@@ -107,7 +107,7 @@ class Answers:
         """Return the token ids of all answers, on every rank. None after a signal. A collective."""
         if self.stop.agreed():
             return None
-        parameters, device = parameter_names(self.model), self.stop.ranks.device
+        parameters, device = tensors_in_files(self.model), self.stop.ranks.device
         model = whole_copy(self.model_config, parameters, self.dtype, device, merged(self.model))
         try:
             return self._answer(pack_weights(with_own_stops(model, self.path)))

@@ -38,7 +38,14 @@ from model.architectures import copy_licences, first_new_row
 from model.build import model_config_of
 from model.dtypes import DTYPES, dtype_name
 from model.fingerprint import fingerprint_of_base
-from model.language_model import PackedLanguageModel, build_on_meta, materialize, parameter_names, stored_form
+from model.language_model import (
+    BUFFERS,
+    PackedLanguageModel,
+    build_on_meta,
+    materialize,
+    stored_form,
+    tensors_in_files,
+)
 from model.lora import BASE, WEIGHTS, Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.lora import CONFIG as ADAPTER_CONFIG
 from model.loss import visit_logits
@@ -48,6 +55,7 @@ from model.weights import (
     Weights,
     average,
     converted,
+    rounded,
     tensors_of_checkpoint,
     weights_of_checkpoint,
     weights_of_directory,
@@ -167,9 +175,21 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "dtype": dtype_name(DTYPES.get(options.dtype, stored)),
         "averaged": averaged,
     }
-    registered = sorted({name.partition(".")[0] for name in tensors_of_checkpoint(checkpoint, "registered.").shapes})
+    names = {name.partition(".")[0] for name in tensors_of_checkpoint(checkpoint, "registered.").shapes}
     optimizer = manifest["values"]["optimizer"]["type"].removeprefix("LowMemory")
-    return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, contents, registered)
+    return Export(
+        run,
+        start,
+        config,
+        state,
+        optimizer,
+        model_config,
+        tokenizer,
+        weights,
+        adapter,
+        contents,
+        sorted(names - {BUFFERS}),
+    )
 
 
 def _read_run(run: Path) -> tuple[dict, Config]:
@@ -318,8 +338,8 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
     model = build_on_meta(export.model_config)
     materialize(model, torch.device("cpu"))
     weights = export.weights
-    rounded = Weights(weights.shapes, lambda name: converted(name, weights.read(name), export.dtype))
-    expected = _logits_as_trained(model, rounded, documents)
+    exported = Weights(weights.shapes, lambda name: rounded(weights, name, export.dtype))
+    expected = _logits_as_trained(model, exported, documents)
     del model
     transformers_logging.disable_progress_bar()
     # Tensors that are missing or of another shape get initial values, which the comparison reveals.
@@ -328,8 +348,9 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
         logits = torch.cat([loaded(input_ids=torch.from_numpy(ids)[None]).logits[0] for ids in documents])
     difference, tolerance = (logits - expected).abs().max().item(), FP32_ROUNDING * expected.abs().max().item()
     # No logit shows the row of a token that occurs in no document, so all tensors are compared as well.
+    tensors = loaded.state_dict()
     differing = [
-        name for name in rounded.shapes if not torch.equal(loaded.get_parameter(name), rounded.read(name).float())
+        name for name in exported.shapes if not torch.equal(tensors[name].float(), exported.read(name).float())
     ]
     if not difference <= tolerance or differing:
         which = f"; {len(differing)} tensors are not the trained ones: {', '.join(differing[:3])}" if differing else ""
@@ -346,7 +367,7 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
 
 def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: list[np.ndarray]) -> torch.Tensor:
     """Return the logits `(tokens, vocabulary)` of all documents by our model with these weights."""
-    for name, parameter in parameter_names(model).items():
+    for name, parameter in tensors_in_files(model).items():
         tensor = weights.read(name)
         target = parameter.data if parameter.shape == tensor.shape else parameter.data[: len(tensor)]  # rows of padding
         target.copy_(tensor)

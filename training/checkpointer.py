@@ -358,6 +358,7 @@ class Checkpointer:
         self.directory, self.options, self.stop = run.directory / "checkpoints", run.config.run, run.stop
         self.identity, self.settings, self.evaluations = run.identity, run.settings, evaluations
         self.record = RunRecord(run.directory, run.data.train, run.stop.ranks)
+        self.causal_lm = run.model.causal_lm
         # The identity that trained the current weights. From its first step on, this is the identity of this start.
         self.trained_as = run.identity
         self.resume_from: Path | None = None
@@ -417,6 +418,14 @@ class Checkpointer:
         """Load and save these parameters and this optimizer from now on. Call this right after the optimizer is made."""
         options = self.options.keep_last, self.options.async_save, self.options.timeout_minutes, self.record.append
         self.saver = Saver(self.directory, parameters, optimizer, self.stop.ranks, *options)
+        from model.language_model import (  # tools that read records do without
+            BUFFERS,
+            PersistentBuffers,
+            persistent_buffers,
+        )
+
+        if persistent_buffers(self.causal_lm):  # no optimizer steps them, but a resume may not read the base's files
+            self.register(BUFFERS, PersistentBuffers(self.causal_lm))
 
     def register(self, name: str, stateful: Any) -> None:
         """Save and load anything else that has a state, such as an average of the weights, as `Saver.register` says."""

@@ -23,7 +23,7 @@ from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.architectures import copy_licences, randomness
 from model.dtypes import dtype_name
-from model.language_model import merged, parameter_names, stored_form, trained_parameters
+from model.language_model import merged, stored_form, tensors_in_files, trained_parameters
 from model.rope import window
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps
@@ -240,8 +240,8 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
         from model.lora import save_adapter
 
         save_adapter(adapter, model, config, ranks)
-    form = stored_form(model_config)
-    export_model(directory, parameter_names(model), dtype, ranks, write_rest, merge=merged(model), form=form)
+    tensors, form = tensors_in_files(model), stored_form(model_config)
+    export_model(directory, tensors, dtype, ranks, write_rest, merge=merged(model), form=form)
     return contents
 
 

@@ -22,8 +22,9 @@ from eval.comparison.arms import metric_rows
 from model.architectures import has_experts, read_model_config
 from model.dtypes import DTYPES, has_native_bf16
 from model.experts import auxiliary_factor
-from model.language_model import stored_form
+from model.language_model import persistent_buffers
 from model.weight_files import stored_tensors
+from model.weight_names import StoredForm
 from scripts.check.reference import REFERENCE, Reference
 from scripts.check.tensors import compare_export, is_adamw, load_state, trained
 from scripts.check.updates import STEPS, checkpoint_of, judge_moves, measure_moves
@@ -313,8 +314,8 @@ def judge_export(export: Path, compared: Sequence[tuple[str, bool]]) -> Result:
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(export))
-    form = stored_form(model.config)
-    expected = {stored for name, p in model.named_parameters() for stored in form(name, p.detach())}
+    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()} | persistent_buffers(model)
+    expected = StoredForm(model)(tensors).keys()
     if missing := sorted(expected - stored_tensors(export).keys()):
         return Result(FAILS, f"transformers' model has tensors that are not in the export, such as {missing[0]}")
     is_equal = {name: same for name, same in compared if name in expected}

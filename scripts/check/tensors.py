@@ -10,8 +10,9 @@ from safetensors import safe_open
 from distributed.checkpoint_directory import read_manifest
 from distributed.low_memory import make_code_maps
 from model.architectures import read_model_config
-from model.language_model import build_on_meta, parameter_names, stored_form, stored_shape
+from model.language_model import build_on_meta, parameter_names, stored_shape
 from model.weight_files import stored_tensors
+from model.weight_names import StoredForm
 from model.weights import Weights, tensors_of_checkpoint
 
 WEIGHTS, MOMENTS = "model.", ("exp_avg", "exp_avg_sq")
@@ -79,13 +80,17 @@ def compare_export(
     bounds: (name, tensor of the checkpoint) -> the smallest and the largest value of the exported tensor before rounding; None:
     equal to the checkpoint. prefix: the beginning of the tensor's name in the checkpoint. read: reads a tensor from elsewhere.
     """
-    config = read_model_config(str(export))
-    files, form, is_equal, model = stored_tensors(export), stored_form(config), dict[str, bool](), build_on_meta(config)
+    model = build_on_meta(read_model_config(str(export)))
+    files, form, is_equal = stored_tensors(export), StoredForm(model.causal_lm), dict[str, bool]()
     rows = {name: stored_shape(model, parameter)[:1] for name, parameter in parameter_names(model).items()}
-    for name in names:
-        tensor = read(name) if read else stored(checkpoint).read(prefix + name)
-        tensor = tensor[: rows[name][0]] if rows.get(name) else tensor  # rows of padding are not exported
-        low, high = (form(name, end) for end in (bounds(name, tensor) if bounds else (tensor, tensor)))
+    for group in form.groups(names):
+        tensors = {name: read(name) if read else stored(checkpoint).read(prefix + name) for name in group}
+        for name in group:
+            tensors[name] = (
+                tensors[name][: rows[name][0]] if rows.get(name) else tensors[name]
+            )  # rows of padding are not exported
+        ends = {name: bounds(name, tensor) if bounds else (tensor, tensor) for name, tensor in tensors.items()}
+        low, high = (form({name: both[end] for name, both in ends.items()}) for end in (0, 1))
         for part in low:  # transformers may store a tensor in parts, such as single experts
             is_equal[part] = part in files
             if is_equal[part]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from common.errors import UserError
@@ -21,10 +21,11 @@ from distributed.sharding import decoder_layers, local_shape, sharded_dimension
 from model.architectures import read_model_config
 from model.build import build_to_train
 from model.ewc import start_penalty
-from model.experts import Routers, read_experts
+from model.experts import Routers
 from model.language_model import build_on_meta, check_weights, load_weights
 from model.memory import count_activations, shape_of
-from model.weight_files import stored_tensors
+from model.weight_files import StoredTensor, stored_tensors
+from model.weight_names import find_sources
 from tests.losses import assert_same_gradients, eager, loss_of
 from tests.model.test_equivalence import documents, load
 from tests.operators import OperatorHook
@@ -33,6 +34,7 @@ from tests.tiny import write_tiny_model
 FAMILIES, OTHERS = ("qwen3_moe", "gpt_oss"), ("qwen2_moe", "olmoe")
 LENGTHS = [37, 5, 90, 2, 61]
 FACTOR = 0.3
+PREFIX = "model.layers.0.mlp.experts"
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -228,16 +230,23 @@ def test_experts_stored_as_one_tensor_are_read(tmp_path) -> None:
 @pytest.mark.parametrize(
     "dimension, start, stop", [(0, 1, 3), (1, 2, 7), (1, 4, 8)], ids=["experts", "rows-of-both", "rows-of-one"]
 )
-def test_rank_reads_its_part_of_split_expert_matrices(tmp_path, dimension, start, stop) -> None:
+def test_rank_reads_its_part_of_split_expert_matrices(tmp_path, monkeypatch, dimension, start, stop) -> None:
     whole, file = torch.randn(3, 8, 5), tmp_path / "model.safetensors"
     tensors = {
-        f"{number}.{side}": half.clone() for number in range(3) for side, half in enumerate(whole[number].chunk(2))
+        f"{PREFIX}.{number}.{side}.weight": half.clone()
+        for number in range(3)
+        for side, half in zip(("gate_proj", "up_proj"), whole[number].chunk(2), strict=True)
     }
     save_file(tensors, file)
     expected = whole.narrow(dimension, start, stop - start)
-    part, stored = torch.empty_like(expected), stored_tensors(str(tmp_path))
-    read_experts([(name, stored[name]) for name in tensors], part, dimension, start, 3)
-    assert torch.equal(part, expected)
+    config = AutoConfig.for_model("qwen3_moe", num_hidden_layers=1, head_dim=8, num_experts=3)
+    name, stored = f"{PREFIX}.gate_up_proj", stored_tensors(str(tmp_path))
+    sources, _ = find_sources(build_on_meta(config).causal_lm, [name], stored)
+    part, reads = torch.empty_like(expected), []
+    read = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda *arguments: reads.append(part := read(*arguments)) or part)
+    sources[name].read_into(part, dimension, start)
+    assert torch.equal(part, expected) and sum(tensor.numel() for tensor in reads) == part.numel()
 
 
 def test_experts_are_cut_only_if_ranks_exceed_them() -> None:

@@ -43,7 +43,9 @@ def test_proof_is_found_once(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("kind", ["qwen3_5_text", "lfm2", "granitemoehybrid", "falcon_h1"])
 def test_mixer_without_boundaries_is_not_packed(tmp_path, monkeypatch, kind) -> None:
-    monkeypatch.setattr(mixers, "_document_by_document", lambda boundaries, forward, *a, **options: forward(*a, **options))
+    monkeypatch.setattr(
+        mixers, "_document_by_document", lambda boundaries, forward, *a, **options: forward(*a, **options)
+    )
     proof = prove(tiny_config(kind, tied=False), CPU, tmp_path)
     assert not proof.packed and "differs from transformers'" in proof.failed
 
@@ -74,12 +76,19 @@ def test_random_numbers_of_train_mode_are_refused(tmp_path, monkeypatch) -> None
 
 def test_small_model_keeps_each_kind_of_layer(tmp_path) -> None:
     kinds = ["linear_attention", "linear_attention", "full_attention"] * 8
-    large = tiny_config("qwen3_5_text", hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, layer_types=kinds)
+    large = tiny_config(
+        "qwen3_5_text", hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, layer_types=kinds
+    )
     small = shrink(large)
     assert small.layer_types == kinds[:3] and small.num_hidden_layers == 3
     assert small.head_dim == large.head_dim and small.linear_key_head_dim == large.linear_key_head_dim
     assert small.hidden_size <= 128 and small.intermediate_size == 128
-    shared = tiny_config("gemma4_text", num_hidden_layers=8, num_kv_shared_layers=4, layer_types=["sliding_attention", "full_attention"] * 4)
+    shared = tiny_config(
+        "gemma4_text",
+        num_hidden_layers=8,
+        num_kv_shared_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 4,
+    )
     small = shrink(shared)
     assert small.layer_types == ["sliding_attention", "full_attention"] * 2 and small.num_kv_shared_layers == 2
 

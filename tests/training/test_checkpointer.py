@@ -27,7 +27,7 @@ def checkpointer_of(
     config = dataclasses.replace(CONFIG, run=dataclasses.replace(CONFIG.run, **options))
     stop = SimpleNamespace(ranks=ranks, clock=0.0)  # a signal never comes
     run = SimpleNamespace(config=config, identity=identity, settings=settings or {}, stop=stop, directory=folder)
-    run.data = SimpleNamespace(train=Corpus(()))
+    run.data, run.model = SimpleNamespace(train=Corpus(())), SimpleNamespace(causal_lm=None)
     checkpointer = Checkpointer(run, Evaluations(CONFIG, None))  # type: ignore[arg-type]
     entries = {"so_far": dict, "append": lambda kind, **content: "", "continue_from": lambda *arguments: []}
     checkpointer.record = SimpleNamespace(**entries)

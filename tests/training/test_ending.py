@@ -209,8 +209,8 @@ def test_adapter_gets_its_name_after_its_entry(tmp_path, ranks, monkeypatch) -> 
         arguments[3](start_directory(directory))  # type: ignore[operator]  (write_rest)
 
     monkeypatch.setattr("model.lora.save_adapter", write)
-    for name in ("write_files", "parameter_names", "merged", "stored_form"):
-        monkeypatch.setattr(ending, name, lambda *arguments: None)
+    for name in ("write_files", "tensors_in_files", "merged", "stored_form"):
+        monkeypatch.setattr(ending, name, lambda *arguments: {})
     monkeypatch.setattr(ending, "export_model", export_model)
     record, weights_at_entry = RunRecord(tmp_path, Corpus(()), ranks), []
     append = record.append
