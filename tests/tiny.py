@@ -187,6 +187,50 @@ AT_START = {
 }
 
 
+COMMON = {  # for every type, beside SIZES
+    **{
+        "vocab_size": 384,
+        "hidden_size": 64,
+        "d_model": 64,
+        "dim": 64,
+        "num_hidden_layers": 4,
+        "n_layers": 4,
+        "num_layers": 4,
+    },
+    **{"num_attention_heads": 4, "n_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "ffn_dim": 128},
+    **{
+        "ffn_hidden_size": 128,
+        "max_position_embeddings": 512,
+        "n_positions": 512,
+        "n_ctx": 512,
+        "initializer_range": 0.1,
+    },
+    **{
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "attention_window_size": 8,
+    },
+}
+SPECIAL = {
+    "deepseek_v2": {"num_key_value_heads": 4},
+    **dict.fromkeys(("deepseek_v32", "axk1", "youtu", "glm4_moe_lite"), {"num_key_value_heads": 4}),
+    "zaya": {"num_experts_per_tok": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "olmo_hybrid": {"layer_types": ["linear_attention"] * 3 + ["full_attention"]},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "intermediate_size": [128] * 4,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
+    },
+}
+
+
 def tiny_config(
     family: str = "llama",
     tied: bool = True,
@@ -226,6 +270,17 @@ def tiny_config(
         "intermediate_size": 2 * hidden,
     }
     return AutoConfig.for_model(model_type, **(sizes | extra | changes))
+
+
+def any_tiny_config(kind: str) -> PretrainedConfig:
+    """Return a tiny config of any causal model type of transformers: its defaults with the sizes of SIZES that it has."""
+    if kind in FAMILIES | OTHER_FAMILIES | AT_START:
+        return tiny_config(kind, tied=False)
+    config = AutoConfig.for_model(kind)
+    text = config.get_text_config()
+    keys = {*text.to_dict(), *getattr(type(text), "attribute_map", {})}
+    sizes = {name: value for name, value in (COMMON | SIZES).items() if name in keys}
+    return AutoConfig.for_model(text.model_type, **(sizes | SPECIAL.get(kind, {})))
 
 
 def write_tiny_model(

@@ -1,6 +1,5 @@
 """Files of today's model types: names and forms as in save_pretrained, persistent buffers, quantised weights, ignored tensors."""
 
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file

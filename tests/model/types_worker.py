@@ -1,0 +1,157 @@
+"""Train a tiny random model of causal model types for three steps, and compare each document's loss with transformers' own training.
+
+    torchrun --nproc_per_node=2 tests/model/types_worker.py FILE [TYPE ...]
+
+Without TYPE: every causal type of the installed transformers. The worker writes the table {type: outcome} to FILE (JSON) and prints it.
+An outcome is `packed`, `alone: WHY`, `refused: WHY`, `no config: WHY` (transformers builds no tiny model), or a difference or traceback.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+sys.path[0] = str(root)
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import model.proof
+from common.errors import UserError
+from data.batches import collate
+from distributed.process_group import Ranks, process_group, read_on_first
+from model.architectures import check_supported, read_model_config
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights
+from model.loss import chunked, negative_log_likelihood
+from model.rope import check_document_isolation
+from tests.in_memory import InMemory, texts
+from tests.sharded import shard_model
+from tests.tiny import any_tiny_config
+
+LENGTHS, STEPS, RATE, TOLERANCE = (37, 5, 64, 21), 3, 0.05, 1e-5
+
+
+def outcome(kind: str, folder: Path, ranks: Ranks) -> str:
+    """Train the type on all ranks, and return the outcome. A collective."""
+    try:
+        config = any_tiny_config(kind)
+        text = config.get_text_config()
+        if text is not config and text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return f"text part: {text.model_type}"
+        check_supported(config)
+        check_document_isolation(config)
+        error = _build(config, folder, ranks)
+        if error:
+            return f"no config: {error}"
+        config = read_model_config(str(folder / "model"))
+        proof = read_on_first(lambda: model.proof.prove(config, ranks.device, folder / "proofs"), ranks)
+    except UserError as error:
+        return f"refused: {error}"
+    packed = build_on_meta(config)
+    if not proof.packed:
+        packed.one_document_at_a_time()
+    shard_model(packed, ranks)
+    load_weights(packed, str(folder / "model"), ranks.device)
+    losses = _losses(packed.train(), texts(LENGTHS), ranks)
+    expected = read_on_first(lambda: _expected(folder / "model"), ranks)
+    worst = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
+    if not worst < TOLERANCE:
+        return f"differs: by {worst:.1e}"
+    return "packed" if proof.packed else f"alone: {proof.failed}"
+
+
+def _build(config: PretrainedConfig, folder: Path, ranks: Ranks) -> str:
+    """Write a random model on the first rank. Return why transformers builds none, or ""."""
+
+    def build() -> str:
+        torch.manual_seed(0)
+        try:
+            theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            theirs(input_ids=torch.arange(3, 40)[None], use_cache=False)
+            theirs.save_pretrained(folder / "model")
+        except Exception as error:  # noqa: BLE001  of any of 196 types
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        return ""
+
+    return read_on_first(build, ranks)
+
+
+def _losses(packed: PackedLanguageModel, source: InMemory, ranks: Ranks) -> list[float]:
+    """Return each document's loss at each step. Rank r has every N-th document."""
+    items, step_losses = range(len(LENGTHS))[ranks.rank :: ranks.world_size], []
+    optimizer = torch.optim.SGD(packed.parameters(), RATE)
+    for _ in range(STEPS):
+        batch, kept = collate(tuple(items), source), []
+
+        def token_losses(logits: torch.Tensor, targets: torch.Tensor, kept: list = kept) -> torch.Tensor:
+            losses = negative_log_likelihood(logits, targets)
+            kept.append(losses.detach())
+            return losses
+
+        loss = chunked(packed.head, packed(batch), batch, token_losses) / (sum(LENGTHS) - len(LENGTHS))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        parts = torch.cat(kept).split([LENGTHS[item] - 1 for item in items])
+        rows = [dict(zip(items, (part.sum().item() for part in parts), strict=True))] * ranks.world_size
+        if ranks.world_size > 1:
+            dist.all_gather_object(rows, rows[0])
+        step_losses += [loss for _, loss in sorted({k: v for row in rows for k, v in row.items()}.items())]
+    return step_losses
+
+
+def _expected(path: Path) -> list[float]:
+    theirs = _eager(path).train()
+    optimizer, step_losses = torch.optim.SGD(theirs.parameters(), RATE), []
+    for _ in range(STEPS):
+        total = torch.zeros(())
+        for ids in texts(LENGTHS).ids:
+            tokens = torch.from_numpy(ids)
+            logits = theirs(input_ids=tokens[None], use_cache=False).logits[0, :-1].float()
+            loss = F.cross_entropy(logits, tokens[1:], reduction="sum")
+            step_losses.append(loss.item())
+            total = total + loss
+        (total / (sum(LENGTHS) - len(LENGTHS))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step_losses
+
+
+def _eager(path: Path) -> PreTrainedModel:
+    config = read_model_config(str(path))  # without dropout
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, attn_implementation="eager"
+        )
+    except ValueError:  # without a choice of attention
+        return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32)
+
+
+def main() -> None:
+    file, *kinds = sys.argv[1:]
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    outcomes = {}
+    with process_group(7.0) as ranks:
+        for kind in kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+            paths = read_on_first(lambda: tempfile.mkdtemp(), ranks)
+            try:
+                outcomes[kind] = outcome(kind, Path(paths), ranks)
+            except Exception:  # noqa: BLE001  the table has it, and the test fails
+                outcomes[kind] = f"traceback: {traceback.format_exc(limit=-3)}"
+            if ranks.rank == 0:
+                print(f"{kind}\t{outcomes[kind]}", flush=True)
+                Path(file).write_text(json.dumps(outcomes, indent=0))
+    os._exit(0)  # types with half a step may have left hooks of FSDP
+
+
+if __name__ == "__main__":
+    main()
