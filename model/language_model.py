@@ -102,10 +102,12 @@ class PackedLanguageModel(nn.Module):
 
     def _alone(self, batch: MicroBatch) -> torch.Tensor:
         documents = list(batch.input_ids.split(batch.document_lengths, dim=1))
-        forwards = torch.tensor(len(documents), device=batch.input_ids.device)
-        if isinstance(self, FSDPModule):
+        if isinstance(self, FSDPModule) and dist.get_world_size() > 1:
+            forwards = torch.tensor(len(documents), device="cpu")  # so that no rank waits for its GPU
             dist.all_reduce(forwards, dist.ReduceOp.MAX)
-        documents += [documents[0][:, :2]] * (int(forwards) - len(documents))  # the gradients of these states are zero
+            documents += [documents[0][:, :2]] * (
+                int(forwards) - len(documents)
+            )  # the gradients of these states are zero
         states = [self._base(input_ids=ids, use_cache=False).last_hidden_state for ids in documents]
         return torch.cat(states, dim=1)
 

@@ -1,9 +1,7 @@
 """The lines that a run prints at its start: model, data, steps, schedule and warnings. All details are in start.txt."""
 
-import json
 import math
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +13,7 @@ from configs.load import FORMATS
 from data.dealing import balance
 from data.examples import Documents
 from distributed.process_group import read_on_first
-from model.architectures import origin, randomness
+from model.architectures import origin
 from model.dtypes import dtype_name
 from model.flops import Peak
 from model.language_model import num_base_parameters, num_parameters, num_trained
@@ -94,11 +92,7 @@ def describe_run(
     warnings += [*uneven, *short_documents(config, inputs, model_config), *few_held_out(config, inputs)]
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details.append(disk)
-    lines += run.proof.lines(model_config.model_type)
-    base_config = json.loads(Path(config.model.path, "config.json").read_text(encoding="utf-8"))
-    if ignored := randomness(base_config):
-        values = ", ".join(f"{name}={value}" for name, value in ignored.items())
-        lines.append(f"{values} of config.json is 0 in training; the export keeps it")
+    lines += run.model_lines
     path = run.directory / "start.txt"
     read_on_first(lambda: write_durably(path, "\n".join([*lines, *details, ""])), ranks)
     return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]

@@ -1,6 +1,7 @@
 """The start of a run: its config, the agreement of all ranks, and the room on the disk."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from distributed.process_group import (
     read_on_first,
     world_size_from_environment,
 )
+from model.architectures import randomness
 from model.dtypes import DTYPES, dtype_name, has_native_bf16
 from model.language_model import PackedLanguageModel, parameter_names
 from model.proof import Proof, prove
@@ -52,6 +54,7 @@ class TrainingRun:
     ranks: Ranks
     directory: Path  # runs/NAME
     proof: Proof  # of the model's type
+    model_lines: list[str]  # that the start prints about the model's type
 
 
 def read_config(documentation: str | None) -> Config:
@@ -117,7 +120,17 @@ def join_run(
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
             parts = config, inputs, model, model_config, tokenizer, identity, settings, dtype
-            yield TrainingRun(*parts, StopSignal(ranks), ranks, directory, proof)
+            yield TrainingRun(
+                *parts, StopSignal(ranks), ranks, directory, proof, _model_lines(config, model_config, proof)
+            )
+
+
+def _model_lines(config: Config, model_config: PretrainedConfig, proof: Proof) -> list[str]:
+    lines = proof.lines(model_config.model_type)
+    base = json.loads(Path(config.model.path, "config.json").read_text(encoding="utf-8"))
+    if values := ", ".join(f"{name}={value}" for name, value in randomness(base).items()):
+        lines.append(f"{values} of config.json is 0 in training; the export keeps it")
+    return lines
 
 
 def pack(model: PackedLanguageModel, proof: Proof, config: Config) -> None:

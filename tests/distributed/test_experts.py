@@ -57,7 +57,7 @@ def runs(folder) -> Path:
         4: [
             run("gpt_oss-4", 1, *FAMILIES["gpt_oss"], family="gpt_oss"),
             # Copies of a sharded model, whose ranks share tokens.
-            run("model-shared", 2, *balanced, *hybrid, "sharding.context=2", "model.mlp_tiles=2"),
+            run("model-shared", 2, *balanced, *hybrid, "data.packing=True", "sharding.context=2", "model.mlp_tiles=2"),
             run("model-stopped", 1, *balanced),  # the steps after the first
             run("ewc-4", 1, *ewc),
             run("ewc-read", 1, "ewc.strength=100", f"ewc.fisher={folder / 'runs' / 'ewc-2' / 'ewc'}", "run.stop_at=2"),

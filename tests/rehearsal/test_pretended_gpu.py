@@ -26,6 +26,7 @@ def folder(tmp_path_factory) -> Path:
         24,
         3,
         model={"family": "mistral_sliding", "tied": False, "vocab_size": 391},
+        data="packing=True",
         micro_batch=2,
         optimizer="max_steps=3, max_grad_norm=0.5",
         run="log_every=100",

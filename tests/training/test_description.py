@@ -59,6 +59,7 @@ def described(
         model_config=shape,
         ranks=ranks,
         directory=folder / "r",
+        model_lines=[],
     )
     return describe_run(run, [layer], optimizer, peak, ["resumed"], disk)  # type: ignore[arg-type]
 

@@ -98,6 +98,7 @@ def test_missing_generation_config_is_created(base, tmp_path):
     tokenizer, config = load_tokenizer(str(base)), AutoConfig.from_pretrained(base)
     tokenizer.name_or_path = str(bare)
     config.auto_map = {"AutoConfig": "configuration_of_the_base.Config"}  # Phi-3: a file that the export does not have
+    config.save_pretrained(tmp_path)
     write_files(bare, config_of(tmp_path), config, tokenizer)
     assert AutoConfig.from_pretrained(bare, trust_remote_code=True).model_type == config.model_type
     assert json.loads((bare / "generation_config.json").read_text()) == {"eos_token_id": [EOS, END_OF_TURN]}

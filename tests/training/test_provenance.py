@@ -14,6 +14,7 @@ from common.sha256 import sha256
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.process_group import Ranks
+from model.proof import Proof
 from training import provenance
 from training.checkpointer import Record, RunRecord
 from training.identity import fingerprint
@@ -60,7 +61,11 @@ def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **options) -> d
     record.step, evaluations = step, SimpleNamespace(evaluated={})
     checkpointer = SimpleNamespace(record=record, identity=IDENTITY, evaluations=evaluations)
     of_run = SimpleNamespace(
-        config=config, data=SimpleNamespace(local=config, total_steps=9), ranks=ranks, directory=run
+        config=config,
+        data=SimpleNamespace(local=config, total_steps=9),
+        ranks=ranks,
+        directory=run,
+        proof=Proof(packed=True),
     )
     line = record_start(of_run, checkpointer, log)  # type: ignore[arg-type]
     written = json.loads((run / "config.json").read_text())
