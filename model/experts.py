@@ -87,7 +87,7 @@ class Routers:
         """
         self.factor = auxiliary_factor(router_aux, config)
         modules = dict(model.named_modules())
-        experts = {name: module for name, module in modules.items() if _takes_choices(module)}
+        experts: dict[str, Any] = {name: module for name, module in modules.items() if _takes_choices(module)}
         self.layers = [int(re.findall(r"\.(\d+)\.", name)[0]) for name in experts]  # only layers with experts
         self.num_experts = max((module.num_experts for module in experts.values()), default=0)
         self.window = torch.zeros(len(experts), self.num_experts, dtype=torch.int64, device=device)

@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
         3,
         model={"family": "mistral_sliding", "tied": False, "vocab_size": 391},
         data="packing=True",
-        micro_batch=2,
+        micro_batch=1,
         optimizer="max_steps=3, max_grad_norm=0.5",
         run="log_every=100",
         more='ewc=EWC(data=(here + "/validation.jsonl",)),',
