@@ -78,10 +78,9 @@ def export_model(
                     value = value[: shapes[name][0]] if shapes[name] else value
                     group[name] = value.to("cpu", dtypes[name]).contiguous()
             tensors |= form(group)
-            if ranks.rank == 0 and first in copied:
-                tensors[first] = copied[first].copy()
-        written[file] = list(tensors)
-        read_on_first(functools.partial(write_file, tensors, temporary / file), ranks)
+        copies = {first: copied[first] for first in firsts if first in copied}
+        written[file] = [*tensors, *copies]
+        read_on_first(functools.partial(write_file, tensors, temporary / file, copies), ranks)
 
     def complete() -> None:
         write_index(temporary, written, sum(sizes.values()))
@@ -91,10 +90,11 @@ def export_model(
     read_on_first(complete, ranks)
 
 
-def write_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write one safetensors file. Raise UserError if it cannot be written."""
+def write_file(tensors: dict[str, torch.Tensor], path: Path, copied: Mapping[str, "StoredTensor"] = NOTHING) -> None:
+    """Write one safetensors file, which repeats the tensors `copied`. Raise UserError if it cannot be written."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        copies = {name: tensor.copy() for name, tensor in copied.items()}
+        save_file(tensors | copies, path, metadata={"format": "pt"})
         path.chmod(0o644)  # safetensors creates files that only their owner can read
     except SafetensorError as error:
         raise UserError(f"{path} could not be written ({error}); mend the disk and start again") from error

@@ -153,12 +153,10 @@ def write_weights(
     for file, firsts in files_of(sizes, max_file_bytes).items():
         tensors: dict[str, torch.Tensor] = {}
         for first in firsts:
-            if first in copied:
-                tensors[first] = copied[first].copy()
-            else:
-                tensors |= form({name: rounded(weights, name, dtype) for name in groups[first]})
-        write_file(tensors, folder / file)
-        written[file] = list(tensors)
+            tensors |= form({name: rounded(weights, name, dtype) for name in groups.get(first, [])})
+        copies = {first: copied[first] for first in firsts if first in copied}
+        write_file(tensors, folder / file, copies)
+        written[file] = [*tensors, *copies]
     write_index(folder, written, sum(sizes.values()))
     return sum(sizes.values())
 

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import tempfile
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ class Export:
     adapter: Adapter | None
     contents: dict
     registered: list[str]
-    copied: dict[str, StoredTensor]
+    copied: dict[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def base(self) -> Path:

@@ -20,6 +20,7 @@ from model.language_model import (
     PackedLanguageModel,
     PersistentBuffers,
     check_weights,
+    ignored_tensors,
     load_weights,
     materialize,
     persistent_buffers,
@@ -226,3 +227,32 @@ def test_last_block_may_be_smaller(tmp_path) -> None:
         UserError, match=r"weight_scale_inv has shape \(1, 2\), which does not fit \(5, 7\) in blocks of"
     ):
         dequantized(stored_tensors(tmp_path), tmp_path)
+
+
+def test_tensors_that_transformers_ignores_are_copied(tmp_path, ranks) -> None:
+    build("deepseek_v3").save_pretrained(tmp_path / "base")
+    quantise_fp8(tmp_path / "base")
+    tensors, mtp = load_file(file := tmp_path / "base" / "model.safetensors"), "model.layers.61"
+    quantised, scale, norm = torch.randn(8, 16).to(torch.float8_e4m3fn), torch.rand(1, 2), torch.randn(8).bfloat16()
+    tensors |= {f"{mtp}.eh_proj.weight": quantised, f"{mtp}.eh_proj.weight_scale_inv": scale}
+    save_file(tensors | {f"{mtp}.enorm.weight": norm, "model.unknown": norm.clone()}, file, metadata={"format": "pt"})
+    model, path = packed("deepseek_v3"), str(tmp_path / "base")
+    load_weights(model, path, torch.device("cpu"))
+    copied = ignored_tensors(model, path)
+    expected = (quantised.float() * scale.repeat_interleave(8, 1)).bfloat16()
+    options = {"form": StoredForm(model.causal_lm), "copied": copied, "max_file_bytes": 10_000}
+    export_model(tmp_path / "export", tensors_in_files(model), torch.bfloat16, ranks, lambda folder: None, **options)
+    (tmp_path / "again").mkdir()
+    write_weights(tmp_path / "again", weights_of_directory(path, model), torch.bfloat16, **options)
+    for folder in ("export", "again"):
+        stored = stored_tensors(tmp_path / folder)
+        names = {name for name in stored if name.startswith(mtp)}
+        assert (
+            names == copied.keys() == {f"{mtp}.eh_proj.weight", f"{mtp}.enorm.weight"} and "model.unknown" not in stored
+        )
+        assert torch.equal(stored[f"{mtp}.eh_proj.weight"].copy(), expected)
+        assert torch.equal(stored[f"{mtp}.enorm.weight"].copy(), norm)
+        files = {tensor.file for tensor in stored.values()}
+        index = json.loads((tmp_path / folder / "model.safetensors.index.json").read_text())
+        size = sum(tensor.num_bytes for tensor in stored.values())
+        assert len(files) > 2 and index["metadata"]["total_size"] == size
