@@ -149,7 +149,7 @@ def write_weights(
         first: sum(torch.Size(weights.shapes[name]).numel() * dtype.itemsize for name in group)
         for first, group in groups.items()
     } | {name: tensor.num_bytes for name, tensor in copied.items()}
-    written = {}
+    written, size = {}, 0
     for file, firsts in files_of(sizes, max_file_bytes).items():
         tensors: dict[str, torch.Tensor] = {}
         for first in firsts:
@@ -157,8 +157,9 @@ def write_weights(
         copies = {first: copied[first] for first in firsts if first in copied}
         write_file(tensors, folder / file, copies)
         written[file] = [*tensors, *copies]
-    write_index(folder, written, sum(sizes.values()))
-    return sum(sizes.values())
+        size += sum(tensor.nbytes for tensor in tensors.values()) + sum(copy.num_bytes for copy in copies.values())
+    write_index(folder, written, size)
+    return size
 
 
 def rounded(weights: Weights, name: str, dtype: torch.dtype) -> torch.Tensor:
