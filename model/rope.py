@@ -17,6 +17,7 @@ import copy
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from common.errors import UserError
 
@@ -155,6 +156,8 @@ def fix_frequencies(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "rope_type", None) == "longrope":
             module.rope_type = "default"  # pyright: ignore[reportArgumentType]
+            # transformers' initialisation of the buffer calls it for this type
+            module.compute_default_rope_parameters = ROPE_INIT_FUNCTIONS["longrope"]  # pyright: ignore[reportArgumentType]
 
 
 def _longrope_with_equal_factors(
