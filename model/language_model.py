@@ -289,7 +289,7 @@ def tensors_in_files(model: PackedLanguageModel) -> dict[str, torch.Tensor]:
 def persistent_buffers(causal_lm: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return Hugging Face name -> buffer of the buffers that files store, such as the balancing biases of routers."""
     return {
-        f"{prefix}.{name}": buffer
+        f"{prefix}.{name}".lstrip("."): buffer
         for prefix, module in causal_lm.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set
