@@ -229,6 +229,9 @@ class Run:
     check: Literal["auto", "off", "only"] = "auto"
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: Literal["last", "best"] = "last"  # which checkpoint is exported as a Hugging Face directory
+    export_mtp: bool = (
+        True  # copy tensors that transformers does not load (multi-token prediction) from the base to the export
+    )
     # The evaluation curve that decides which checkpoint is best: validation/loss | f1 | forgetting/kl ...
     # Write NAME:max or NAME:min for a curve whose better direction is not known
     best_by: str = "validation/loss"
@@ -303,7 +306,7 @@ FREE = _keys(
     ewc="device",
     forgetting="max_kl min_gain keep general_text strict",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
-    "save_every save_minutes keep_last async_save resume export stop_after_no_gain stop_at approved_by timestamp verbose profile check",
+    "save_every save_minutes keep_last async_save resume export export_mtp stop_after_no_gain stop_at approved_by timestamp verbose profile check",
     eval="metric max_new_tokens",
 )
 # Every other key decides the weights: a resume with another value is refused, unless run.resume=changed.

@@ -2,8 +2,10 @@
 
 import functools
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +17,9 @@ from common.errors import UserError
 from distributed.checkpoint_directory import check_free_space
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import whole
+
+if TYPE_CHECKING:
+    from model.weight_files import StoredTensor
 
 Merge = Callable[[str, torch.Tensor], torch.Tensor]  # (name, whole value) -> the value to write; a collective
 
@@ -31,7 +36,7 @@ class Unchanged:
         return tensors
 
 
-AS_IS = Unchanged()
+AS_IS, NOTHING = Unchanged(), MappingProxyType[str, "StoredTensor"]({})
 
 
 def export_model(
@@ -43,20 +48,22 @@ def export_model(
     max_file_bytes: int = 5 * 2**30,
     merge: Merge = lambda name, value: value,
     form: Unchanged = AS_IS,
+    copied: Mapping[str, "StoredTensor"] = NOTHING,
 ) -> None:
     """Write `directory` in the layout of `save_pretrained`, replacing an older export. It is complete or absent at any moment.
 
     Every rank must call this: all ranks gather, and rank 0 writes. A parameter with the attribute `unpadded_rows`
     (model/language_model.py) is cut to this number of rows. `parameters` may have buffers, which keep their dtype. write_rest:
     adds configuration and tokenizer to a folder, on rank 0. merge: from `model.language_model.merged`. form: from
-    `model.language_model.stored_form`. Raise UserError if a file cannot be written.
+    `model.language_model.stored_form`. copied: tensors of the base that the export repeats. Raise UserError if a file cannot be
+    written.
     """
     shapes = {name: _unpadded_shape(parameter) for name, parameter in parameters.items()}
     dtypes = {name: dtype if isinstance(tensor, nn.Parameter) else tensor.dtype for name, tensor in parameters.items()}
     groups = {group[0]: group for group in form.groups(parameters)}
     sizes = {
         first: sum(shapes[name].numel() * dtypes[name].itemsize for name in group) for first, group in groups.items()
-    }
+    } | {name: tensor.num_bytes for name, tensor in copied.items()}
     check_free_space(directory.parent, sum(sizes.values()), ranks, "the export")
     temporary = read_on_first(lambda: start_directory(directory), ranks)
     written = {}
@@ -65,14 +72,15 @@ def export_model(
         tensors: dict[str, torch.Tensor] = {}
         for first in firsts:
             group: dict[str, torch.Tensor] = {}
-            for name in groups[first]:
+            for name in groups.get(first, []):
                 value = merge(name, whole(parameters[name]))
                 if ranks.rank == 0:
                     value = value[: shapes[name][0]] if shapes[name] else value
                     group[name] = value.to("cpu", dtypes[name]).contiguous()
             tensors |= form(group)
-        written[file] = list(tensors)
-        read_on_first(functools.partial(write_file, tensors, temporary / file), ranks)
+        copies = {first: copied[first] for first in firsts if first in copied}
+        written[file] = [*tensors, *copies]
+        read_on_first(functools.partial(write_file, tensors, temporary / file, copies), ranks)
 
     def complete() -> None:
         write_index(temporary, written, sum(sizes.values()))
@@ -82,10 +90,11 @@ def export_model(
     read_on_first(complete, ranks)
 
 
-def write_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write one safetensors file. Raise UserError if it cannot be written."""
+def write_file(tensors: dict[str, torch.Tensor], path: Path, copied: Mapping[str, "StoredTensor"] = NOTHING) -> None:
+    """Write one safetensors file, which repeats the tensors `copied`. Raise UserError if it cannot be written."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        copies = {name: tensor.copy() for name, tensor in copied.items()}
+        save_file(tensors | copies, path, metadata={"format": "pt"})
         path.chmod(0o644)  # safetensors creates files that only their owner can read
     except SafetensorError as error:
         raise UserError(f"{path} could not be written ({error}); mend the disk and start again") from error

@@ -7,6 +7,7 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,7 +27,7 @@ from model.architectures import has_experts, head_settings
 from model.loss import lend_weight
 from model.quantized_files import dequantized
 from model.rope import fix_frequencies
-from model.weight_files import stored_tensors
+from model.weight_files import StoredTensor, stored_tensors
 from model.weight_names import Source, StoredForm, find_sources
 
 if TYPE_CHECKING:
@@ -235,14 +236,8 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, Source]:
     The model may still be on meta, so a user's mistake ends in one sentence before a process group starts. Raises UserError if a
     file is damaged (`stored_tensors`), or if a tensor is missing, has another shape or is quantised in a format that cannot be read.
     """
-    stored, shapes = dequantized(stored_tensors(path), path), stored_shapes(model)
-    aliases = {name: [name] for name in shapes}  # names of a tied parameter
-    parameters = {parameter: name for name, parameter in parameter_names(model).items()}
-    for name, parameter in model.causal_lm.named_parameters(remove_duplicate=False):
-        if parameter in parameters:
-            aliases[parameters[parameter]].append(name.replace(".base_layer.", "."))
-    found, _ = find_sources(model.causal_lm, {name for names in aliases.values() for name in names}, stored)
-    sources = {name: found[alias] for name, names in aliases.items() for alias in reversed(names) if alias in found}
+    stored, shapes, parameters = dequantized(stored_tensors(path), path), stored_shapes(model), parameter_names(model)
+    sources, _ = _find_sources(model, stored)
     for name, shape in shapes.items():
         if name not in sources or not sources[name].has_shape(shape):
             form = StoredForm(model.causal_lm)
@@ -252,12 +247,30 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, Source]:
                 raise UserError(f"{path} has no tensor {missing[0]}; the files do not match its config.json")
             sources[name].check_shape(shape)
         for tensor in sources[name].tensors:
-            if tensor.dtype not in TRAINABLE and name in parameters.values():
+            if tensor.dtype not in TRAINABLE and name in parameters:
                 raise UserError(
                     f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, and quantised weights cannot be trained; use "
                     f"the model's original weights ({', '.join(TRAINABLE)})"
                 )
     return sources
+
+
+def ignored_tensors(model: PackedLanguageModel, path: str | Path) -> dict[str, StoredTensor]:
+    """Return the tensors in files that transformers does not load, by name, such as the layers of multi-token prediction."""
+    return _find_sources(model, dequantized(stored_tensors(path), path))[1]
+
+
+def _find_sources(
+    model: PackedLanguageModel, stored: dict[str, StoredTensor]
+) -> tuple[dict[str, Source], dict[str, StoredTensor]]:
+    """Return the results of `find_sources`. A tied parameter may be stored under any of its names."""
+    aliases = {name: [name] for name in tensors_in_files(model)}
+    names = {parameter: name for name, parameter in parameter_names(model).items()}
+    for name, parameter in model.causal_lm.named_parameters(remove_duplicate=False):
+        if parameter in names:
+            aliases[names[parameter]].append(name.replace(".base_layer.", "."))
+    found, ignored = find_sources(model.causal_lm, {alias for group in aliases.values() for alias in group}, stored)
+    return {name: found[alias] for name, group in aliases.items() for alias in group[::-1] if alias in found}, ignored
 
 
 def stored_form(config: PretrainedConfig) -> StoredForm:
@@ -364,7 +377,7 @@ def tensors_in_files(model: PackedLanguageModel) -> dict[str, torch.Tensor]:
 def persistent_buffers(causal_lm: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return Hugging Face name -> buffer of the buffers that files store, such as the balancing biases of routers."""
     return {
-        f"{prefix}.{name}": buffer
+        f"{prefix}.{name}".lstrip("."): buffer
         for prefix, module in causal_lm.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in module._non_persistent_buffers_set

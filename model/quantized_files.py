@@ -28,6 +28,10 @@ class Dequantized(StoredTensor):
         """The files with the quantised tensor and its scales."""
         return {self.file, self.scale.file}
 
+    def copy(self) -> torch.Tensor:
+        """Return the whole tensor in bf16."""
+        return super().copy().bfloat16()
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockFP8(Dequantized):

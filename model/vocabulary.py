@@ -25,6 +25,7 @@ from data.tokens import read_tokenizer
 from model.architectures import FETCHED, NEW_TOKENS, copy_licences
 from model.language_model import build_on_meta, parameter_names, stored_form
 from model.new_tokens import NewToken
+from model.quantized_files import dequantized
 from model.weight_files import INDEX, stored_tensors
 from model.weights import Weights, weights_of_directory, write_weights
 
@@ -150,7 +151,7 @@ def write_extension(
         rows = new_rows(tensor[:first], spelled, seed=int(is_head))
         return torch.cat([tensor[:first], rows.to(tensor.dtype)])
 
-    kinds = {tensor.dtype for tensor in stored_tensors(source).values()}
+    kinds = {tensor.dtype for tensor in dequantized(stored_tensors(source), source).values()}
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
     write_weights(
         target, Weights(shapes, read, old.vocabulary, old.buffers), dtype or torch.float32, form=stored_form(config)
@@ -163,6 +164,7 @@ def write_extension(
     copy_licences(source, target)
     settings = json.loads((target / "config.json").read_text(encoding="utf-8"))
     settings |= {"vocab_size": num_tokens, "make_vocab_size_divisible_by": MULTIPLE}
+    settings.pop("quantization_config", None)
     (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(extended, target)
     record = {"base": str(source), "first_id": first, "tokens": []}

@@ -5,8 +5,11 @@ Only headers and sizes are read, so a directory of any size is checked in a mome
 data are detected only by `hash_weights`, which reads everything.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,25 @@ class StoredTensor:
         """Return the tensor, or `length` indices of `dimension` from `start` on. `files` has an open file for each of `self.files`."""
         tensor = files[self.file].get_slice(self.name)
         return tensor[...] if length is None else tensor[(slice(None),) * dimension + (slice(start, start + length),)]
+
+    def copy(self) -> torch.Tensor:
+        """Return the whole tensor in `dtype`."""
+        with opened([self]) as files:
+            return self.read(files)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the whole tensor. Names of dtypes contain the bits of an element, except for BOOL."""
+        bits = re.search(r"\d+", self.dtype)
+        return math.prod(self.shape) * (int(bits[0]) // 8 if bits else 1)
+
+
+@contextlib.contextmanager
+def opened(tensors: Iterable[StoredTensor]) -> Iterator[dict[Path, Any]]:
+    """Open the files of tensors, for `StoredTensor.read`."""
+    with contextlib.ExitStack() as stack:
+        files = {file for tensor in tensors for file in tensor.files}
+        yield {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
 
 
 def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:

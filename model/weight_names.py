@@ -5,18 +5,16 @@ transformers knows for each model type how to rename, stack, concatenate and spl
 files, to this rank's part in order to read them, and in reverse order in order to write them as `save_pretrained` does.
 """
 
-import contextlib
 import copy
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -33,7 +31,7 @@ from transformers.core_model_loading import (
 
 from common.errors import UserError
 from distributed.export import Unchanged
-from model.weight_files import StoredTensor
+from model.weight_files import StoredTensor, opened
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Source:
 
     def read(self) -> torch.Tensor:
         """Return the whole tensor in its stored dtype."""
-        with _opened(self.tensors) as files:
+        with opened(self.tensors) as files:
             return self.convert(lambda tensor: tensor.read(files))[self.name]
 
     def read_into(self, local: torch.Tensor, dimension: int, start: int) -> None:
@@ -99,7 +97,7 @@ class Source:
         """
         if not local.numel():
             return
-        with _opened(self.tensors) as files:
+        with opened(self.tensors) as files:
             if self.converter is None:
                 tensor = self.tensors[0]
                 rows = min(local.shape[dimension], tensor.shape[dimension] - start) if local.dim() else None
@@ -130,13 +128,6 @@ class Source:
                     rows = tensor.read(files, 0, begin - offset, end - begin)
                     matrix[begin - first_row : end - first_row].copy_(rows)
                 offset += tensor.shape[0]
-
-
-@contextlib.contextmanager
-def _opened(tensors: Collection[StoredTensor]) -> Iterator[dict[Path, Any]]:
-    with contextlib.ExitStack() as stack:
-        files = {file for tensor in tensors for file in tensor.files}
-        yield {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
 
 
 def find_sources(

@@ -1,7 +1,7 @@
 """Tensors of a model by name, read one at a time: converting a model of any size takes the memory of a single file."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.errors import UserError
 from distributed.checkpoint_directory import CheckpointReader
-from distributed.export import AS_IS, Unchanged, files_of, write_file, write_index
+from distributed.export import AS_IS, NOTHING, Unchanged, files_of, write_file, write_index
 from model.dtypes import dtype_name
 from model.language_model import (
     BUFFERS,
@@ -22,6 +22,7 @@ from model.language_model import (
     stored_shapes,
     vocabulary_names,
 )
+from model.weight_files import StoredTensor
 
 MAX_FILE_BYTES = 5 * 2**30
 
@@ -136,26 +137,29 @@ def write_weights(
     dtype: torch.dtype,
     max_file_bytes: int = MAX_FILE_BYTES,
     form: Unchanged = AS_IS,
+    copied: Mapping[str, StoredTensor] = NOTHING,
 ) -> int:
     """Write the safetensors files of a model directory in `dtype`, with one file's tensors in memory. Return their size in bytes.
 
-    `form` is the `stored_form` of the model. Raises UserError if a tensor has values that are not finite or that `dtype` cannot
+    `form` is the `stored_form` of the model; `copied` are tensors of the base that the directory repeats. Raises UserError if a tensor has values that are not finite or that `dtype` cannot
     hold, or if a file cannot be written.
     """
     groups = {group[0]: group for group in form.groups(weights.shapes)}
     sizes = {
         first: sum(torch.Size(weights.shapes[name]).numel() * dtype.itemsize for name in group)
         for first, group in groups.items()
-    }
-    written = {}
+    } | {name: tensor.num_bytes for name, tensor in copied.items()}
+    written, size = {}, 0
     for file, firsts in files_of(sizes, max_file_bytes).items():
         tensors: dict[str, torch.Tensor] = {}
         for first in firsts:
-            tensors |= form({name: rounded(weights, name, dtype) for name in groups[first]})
-        write_file(tensors, folder / file)
-        written[file] = list(tensors)
-    write_index(folder, written, sum(sizes.values()))
-    return sum(sizes.values())
+            tensors |= form({name: rounded(weights, name, dtype) for name in groups.get(first, [])})
+        copies = {first: copied[first] for first in firsts if first in copied}
+        write_file(tensors, folder / file, copies)
+        written[file] = [*tensors, *copies]
+        size += sum(tensor.nbytes for tensor in tensors.values()) + sum(copy.num_bytes for copy in copies.values())
+    write_index(folder, written, size)
+    return size
 
 
 def rounded(weights: Weights, name: str, dtype: torch.dtype) -> torch.Tensor:

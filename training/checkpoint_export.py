@@ -7,7 +7,7 @@ import dataclasses
 import re
 import tempfile
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from model.language_model import (
     BUFFERS,
     PackedLanguageModel,
     build_on_meta,
+    ignored_tensors,
     materialize,
     stored_form,
     tensors_in_files,
@@ -50,7 +51,7 @@ from model.lora import BASE, WEIGHTS, Adapter, adapter_of_checkpoint, merge, wri
 from model.lora import CONFIG as ADAPTER_CONFIG
 from model.loss import visit_logits
 from model.rope import window
-from model.weight_files import INDEX, SINGLE, hash_weights, stored_tensors
+from model.weight_files import INDEX, SINGLE, StoredTensor, hash_weights, stored_tensors
 from model.weights import (
     Weights,
     average,
@@ -91,7 +92,8 @@ class Export:
     start: config.json of the run, which describes its newest start. state: of the checkpoint. optimizer: its name. weights: of
     the whole model, in the dtype of training. adapter: set if it is written in place of the whole model. contents: the
     description of the weights in export.json. registered: names of the objects that the checkpoint also holds
-    (checkpointer.register), such as an average, from which the run's own export may come.
+    (checkpointer.register), such as an average, from which the run's own export may come. copied: tensors of the base that
+    transformers does not load.
     """
 
     run: Path
@@ -105,6 +107,7 @@ class Export:
     adapter: Adapter | None
     contents: dict
     registered: list[str]
+    copied: dict[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def base(self) -> Path:
@@ -175,6 +178,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "dtype": dtype_name(DTYPES.get(options.dtype, stored)),
         "averaged": averaged,
     }
+    copied = {} if adapter or not config.run.export_mtp else ignored_tensors(model, base)
     names = {name.partition(".")[0] for name in tensors_of_checkpoint(checkpoint, "registered.").shapes}
     optimizer = manifest["values"]["optimizer"]["type"].removeprefix("LowMemory")
     return Export(
@@ -189,6 +193,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         adapter,
         contents,
         sorted(names - {BUFFERS}),
+        copied,
     )
 
 
@@ -254,7 +259,8 @@ def write_export(out: Path, export: Export, base_name: str) -> int:
                 lambda name, tensor: converted(name, tensor, export.dtype),
             )
         else:
-            size = write_weights(folder, export.weights, export.dtype, form=stored_form(export.model_config))
+            form = stored_form(export.model_config)
+            size = write_weights(folder, export.weights, export.dtype, form=form, copied=export.copied)
         write_beside_weights(folder, export.config, export.contents)
         if certificate := certificate_of(export.run, export.contents):
             write_json(folder / CERTIFICATE, certificate)

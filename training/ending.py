@@ -23,7 +23,7 @@ from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.architectures import copy_licences, randomness
 from model.dtypes import dtype_name
-from model.language_model import merged, stored_form, tensors_in_files, trained_parameters
+from model.language_model import ignored_tensors, merged, stored_form, tensors_in_files, trained_parameters
 from model.rope import window
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps
@@ -241,7 +241,8 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
 
         save_adapter(adapter, model, config, ranks)
     tensors, form = tensors_in_files(model), stored_form(model_config)
-    export_model(directory, tensors, dtype, ranks, write_rest, merge=merged(model), form=form)
+    copied = ignored_tensors(model, config.model.path) if config.run.export_mtp else {}
+    export_model(directory, tensors, dtype, ranks, write_rest, merge=merged(model), form=form, copied=copied)
     return contents
 
 

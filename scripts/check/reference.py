@@ -4,6 +4,7 @@ It uses no code of the packed path. It is computed in fp32 and in bf16: their di
 documents, and all tolerances are multiples of this error.
 """
 
+import copy
 import json
 import math
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from common.errors import UserError
 from distributed.host_memory import free_bytes
@@ -110,11 +111,14 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
     attention = "eager" if longest <= EAGER_TOKENS or only_eager else "sdpa"
     # Not the kernel of the run, whose gradient is checked.
     experts = {"experts_implementation": "eager"} if has_experts(run.model_config) else {}
+    config = copy.copy(run.model_config)
+    if quantised := getattr(AutoConfig.from_pretrained(path), "quantization_config", None):
+        config.quantization_config = quantised | {"dequantize": True}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=run.model_config, dtype=torch.float32, attn_implementation=attention, **experts
+            path, config=config, dtype=torch.float32, attn_implementation=attention, **experts
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # FP8 needs accelerate
         raise UserError(f"transformers cannot load {path}: {str(error).splitlines()[0]}") from error
     if lora.rank:
         add_adapters(model, lora, path)

@@ -176,7 +176,7 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
         ("t5", {}, "t5 is no causal language model"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("gemma3", {}, "gemma3 has more parts than text; its text part, gemma3_text, can be trained by itself"),
-        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised weights .*dequantize=True"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "weights quantised by gptq .*original weights"),
         (
             "gemma3_text",
             {

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.checkpoint_directory import checksum, write_manifest
 from distributed.process_group import Ranks
+from model.language_model import BUFFERS
 from training.checkpointer import Checkpointer
 from training.evaluations import Evaluations
 
@@ -52,6 +54,13 @@ def write(folder: Path, step: int, ranks: Ranks, **options) -> Path:
     (path := folder / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
     write_manifest(path, checkpointer.saves[-1], {}, {})
     return path
+
+
+def test_persistent_buffers_are_part_of_checkpoints(tmp_path, ranks) -> None:
+    checkpointer, model = checkpointer_of(tmp_path, ranks), torch.nn.BatchNorm1d(2)
+    checkpointer.causal_lm = model  # type: ignore[assignment]
+    checkpointer.save_from(dict(model.named_parameters()), torch.optim.SGD(model.parameters(), 0.1))
+    assert f"registered.{BUFFERS}.running_mean" in checkpointer.saver.contents()[0]
 
 
 def test_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> None:

@@ -16,6 +16,7 @@ from common.sha256 import sha256
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
 from eval.intervals import intervals
 from model.fingerprint import fingerprint_of_base
+from model.weight_files import StoredTensor
 from model.weights import Weights
 from tests.tiny import tiny_tokenizer, write_tiny_model
 from training.checkpoint_export import Export
@@ -101,6 +102,12 @@ def test_card_figures_equal_the_json(export) -> None:
     assert "95% over banks: Wilson's for fractions" in text
     assert "+0.1250" in text and "+0.0625 to +0.1875" in text and "general texts" in text
     assert "ot measured" not in text and "0.4321 nats per target token, 2.5 before training" in text
+
+
+def test_card_names_tensors_copied_from_the_base(export) -> None:
+    copied = {name: StoredTensor(Path("f"), "BF16", (2,), name) for name in ("mtp.fc.weight", "mtp.norm.weight")}
+    sentence = "2 tensors that transformers does not load, such as `mtp.fc.weight`, are copies of the base model's"
+    assert sentence in card(replace(export, copied=copied)) and "transformers does not load" not in card(export)
 
 
 def test_user_task_results_have_own_scores(export) -> None:
