@@ -446,7 +446,7 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         lambda number: 0 <= number < 1,
         "data.validation_share lora.dropout forgetting.min_gain",
     ),
-    ("above 0 and below 1", lambda number: 0 < number < 1, "data.mix.share"),
+    ("above 0 and below 1", lambda number: 0 < number < 1, "data.mix.share forgetting.max_drop"),
     ("at least 0 and below 2^63", lambda number: 0 <= number < 2**63, "run.seed ewc.seed"),
     ("above 0 and at most 10080 (a week)", lambda number: 0 < number <= 10080, "run.timeout_minutes"),
     ("in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas), "optimizer.betas"),
@@ -577,6 +577,8 @@ def _wrong_together(config: Config) -> Iterator[str]:
             for key in ("strict", "min_gain", "keep")
         ),
         ("forgetting.general_text", config.forgetting.keep, "forgetting.keep, on which the budget then holds alone"),
+        ("forgetting.general_text", config.forgetting.max_drop is None, "no forgetting.max_drop: it leaves no KL"),
+        ("forgetting.max_drop", config.forgetting.keep, "forgetting.keep, whose answers it scores"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
         ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),
         ("run.stop_after_no_gain", has_curve, f"{validation}, on which {curve} is measured"),

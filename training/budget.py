@@ -10,13 +10,14 @@ that exceed the budget pass with a probability of at most 1 - LEVEL, for any num
 
 KL is KL(base || model) in nats per token, averaged over the tokens of a piece, then over the pieces of a kind: prose, code or tables,
 questions, of this project's own texts without pieces that occur in the training data. The kind `forgetting.keep` has the user's
-prompts with the base's greedy answers, on which its KL is measured.
+prompts with the base's greedy answers, on which its KL is measured. With forgetting.max_drop the prompts are judged by eval.metric
+instead: the upper bound of the mean drop of an answer's score below that of the base's answer must be within that.
 """
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,17 +38,18 @@ from distributed.sharding import local, local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
+from eval.metric import single_scores
 from eval.questions import start_tokens
 from eval.upper_bound import LEVEL, METHOD, BoundedMean, bounded_mean
 from model.dtypes import dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
 from model.weight_files import hash_weights
-from training.answers import Answers
+from training.answers import Answers, decode_answers
 from training.checkpointer import RunRecord
 from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
-from training.inputs import Inputs
+from training.inputs import Inputs, Questions
 
 if TYPE_CHECKING:
     from training.start import TrainingRun
@@ -58,8 +60,10 @@ MIDDLE = 12  # tokens in the middle of a piece, by which it is recognised in tra
 CAP = 4  # times the budget: a piece with a larger KL counts as this much
 TESTED = 4  # alphas that the certificate's text tests at most
 KEEP = "forgetting.keep"  # the kind of the user's prompts
+DROP = "drop"  # the kind of their scores
 SELECTING = 5  # each 5th prompt of forgetting.keep selects, the others certify
-Kinds = dict[str, BoundedMean]  # the KL of each kind of text
+Kinds = dict[str, BoundedMean]  # the KL of each kind of text, and the drop of the scores as DROP
+Drop = Callable[[Sequence[int]], BoundedMean]  # numbers of prompts -> the drop of their scores
 Sequences = list[tuple[list[int], list[bool]]]  # token ids, and which of them are targets
 
 
@@ -105,17 +109,22 @@ def keep_budget(
     run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
     assert isinstance(run, AgainstBase) and max_kl is not None
     line, ranks, best_by, candidates = Line(run, config, dtype), run.stop.ranks, evaluations.best_by, []
+    settings = config.forgetting
     if read_on_first(lambda: hash_weights(config.model.path), ranks) != run.data.files["the weights"]:
         raise UserError(f"the weights in {config.model.path} have changed since this start; put them back to export")
     try:
-        kept = answers_of_base(run, line, config, training.model_config)
-        texts = Texts(SELECTION, line, config.forgetting, kept)
+        line.to_base()
+        of_keep = run, config, training.model_config
+        kept = answers_of_base(*of_keep), drop_of_scores(*of_keep)
+        texts = Texts(SELECTION, line, settings, *kept)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
             ranks.watch.at(f"the budget of {path.name}")
             line.load(path)
-            alpha = largest_alpha(lambda alpha: worst(texts.measure(alpha)) <= max_kl + ROUNDING)
-            kl, value = worst(texts.measure(alpha)), _score(evaluations, run)["value"]
+            alpha = largest_alpha(lambda alpha: share_used(texts.measure(alpha), settings) <= 1)
+            kinds = texts.measure(alpha)
+            kl, value = worst(kinds), _score(evaluations, run)["value"]
             candidates.append({"step": int(path.name.removeprefix("step-")), "alpha": alpha, "kl": kl, "value": value})
+            candidates[-1]["share_used"] = share_used(kinds, settings)
             run.say(
                 f"budget: {path.name}, alpha {alpha:.3f}: KL {kl:.4g} on the worst kind of the selection text, "
                 f"{curve_of(best_by)} {value:.4g}"
@@ -126,9 +135,9 @@ def keep_budget(
                 best = candidate
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
-        texts = Texts(CERTIFICATE, line, config.forgetting, kept)
+        texts = Texts(CERTIFICATE, line, settings, *kept)
         record.add("certificate", files=texts.sha256)
-        alpha, judged = last_within(best["alpha"], best["kl"], texts.measure, max_kl)
+        alpha, judged = last_within(best["alpha"], best["share_used"], texts.measure, settings)
         line.go(alpha)
         score, base_value = _score(evaluations, run), evaluations.base_value
         if base_value is None:  # run.best_by has changed since step 0
@@ -146,13 +155,15 @@ def keep_budget(
         holds = {
             "alpha 0 is the base": alpha > 0,
             "its KL is too large": bound <= max_kl + ROUNDING,
-            "its gain is too small": max(gain, 0.0) >= config.forgetting.min_gain,
+            "its score drops too far": DROP not in judged or judged[DROP].bound <= (settings.max_drop or 0.0),
+            "its gain is too small": max(gain, 0.0) >= settings.min_gain,
         }
         return score | {
             "step": best["step"],
             "alpha": alpha,
             "max_kl": max_kl,
-            "min_gain": config.forgetting.min_gain,
+            "min_gain": settings.min_gain,
+            "max_drop": settings.max_drop,
             "met": all(holds.values()),
             "misses": [miss for miss in holds if not holds[miss]],
             "bound": bound,
@@ -193,17 +204,19 @@ def largest_alpha(meets: Callable[[float], bool]) -> float:
     return low
 
 
-def last_within(alpha: float, kl: float, measure: Callable[[float], Kinds], max_kl: float) -> tuple[float, Kinds]:
+def last_within(
+    alpha: float, share: float, measure: Callable[[float], Kinds], settings: Forgetting
+) -> tuple[float, Kinds]:
     """Return the alpha to export, and its measurement by `measure` on the certificate's text.
 
-    `alpha` has the KL `kl` on the selection text. Alphas are tested upwards, from that with half of the budget there (KL grows with
+    `alpha` uses `share` of the budget on the selection text. Alphas are tested upwards, from that with half of it there (KL grows with
     about alpha's square), to `alpha`. The first failure ends the tests, and the alpha before it is returned, or the first one. To
     go on behind a failure, or to let the certificate's text choose what is tested, would break the level.
     """
-    first, last = alpha * min(1.0, math.sqrt(max_kl / 2 / kl)) if kl > 0 else alpha, None
+    first, last = alpha * min(1.0, math.sqrt(0.5 / share)) if share > 0 else alpha, None
     for tested in dict.fromkeys(np.linspace(first, alpha, TESTED).tolist()):
         kinds = measure(tested)
-        is_within = worst(kinds, "bound") <= max_kl + ROUNDING
+        is_within = share_used(kinds, settings, "bound") <= 1
         if last is None or is_within:
             last = tested, kinds
         if not is_within:
@@ -212,27 +225,63 @@ def last_within(alpha: float, kl: float, measure: Callable[[float], Kinds], max_
     return last
 
 
-def worst(kl: Kinds, figure: str = "mean") -> float:
-    """Return the largest mean, or bound, of all kinds. NaN, if a kind has no piece, exceeds every budget."""
-    return float(np.max([getattr(of_kind, figure) for of_kind in kl.values()]))
+def worst(kinds: Kinds, figure: str = "mean") -> float:
+    """Return the largest mean KL, or bound of it, of all kinds. NaN, if a kind has no piece, exceeds every budget."""
+    return float(np.max([getattr(of_kind, figure) for kind, of_kind in kinds.items() if kind != DROP]))
 
 
-def answers_of_base(run: AgainstBase, line: "Line", config: Config, model_config: PretrainedConfig) -> Sequences:
-    """Return the prompts of forgetting.keep, each followed by the base's greedy answer and its end, which are the targets.
+def share_used(kinds: Kinds, settings: Forgetting, figure: str = "mean") -> float:
+    """Return the share of the budget that the worst kind uses, in its mean or its bound: at most 1 is within it."""
+    drop = [getattr(kinds[DROP], figure) / settings.max_drop] if DROP in kinds and settings.max_drop else []
+    return float(np.max([worst(kinds, figure) / ((settings.max_kl or 0.0) + ROUNDING), *drop]))
 
-    Every rank must call this. It leaves the base in the model.
-    """
-    questions = run.data.keep
-    if questions is None:
-        return []
-    line.to_base()
+
+def greedy_answers(
+    run: AgainstBase, config: Config, model_config: PretrainedConfig, asked: "Questions"
+) -> list[list[int]]:
+    """Return the token ids of the model's answers. Every rank must call this. Raise Stopped after a signal."""
     settings = model_config, run.dtype, run.tokenizer, run.stop, run.say
-    answers = Answers(dict, config.model.path, questions, run.model, *settings).generate()
+    answers = Answers(dict, config.model.path, asked, run.model, *settings).generate()
     if answers is None:
         raise Stopped
+    return answers
+
+
+def answers_of_base(run: AgainstBase, config: Config, model_config: PretrainedConfig) -> Sequences:
+    """Return the prompts of forgetting.keep, each followed by the base's greedy answer and its end, which are the targets.
+
+    The base is in the model. Every rank must call this.
+    """
+    questions = run.data.keep
+    if questions is None or config.forgetting.max_drop is not None:
+        return []
+    answers = greedy_answers(run, config, model_config, questions)
     ends = [list(questions.stop_ids[: len(answer) < questions.max_new_tokens]) for answer in answers]
     parts = zip(questions.prompts, answers, ends, strict=True)
     return [(p + a + end, [False] * len(p) + [True] * len(a + end)) for p, a, end in parts]
+
+
+def drop_of_scores(run: AgainstBase, config: Config, model_config: PretrainedConfig) -> Drop | None:
+    """Return the measurement of forgetting.max_drop: numbers of prompts -> mean drop of the model's scores below the base's.
+
+    The base is in the model. Every rank must call this and the measurement. Both raise UserError if the metric fails.
+    """
+    questions = run.data.keep
+    if questions is None or config.forgetting.max_drop is None:
+        return None
+
+    def scores(numbers: Sequence[int]) -> np.ndarray:
+        examples, prompts = [questions.examples[i] for i in numbers], [questions.prompts[i] for i in numbers]
+        answers = greedy_answers(run, config, model_config, replace(questions, examples=examples, prompts=prompts))
+        texts = decode_answers(run.tokenizer, answers)
+        return np.array(read_on_first(lambda: single_scores(questions.metric, texts, examples), run.stop.ranks))
+
+    def drop(numbers: Sequence[int]) -> BoundedMean:
+        bet = bounded_mean((1 + base[numbers] - scores(numbers)) / 2, cap=1.0)  # a drop in [-1, 1] as a value in [0, 1]
+        return replace(bet, mean=2 * bet.mean - 1, bound=2 * bet.bound - 1)
+
+    base = scores(range(len(questions.prompts)))
+    return drop
 
 
 class Line:
@@ -284,10 +333,10 @@ class Line:
 class Texts:
     """Texts of several kinds and the base's distributions on them, without texts of `path` that are trained on."""
 
-    def __init__(self, path: Path, line: Line, settings: Forgetting, answers: Sequences) -> None:
+    def __init__(self, path: Path, line: Line, settings: Forgetting, answers: Sequences, drop: Drop | None) -> None:
         """Read the file and measure the base, which stays in the model. Every rank must call this.
 
-        answers: of all prompts of forgetting.keep; `path` decides which of them belong to it.
+        answers, drop: of all prompts of forgetting.keep; `path` decides which of them belong to it.
         """
         rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
         rows = rows if settings.general_text else []
@@ -295,21 +344,27 @@ class Texts:
         encoded = forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows])
         is_trained = trained_on([ids for ids, _ in encoded], data.train, run.stop.ranks)
         untrained = np.flatnonzero(~is_trained)
-        selects = path == SELECTION
-        mine = [sequence for i, sequence in enumerate(answers) if (i % SELECTING == 0) == selects]
-        self.line, self.max_kl, self.left_out = line, settings.max_kl or 0.0, len(rows) - len(untrained)
+        prompts = range(len(data.keep.prompts) if data.keep else 0)
+        self.prompts = [i for i in prompts if (i % SELECTING == 0) == (path == SELECTION)]
+        mine = [answers[i] for i in self.prompts if answers]
+        self.drop, self.line, self.max_kl, self.left_out = (
+            drop,
+            line,
+            settings.max_kl or 0.0,
+            len(rows) - len(untrained),
+        )
         self.kinds = np.array([rows[number]["kind"] for number in untrained] + [KEEP] * len(mine))
         self.files = {path.name: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
         self.sha256 = {path.name: read_on_first(lambda: sha256(path), run.stop.ranks)} if rows else {}
         if data.keep:
-            self.files[KEEP], self.sha256[KEEP] = [KEEP], data.kept
+            self.files[KEEP], self.sha256[KEEP] = [DROP if drop else KEEP], data.kept
         documents = forgetting.as_documents([encoded[number] for number in untrained] + mine)
         line.to_base()
         shared = data.first_new_row or len(run.tokenizer)
         self.base = forgetting.remember_base(run.model, documents, data.dealer, shared, run.stop)
 
     def measure(self, alpha: float) -> Kinds:
-        """Return the mean KL of the pieces of each kind at `alpha`, and leave the model there. Every rank must call this.
+        """Return the mean KL of the pieces of each kind at `alpha`, and DROP, and leave the model there. Every rank must call this.
 
         The result is rank 0's on every rank, because all ranks branch by it. Raise Stopped after a signal.
         """
@@ -317,16 +372,18 @@ class Texts:
         run = self.line.run
         sums = _compare(self.base, run)
         kl, cap = sums[:, 2] / sums[:, 0], CAP * (self.max_kl + ROUNDING)
-        kinds = [kind for kinds in self.files.values() for kind in kinds]
-        return read_on_first(
+        kinds = [kind for kinds in self.files.values() for kind in kinds if kind != DROP]
+        bounded = read_on_first(
             lambda: {kind: bounded_mean(kl[self.kinds == kind], cap) for kind in kinds}, run.stop.ranks
         )
+        return bounded | ({DROP: self.drop(self.prompts)} if self.drop else {})
 
     def measured(self, kl: Kinds) -> list[dict]:
         """Return the part of the certificate about these texts, file by file. `left_out` counts pieces that are trained on."""
         parts = []
         for file, kinds in self.files.items():
-            part = {"file": file, "sha256": self.sha256[file], "kl": {kind: asdict(kl[kind]) for kind in kinds}}
+            figures = {kind: asdict(kl[kind]) for kind in kinds}
+            part = {"file": file, "sha256": self.sha256[file], **(figures if kinds == [DROP] else {"kl": figures})}
             parts.append(part | {"left_out": 0 if file == KEEP else self.left_out})
         return parts
 
@@ -403,6 +460,12 @@ def certificate_lines(certificate: dict) -> list[str]:
         f"{certificate['step']}, alpha {alpha:.3f} of base + alpha (tuned - base)"
     ]
     for text in certificate["texts"]:
+        if drop := text.get(DROP):
+            lines.append(
+                f"    mean score on {text['file']}: {drop['mean']:.4g} below that of the base's answers (bound {drop['bound']:.4g}, "
+                f"forgetting.max_drop={certificate['max_drop']:g}; {counted(drop['count'], 'prompt')})"
+            )
+            continue
         kinds = [
             f"{kind} {kl['mean']:.4g} (bound {kl['bound']:.4g}; {counted(kl['count'], 'piece')}, {kl['above_cap']} above the cap)"
             for kind, kl in text["kl"].items()

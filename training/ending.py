@@ -74,6 +74,8 @@ def contents_of_export(
     if config.forgetting.max_kl is not None:
         budget = {name: getattr(config.forgetting, name) for name in ("max_kl", "min_gain", "general_text")}
         contents["budget"] = budget | {"by": evaluations.best_by, "keep": keep}
+        if config.forgetting.max_drop is not None:
+            contents["budget"] |= {"max_drop": config.forgetting.max_drop, "metric": config.eval.metric}
     return contents
 
 
@@ -171,7 +173,7 @@ def check_budget(run: "TrainingRun") -> None:
         from training.budget import certificate_lines
 
         certificate = read_on_first(lambda: read_certificate(run.directory), run.ranks)
-        budget = {name: certificate.get(name) for name in ("max_kl", "min_gain")}
+        budget = {name: certificate.get(name) for name in ("max_kl", "min_gain", "max_drop")}
         if budget == {name: getattr(forgetting, name) for name in budget} and not certificate["met"]:
             sentence = certificate_lines(certificate)[0].removeprefix("budget: ")
             raise NotMet(f"{sentence}; forgetting.strict=True does not allow that")
