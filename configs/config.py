@@ -171,10 +171,14 @@ class Forgetting:
     min_gain: float = 0.0
     # A file of prompts (chats): the budget holds on the base's answers to them, too. general_text=False: on them alone
     keep: str | None = None
-    # Judge these prompts by the score of eval.metric instead: its mean is at most this below that of the base's answers
+    # A budget on the score of eval.metric for these prompts, instead of KL: its mean is at most this below the base's
     max_drop: float | None = None
     general_text: bool = True
     strict: bool = False  # exit with code 3 if the budget is missed; False: only report the miss
+
+    @property
+    def has_budget(self) -> bool:
+        return self.max_kl is not None or self.max_drop is not None
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,8 @@ def checked_scores(name: str, result: object) -> dict[str, float]:
 
 
 def single_scores(metric: Metric | None, answers: list[str], examples: list[dict]) -> list[float]:
-    """Return the first score of each answer alone. Raise UserError if it is not between 0 and 1."""
-    assert metric is not None  # the first process has it
+    """Return the first score of each answer alone. Raise UserError if it is not between 0 and 1. For rank 0, which has the metric."""
+    assert metric is not None
     values = []
     for answer, example in zip(answers, examples, strict=True):
         name, value = next(iter(metric([answer], [example]).items()))

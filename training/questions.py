@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config
@@ -18,13 +20,13 @@ from data.sources import Windows
 from data.store import is_store
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.metric import Metric, load_metric, plain_scores, reference_of, single_scores
-from eval.upper_bound import BET, LEVEL
+from eval.upper_bound import BET, BETS, CAP, bounded_mean
 from model.architectures import read_model_config
 from training.description import counted
 from training.inputs import Questions
 
 KEPT_TOKENS = 64  # of the base's answer to a prompt of forgetting.keep
-FEWEST_KEPT = 20  # with the 16 of them that certify, the bound of a KL of 0 is within the budget (eval/upper_bound.py)
+SELECTING = 5  # each 5th prompt of forgetting.keep selects, the others certify
 
 
 def choose_questions(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Questions:
@@ -72,15 +74,12 @@ def prompts_to_keep(config: Config, encoder: ExampleEncoder, is_first: bool) -> 
     """
     model, path, max_drop = config.model, config.forgetting.keep or "", config.forgetting.max_drop
     shape = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
-    examples = list(read_files([path]))
-    fewest, limit, chosen = FEWEST_KEPT, KEPT_TOKENS, {}
+    examples, limit, chosen, metric, ideal = list(read_files([path])), KEPT_TOKENS, {}, None, {}
     if max_drop is not None:
         if missing := [where for where, example in examples if not has_answer(example)]:
             raise UserError(f"{missing[0]} does not end with an answer; forgetting.max_drop scores it as the reference")
         lengths = [len(encoder.tokenizer.encode(reference_of(example))) for _, example in examples]
         limit = config.eval.max_new_tokens or max(limit, math.ceil(LENGTH_MARGIN * max(lengths, default=0)))
-        # With 4 of 5 prompts and no drop at all, the bound of the drop is within the budget.
-        fewest = math.ceil(1.25 * -math.log(1 - LEVEL) / math.log1p(BET * max_drop / 2))
     for where, example in examples:
         if not example.get("messages"):
             raise UserError(f"{where} is no chat; rows of forgetting.keep need `messages` that end with a prompt")
@@ -94,16 +93,20 @@ def prompts_to_keep(config: Config, encoder: ExampleEncoder, is_first: bool) -> 
                 "remove it from forgetting.keep"
             )
         chosen.setdefault(tuple(prompt), example)
-    if len(chosen) < fewest:
+    bets, budget = ((BET,), 1 / CAP) if max_drop is None else (BETS, max_drop)
+    least = bounded_mean(np.zeros(max(1, len(chosen) - math.ceil(len(chosen) / SELECTING))), 1.0, bets).bound
+    if least > budget:
         raise UserError(
-            f"forgetting.keep={path} has {counted(len(chosen), 'different prompt')}, and no budget can be met on fewer than "
-            f"{fewest}; more make a tighter bound"
+            f"forgetting.keep={path} has {counted(len(chosen), 'different prompt')}, which is too few: even if nothing is "
+            f"forgotten, the bound is {least / budget:.3g} times the budget"
         )
-    ids, asked, metric = [list(prompt) for prompt in chosen], [*chosen.values()], None
+    ids, asked = [list(prompt) for prompt in chosen], [*chosen.values()]
+    line = f"answers for forgetting.keep at the end: {len(ids)} prompts"
     if max_drop is not None and is_first:
         metric, _ = _metric(config, asked)
-        single_scores(metric, [reference_of(example) for example in asked], asked)
-    return Questions(asked, ids, encoder.stop_ids, limit, metric, "", {}), sha256(Path(path))
+        scores = single_scores(metric, [reference_of(example) for example in asked], asked)
+        ideal = {config.eval.metric or "exact_match": float(np.mean(scores))}
+    return Questions(asked, ids, encoder.stop_ids, limit, metric, line, ideal), sha256(Path(path))
 
 
 def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:

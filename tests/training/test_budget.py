@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from common.sha256 import sha256
-from configs.config import EWC, LoRA, Model
+from configs.config import EWC, Batch, Config, Data, Eval, Forgetting, LoRA, Model, Optimizer, Run
 from data.encoding import ExampleEncoder
 from data.sources import Corpus, as_corpus
 from data.tokens import load_tokenizer
@@ -36,13 +36,14 @@ from tests.tiny import write_chat_file
 from training import budget
 from training.budget import (
     CAP,
+    DROP,
     TOLERANCE,
     Line,
     certificate_lines,
     largest_alpha,
     means_of,
     trained_on,
-    worst,
+    used,
 )
 from training.checkpoint_export import read_export, write_export
 from training.checkpointer import RunRecord
@@ -131,7 +132,11 @@ def test_bisection_returns_the_largest_alpha():
     # If all pieces of a kind but one are trained on, no budget is met.
     for left in (0, 1):
         kl = {"prose": BoundedMean(0.1, 0.1, 99, 0), "code": bounded_mean(np.zeros(left), cap=4.0)}
-        assert not worst(kl, "bound") <= 1.0
+        assert not used(kl, Forgetting(max_kl=1.0), "bound") <= 1.0
+    # A drop has its own budget.
+    drop = {DROP: BoundedMean(-0.1, 0.04, 99, 0)}
+    assert used(drop, Forgetting(max_drop=0.05), "bound") == pytest.approx(0.8)
+    assert used(drop | {"prose": BoundedMean(0.1, 0.2, 99, 0)}, Forgetting(max_kl=0.1, max_drop=0.05)) > 0.99
 
 
 @pytest.mark.parametrize(
@@ -193,9 +198,7 @@ def test_best_checkpoint_is_judged_by_certificate_text(
     # At alpha 0 and 1 the checkpoint of step 2 has 3 and 2; the best evaluation is below, if a floor of the gain is tested.
     evaluations.base_value, evaluations.best_value = None, -1.0 if alpha == 1 else 2.0
     floor = 0.3 if alpha == 1 else 0.0
-    config = SimpleNamespace(
-        forgetting=SimpleNamespace(max_kl=max_kl, min_gain=floor), model=SimpleNamespace(path="base")
-    )
+    config = SimpleNamespace(forgetting=Forgetting(max_kl=max_kl, min_gain=floor), model=SimpleNamespace(path="base"))
     training = SimpleNamespace(config=config, directory=tmp_path, model_config=None)
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.append("certificate")  # of an earlier budget
@@ -260,7 +263,7 @@ def test_certificate_agrees_with_the_exported_files(folder, runs):
         assert (of["mean"], of["bound"]) == pytest.approx((expected.mean, expected.bound), rel=1e-3)
     assert content["bound"] == max(of["bound"] for of in judged.values()) <= 0.1
     assert [candidate["step"] for candidate in content["candidates"]] == [2, 4]
-    assert all(0.095 < candidate["kl"] <= 0.1 for candidate in content["candidates"])  # no larger alpha is within it
+    assert all(0.95 < candidate["used"] <= 1 for candidate in content["candidates"])  # no larger alpha is within it
     chosen = next(candidate for candidate in content["candidates"] if candidate["step"] == content["step"])
     assert 0.7 * chosen["alpha"] < content["alpha"] <= chosen["alpha"]
     assert content["low"] < content["value"] < content["high"]
@@ -352,7 +355,7 @@ def test_unmet_budget_is_exit_code_3_if_strict(folder, runs):
     assert (said["readings"], certificate(runs / "straight")["readings"]) == (2, 1)
     assert "this run has read the certificate's text 2 times, and the level holds for the first" in out
     assert "warning: 1 pieces of it are left out: the training data have them" in out
-    assert all(candidate["kl"] <= 0.11 for candidate in said["candidates"]) and (runs / "strict" / "export").is_dir()
+    assert all(candidate["used"] <= 1 for candidate in said["candidates"]) and (runs / "strict" / "export").is_dir()
     assert out.count("budget: forgetting.max_kl=0.11 is NOT met: its KL is too large; the KL to") == 1
     assert out.count("error: forgetting.max_kl=0.11 is NOT met") == 2 and "already finished: 4 steps" in out
     # The exit code takes no line away. Output and errors come in any order.
