@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from eval.bootstrap import bootstrap
 from configs.config import Forgetting
+from eval.bootstrap import bootstrap
 from eval.upper_bound import BETS, CAP, LEVEL, bounded_mean
-from training.budget import DROP, last_within, used
+from training.budget import last_within, used
 
 DRAWS = {
     "alike": lambda rng, shape: np.exp(0.3 * rng.normal(size=shape)),
