@@ -98,7 +98,7 @@ def prompts_to_keep(config: Config, encoder: ExampleEncoder, is_first: bool) -> 
     if least > budget:
         raise UserError(
             f"forgetting.keep={path} has {counted(len(chosen), 'different prompt')}, which is too few: even if nothing is "
-            f"forgotten, the bound is {least / budget:.3g} times the budget"
+            f"forgotten, the bound is {least / budget:.4g} times the budget"
         )
     ids, asked = [list(prompt) for prompt in chosen], [*chosen.values()]
     line = f"answers for forgetting.keep at the end: {len(ids)} prompts"

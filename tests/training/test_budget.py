@@ -356,14 +356,13 @@ def test_drop_of_scores_is_bounded(folder, runs):
         list(check_files(runs / name, read_record(runs / name), None))
     out = (folder / "second.out").read_text()
     assert "budget: forgetting.max_drop=0.5 is met with 95% confidence: the mean score on forgetting.keep is" in out
-    assert "answers for forgetting.keep at the end: 25 prompts: " in out
 
 
 def test_failing_metric_ends_all_ranks(folder, runs):
     """The last run of `scored` exports what the first has trained."""
     out = (folder / "two.out").read_text()
     sentence = "error: eval.metric=tests.in_memory:fails_at_the_end fails: ValueError: no score"
-    assert out.count(sentence) == 2 and "Traceback" not in out  # each rank's last line: both are processes of the test
+    assert out.count(sentence) == 1 and "Traceback" not in out  # one line of the node, and exit code 2 of both ranks
 
 
 def test_prompts_to_keep_end_in_one_sentence(folder, tmp_path):
@@ -378,7 +377,10 @@ def test_prompts_to_keep_end_in_one_sentence(folder, tmp_path):
         return prompts_to_keep(Config(*parts, forgetting=kept, eval=Eval(metric)), encoder, is_first=True)
 
     for content, words in (
-        (lines[:18] + lines[:5], "keep.jsonl has 18 different prompts, which is too few: even if .* 1.01 times the"),
+        (
+            lines[:18] + lines[:5],
+            "keep.jsonl has 18 different prompts, which is too few: even if .* is 1.005 times the",
+        ),
         ([*lines, '{"text": "a"}'], "line 26 is no chat; rows of forgetting.keep need `messages`"),
         (
             [json.dumps({"messages": [{"role": "user", "content": "a " * 600}]})],
@@ -398,11 +400,11 @@ def test_prompts_to_keep_end_in_one_sentence(folder, tmp_path):
     with pytest.raises(UserError, match="20 different prompts, which is too few: .* bound is 5.* times the budget"):
         read(max_drop=0.05)
     asked, _ = read(max_drop=0.5)
+    assert asked.line == "answers for forgetting.keep at the end: 20 prompts"
     assert asked.ideal == {"exact_match": 1.0} and asked.examples[0]["messages"][-1]["role"] == "assistant"
     for metric, words in (
         ("tests.in_memory:no_metric", "eval.metric=tests.in_memory:no_metric: .* has no function no_metric"),
         ("math:hypot", "eval.metric=math:hypot fails: TypeError"),
-        ("builtins:max", "eval.metric=builtins:max"),
     ):
         with pytest.raises(UserError, match=words):
             read(metric, max_drop=0.5)
