@@ -171,8 +171,14 @@ class Forgetting:
     min_gain: float = 0.0
     # A file of prompts (chats): the budget holds on the base's answers to them, too. general_text=False: on them alone
     keep: str | None = None
+    # A budget on the score of eval.metric for these prompts, instead of KL: its mean is at most this below the base's
+    max_drop: float | None = None
     general_text: bool = True
     strict: bool = False  # exit with code 3 if the budget is missed; False: only report the miss
+
+    @property
+    def has_budget(self) -> bool:
+        return self.max_kl is not None or self.max_drop is not None
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,7 @@ FREE = _keys(
     optimizer="epochs max_steps stage",
     sharding="strategy shard_size cpu_offload context",
     ewc="device",
-    forgetting="max_kl min_gain keep general_text strict",
+    forgetting="max_kl min_gain keep max_drop general_text strict",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
     "save_every save_minutes keep_last async_save resume export export_mtp stop_after_no_gain stop_at approved_by timestamp verbose profile check",
     eval="metric max_new_tokens",

@@ -446,7 +446,7 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         lambda number: 0 <= number < 1,
         "data.validation_share lora.dropout forgetting.min_gain",
     ),
-    ("above 0 and below 1", lambda number: 0 < number < 1, "data.mix.share"),
+    ("above 0 and below 1", lambda number: 0 < number < 1, "data.mix.share forgetting.max_drop"),
     ("at least 0 and below 2^63", lambda number: 0 <= number < 2**63, "run.seed ewc.seed"),
     ("above 0 and at most 10080 (a week)", lambda number: 0 < number <= 10080, "run.timeout_minutes"),
     ("in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas), "optimizer.betas"),
@@ -569,14 +569,22 @@ def _wrong_together(config: Config) -> Iterator[str]:
         # torch.compile takes minutes to trace checkpoints of tiles with a symbolic length.
         ("model.mlp_tiles", not config.model.compile, "model.compile=False"),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
-        ("forgetting.max_kl", run.eval_general, "run.eval_general=True, which shows the KL while the run trains"),
-        ("forgetting.max_kl", has_validation, f"{validation}, on which {curve} is measured"),
-        ("forgetting.max_kl", not curve.startswith(GENERAL), "a run.best_by that scores the task"),
+        ("forgetting.max_drop", config.forgetting.keep, "forgetting.keep, whose answers eval.metric scores"),
         *(
-            (f"forgetting.{key}", config.forgetting.max_kl is not None, "forgetting.max_kl")
+            (f"forgetting.{key}", holds, requirement)
+            for key in ("max_kl", "max_drop")
+            for holds, requirement in (
+                (run.eval_general, "run.eval_general=True, which shows the KL while the run trains"),
+                (has_validation, f"{validation}, on which {curve} is measured"),
+                (not curve.startswith(GENERAL), "a run.best_by that scores the task"),
+            )
+        ),
+        *(
+            (f"forgetting.{key}", config.forgetting.has_budget, "forgetting.max_kl or max_drop")
             for key in ("strict", "min_gain", "keep")
         ),
         ("forgetting.general_text", config.forgetting.keep, "forgetting.keep, on which the budget then holds alone"),
+        ("forgetting.general_text", config.forgetting.max_drop is None, "no forgetting.max_drop, which leaves no KL"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
         ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),
         ("run.stop_after_no_gain", has_curve, f"{validation}, on which {curve} is measured"),

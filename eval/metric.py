@@ -100,6 +100,18 @@ def checked_scores(name: str, result: object) -> dict[str, float]:
     return checked
 
 
+def single_scores(metric: Metric | None, answers: list[str], examples: list[dict]) -> list[float]:
+    """Return the first score of each answer alone. Raise UserError if it is not between 0 and 1. For rank 0, which has the metric."""
+    assert metric is not None
+    values = []
+    for answer, example in zip(answers, examples, strict=True):
+        name, value = next(iter(metric([answer], [example]).items()))
+        if not 0 <= value <= 1:
+            raise UserError(f"forgetting.max_drop needs eval.metric's first score between 0 and 1; {name} is {value:g}")
+        values.append(value)
+    return values
+
+
 def plain_scores(answers: list[str], examples: list[dict]) -> dict[str, float]:
     """Return `exact_match`, the fraction of answers that equal the reference except for white space, and the mean `rouge_l`.
 

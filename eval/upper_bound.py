@@ -1,9 +1,9 @@
 """An upper bound of a mean that holds for every number of independent samples, from a bet against larger means.
 
-A gambler against a mean of m or more, of values in [0, 1], starts with 1 and multiplies the capital by 1 + BET * (m - value) at each
+A gambler against a mean of m or more, of values in [-1, 1], starts with 1 and multiplies the capital by 1 + bet * (m - value) at each
 value. If the mean is m or more, the expected capital is at most 1, so it exceeds 1 / (1 - LEVEL) with a probability of at most 1 - LEVEL
-(Waudby-Smith and Ramdas, arXiv:2010.09686, with a constant bet). The smallest m at which it does is the bound. The values may
-have any distributions, even different ones, but must be independent.
+(Waudby-Smith and Ramdas, arXiv:2010.09686, with constant bets). The smallest m of 0 or more at which it does is the bound. The
+values may have any distributions, even different ones, but must be independent. The same holds for the mean capital of several bets.
 
 Nothing bounds a KL, so a value above `cap` counts as `cap`, and the bound is that of the mean of min(value, cap). Values above the
 cap that are rarer than 3 in `count` may be missing from the sample.
@@ -16,6 +16,14 @@ import numpy as np
 
 LEVEL = 0.95  # probability that the mean is within its bound, for each mean alone
 BET = 0.95  # near 1, because a budget is a small share of the cap; below 1, so that no value ruins the gambler
+BETS = (
+    0.05,
+    0.1,
+    0.2,
+    0.4,
+    0.95,
+)  # for values that spread widely around their mean: only a small bet wins against that
+CAP = 4  # times the budget: a KL above it counts as this much
 METHOD = "betting bound of the mean (arXiv:2010.09686); alphas tested in a fixed order (arXiv:2110.01052)"
 
 
@@ -29,13 +37,15 @@ class BoundedMean:
     above_cap: int
 
 
-def bounded_mean(values: np.ndarray, cap: float) -> BoundedMean:
-    """Return the mean of `values`, 0 or more, with its bound. Without values, and if one is not a number, it is NaN."""
-    shares = np.clip(values / cap, 0, 1)
+def bounded_mean(values: np.ndarray, cap: float, bets: tuple[float, ...] = (BET,)) -> BoundedMean:
+    """Return the mean of `values`, -cap or more, with its bound. Without values, and if one is not a number, it is NaN."""
+    shares = np.clip(values / cap, -1, 1)
 
     def capital(share: float) -> float:
-        """Return the logarithm of the final capital of the bet against means of `share` of the cap or more."""
-        return float(np.log1p(BET * (share - shares)).sum())
+        """Return the logarithm of the mean capital, over the bets, against means of `share` of the cap or more."""
+        logs = [np.log1p(bet * (share - shares)).sum() - math.log(len(bets)) for bet in bets]
+        with np.errstate(invalid="ignore"):  # a value that is not a number makes a mean that is none
+            return float(np.logaddexp.reduce(logs))
 
     low, high = 0.0, 1.0  # if the capital does not suffice even at 1, the bound is the cap
     for _ in range(50):

@@ -92,3 +92,15 @@ def weighted(choices: tuple[float, ...], count: int = 18, seed: int = 0) -> InMe
 def micro_batches(items, source, capacity: int, rank: int = 0, ranks: int = 1) -> list[tuple[int, ...]]:
     """Return the micro-batches of a rank, of at most `capacity` tokens. The cost of a document is its length squared."""
     return Dealer(capacity, lambda lengths, targets: lengths**2).deal(items, source, ranks).of_rank(rank)
+
+
+def vowels(answers: list[str], examples: list[dict]) -> dict[str, float]:
+    """A metric: the mean fraction of vowels in an answer."""
+    return {"vowels": sum(sum(c in "aeiou" for c in answer) / max(1, len(answer)) for answer in answers) / len(answers)}
+
+
+def fails_at_the_end(answers: list[str], examples: list[dict]) -> dict[str, float]:
+    """A metric that scores the references, and raises for an answer that a model has written."""
+    if answers != [example["messages"][-1]["content"] for example in examples]:
+        raise ValueError("no score")
+    return vowels(answers, examples)

@@ -55,9 +55,7 @@ class Answers:
         if answers is None:
             return None
         limit = self.asked.max_new_tokens
-        self.texts = texts = [
-            str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers
-        ]
+        self.texts = texts = self.decode(answers)
         cut = sum(len(answer) == limit for answer in answers)
         self.say(
             f"{len(answers)} answers of {sum(map(len, answers)):,} tokens in {time.perf_counter() - begin:.1f} s (limit {limit} "
@@ -114,6 +112,10 @@ class Answers:
         finally:
             del model
             gc.collect()  # the garbage collector is off while a model trains (train.py)
+
+    def decode(self, answers: list[list[int]]) -> list[str]:
+        """Return the answers as texts, as the metric gets them."""
+        return [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
 
     def _answer(self, model: PreTrainedModel) -> list[list[int]] | None:
         ranks, prompts, limit = self.stop.ranks, self.asked.prompts, self.asked.max_new_tokens

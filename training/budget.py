@@ -1,7 +1,7 @@
 """A budget for forgetting: export the best task score whose KL to the base is at most `forgetting.max_kl`, with a certificate.
 
 At the end of a run, bisection determines for every checkpoint the largest alpha for which the weights base + alpha (tuned -
-base) have the KL of the budget on the selection text (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task
+base) are within the budget on the selection text (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). The task
 score (run.best_by) of these points chooses the checkpoint.
 
 The certificate's text then tests a few of its alphas in ascending order, until one fails: for each kind of text, the upper bound
@@ -10,13 +10,14 @@ that exceed the budget pass with a probability of at most 1 - LEVEL, for any num
 
 KL is KL(base || model) in nats per token, averaged over the tokens of a piece, then over the pieces of a kind: prose, code or tables,
 questions, of this project's own texts without pieces that occur in the training data. The kind `forgetting.keep` has the user's
-prompts with the base's greedy answers, on which its KL is measured.
+prompts with the base's greedy answers, on which its KL is measured. With `forgetting.max_drop` these prompts are the kind DROP: the
+mean of the base's score less the model's, each for its own greedy answer, must be at most that. KL and DROP must hold together.
 """
 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,9 @@ from distributed.sharding import local, local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
+from eval.metric import single_scores
 from eval.questions import start_tokens
-from eval.upper_bound import LEVEL, METHOD, BoundedMean, bounded_mean
+from eval.upper_bound import BETS, CAP, LEVEL, METHOD, BoundedMean, bounded_mean
 from model.dtypes import dtype_name
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
@@ -47,7 +49,8 @@ from training.answers import Answers
 from training.checkpointer import RunRecord
 from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
-from training.inputs import Inputs
+from training.inputs import Inputs, Questions
+from training.questions import SELECTING
 
 if TYPE_CHECKING:
     from training.start import TrainingRun
@@ -55,12 +58,10 @@ if TYPE_CHECKING:
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
 MIDDLE = 12  # tokens in the middle of a piece, by which it is recognised in training data
-CAP = 4  # times the budget: a piece with a larger KL counts as this much
 TESTED = 4  # alphas that the certificate's text tests at most
 KEEP = "forgetting.keep"  # the kind of the user's prompts
-SELECTING = 5  # each 5th prompt of forgetting.keep selects, the others certify
-Kinds = dict[str, BoundedMean]  # the KL of each kind of text
-Sequences = list[tuple[list[int], list[bool]]]  # token ids, and which of them are targets
+DROP = "drop"  # the kind of their scores
+Kinds = dict[str, BoundedMean]  # the KL of each kind of text, and the drop of the scores at DROP
 
 
 class Stopped(Exception):
@@ -102,22 +103,22 @@ def keep_budget(
     since this start.
     """
     config, checkpoints = training.config, training.directory / "checkpoints"
-    run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
-    assert isinstance(run, AgainstBase) and max_kl is not None
+    run, settings = evaluations.functions["forgetting"], config.forgetting
+    assert isinstance(run, AgainstBase)
     line, ranks, best_by, candidates = Line(run, config, dtype), run.stop.ranks, evaluations.best_by, []
     if read_on_first(lambda: hash_weights(config.model.path), ranks) != run.data.files["the weights"]:
         raise UserError(f"the weights in {config.model.path} have changed since this start; put them back to export")
     try:
-        kept = answers_of_base(run, line, config, training.model_config)
-        texts = Texts(SELECTION, line, config.forgetting, kept)
+        texts = Texts(SELECTION, line, config, training.model_config)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
             ranks.watch.at(f"the budget of {path.name}")
             line.load(path)
-            alpha = largest_alpha(lambda alpha: worst(texts.measure(alpha)) <= max_kl + ROUNDING)
-            kl, value = worst(texts.measure(alpha)), _score(evaluations, run)["value"]
-            candidates.append({"step": int(path.name.removeprefix("step-")), "alpha": alpha, "kl": kl, "value": value})
+            alpha = largest_alpha(lambda alpha: used(texts.measure(alpha), settings) <= 1)
+            share, value = used(texts.measure(alpha), settings), _score(evaluations, run)["value"]
+            candidate = {"alpha": alpha, "used": share, "value": value}
+            candidates.append({"step": int(path.name.removeprefix("step-"))} | candidate)
             run.say(
-                f"budget: {path.name}, alpha {alpha:.3f}: KL {kl:.4g} on the worst kind of the selection text, "
+                f"budget: {path.name}, alpha {alpha:.3f} uses {share:.1%} of the budget on the worst kind of the selection text, "
                 f"{curve_of(best_by)} {value:.4g}"
             )
         best = candidates[-1]
@@ -126,9 +127,9 @@ def keep_budget(
                 best = candidate
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
-        texts = Texts(CERTIFICATE, line, config.forgetting, kept)
+        texts = Texts(CERTIFICATE, line, config, training.model_config)
         record.add("certificate", files=texts.sha256)
-        alpha, judged = last_within(best["alpha"], best["kl"], texts.measure, max_kl)
+        alpha, judged = last_within(best["alpha"], best["used"], texts.measure, settings)
         line.go(alpha)
         score, base_value = _score(evaluations, run), evaluations.base_value
         if base_value is None:  # run.best_by has changed since step 0
@@ -141,25 +142,28 @@ def keep_budget(
     def certificate() -> dict:
         """Return the content of certificate.json about the weights that are exported."""
         base = {"share_of_tuned": alpha, "base": fingerprint_of_base(config.model.path)}
-        bound, tuned = worst(judged, "bound"), math.nan if evaluations.best_value is None else evaluations.best_value
+        drop, kl = ({kind: judged[kind] for kind in judged if (kind == DROP) == is_drop} for is_drop in (True, False))
+        tuned = math.nan if evaluations.best_value is None else evaluations.best_value
         gain = (score["value"] - base_value) / (tuned - base_value) if is_better(best_by, tuned, base_value) else 0.0
         holds = {
             "alpha 0 is the base": alpha > 0,
-            "its KL is too large": bound <= max_kl + ROUNDING,
-            "its gain is too small": max(gain, 0.0) >= config.forgetting.min_gain,
+            "its KL is too large": used(kl, settings, "bound") <= 1,
+            "its score drops too far": used(drop, settings, "bound") <= 1,
+            "its gain is too small": max(gain, 0.0) >= settings.min_gain,
         }
         return score | {
             "step": best["step"],
             "alpha": alpha,
-            "max_kl": max_kl,
-            "min_gain": config.forgetting.min_gain,
+            "max_kl": settings.max_kl,
+            "max_drop": settings.max_drop,
+            "min_gain": settings.min_gain,
             "met": all(holds.values()),
             "misses": [miss for miss in holds if not holds[miss]],
-            "bound": bound,
+            "bound": float(np.max([of_kind.bound for of_kind in kl.values()])) if kl else None,
             "gain": gain,
             "level": LEVEL,
             "method": METHOD,
-            "cap": CAP * max_kl,
+            "cap": CAP * settings.max_kl if settings.max_kl is not None else None,
             "start": run.tokenizer.decode(start_tokens(run.tokenizer)),
             "curve": best_by,
             "weights": {evaluations.best_step: "best", step: "last"}.get(best["step"], "kept"),
@@ -193,17 +197,20 @@ def largest_alpha(meets: Callable[[float], bool]) -> float:
     return low
 
 
-def last_within(alpha: float, kl: float, measure: Callable[[float], Kinds], max_kl: float) -> tuple[float, Kinds]:
+def last_within(
+    alpha: float, share: float, measure: Callable[[float], Kinds], settings: Forgetting
+) -> tuple[float, Kinds]:
     """Return the alpha to export, and its measurement by `measure` on the certificate's text.
 
-    `alpha` has the KL `kl` on the selection text. Alphas are tested upwards, from that with half of the budget there (KL grows with
-    about alpha's square), to `alpha`. The first failure ends the tests, and the alpha before it is returned, or the first one. To
-    go on behind a failure, or to let the certificate's text choose what is tested, would break the level.
+    `alpha` uses `share` of the budget on the selection text. Alphas are tested upwards, from that with half of it there (KL grows with
+    about alpha's square; scores jump: half of alpha), to `alpha`. The first failure ends the tests, and the alpha before it is
+    returned, or the first one. To go on behind a failure, or to let the certificate's text choose what is tested, would break the level.
     """
-    first, last = alpha * min(1.0, math.sqrt(max_kl / 2 / kl)) if kl > 0 else alpha, None
+    first = alpha * math.sqrt(0.5 / share) if share > 0.5 else alpha
+    first, last = first if settings.max_drop is None else alpha / 2, None
     for tested in dict.fromkeys(np.linspace(first, alpha, TESTED).tolist()):
         kinds = measure(tested)
-        is_within = worst(kinds, "bound") <= max_kl + ROUNDING
+        is_within = used(kinds, settings, "bound") <= 1
         if last is None or is_within:
             last = tested, kinds
         if not is_within:
@@ -212,27 +219,10 @@ def last_within(alpha: float, kl: float, measure: Callable[[float], Kinds], max_
     return last
 
 
-def worst(kl: Kinds, figure: str = "mean") -> float:
-    """Return the largest mean, or bound, of all kinds. NaN, if a kind has no piece, exceeds every budget."""
-    return float(np.max([getattr(of_kind, figure) for of_kind in kl.values()]))
-
-
-def answers_of_base(run: AgainstBase, line: "Line", config: Config, model_config: PretrainedConfig) -> Sequences:
-    """Return the prompts of forgetting.keep, each followed by the base's greedy answer and its end, which are the targets.
-
-    Every rank must call this. It leaves the base in the model.
-    """
-    questions = run.data.keep
-    if questions is None:
-        return []
-    line.to_base()
-    settings = model_config, run.dtype, run.tokenizer, run.stop, run.say
-    answers = Answers(dict, config.model.path, questions, run.model, *settings).generate()
-    if answers is None:
-        raise Stopped
-    ends = [list(questions.stop_ids[: len(answer) < questions.max_new_tokens]) for answer in answers]
-    parts = zip(questions.prompts, answers, ends, strict=True)
-    return [(p + a + end, [False] * len(p) + [True] * len(a + end)) for p, a, end in parts]
+def used(kinds: Kinds, settings: Forgetting, figure: str = "mean") -> float:
+    """Return the largest share of its budget that the mean, or bound, of a kind uses. NaN, if a kind has no piece, exceeds it."""
+    budgets = {kind: (settings.max_drop if kind == DROP else (settings.max_kl or 0.0) + ROUNDING) for kind in kinds}
+    return float(np.max([getattr(kinds[kind], figure) / budget for kind, budget in budgets.items()], initial=0.0))
 
 
 class Line:
@@ -282,44 +272,60 @@ class Line:
 
 
 class Texts:
-    """Texts of several kinds and the base's distributions on them, without texts of `path` that are trained on."""
+    """Texts of several kinds and the base's distributions on them, without texts of `path` that are trained on.
 
-    def __init__(self, path: Path, line: Line, settings: Forgetting, answers: Sequences) -> None:
-        """Read the file and measure the base, which stays in the model. Every rank must call this.
+    `path` decides which prompts of forgetting.keep are among them. With max_drop these have the base's scores instead.
+    """
 
-        answers: of all prompts of forgetting.keep; `path` decides which of them belong to it.
-        """
+    def __init__(self, path: Path, line: Line, config: Config, model_config: PretrainedConfig) -> None:
+        """Read the file and measure the base, which stays in the model. Every rank must call this."""
         rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
-        rows = rows if settings.general_text else []
-        run, data = line.run, line.run.data
+        run, data, settings = line.run, line.run.data, config.forgetting
+        rows = rows if settings.general_text and settings.max_kl is not None else []
         encoded = forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows])
         is_trained = trained_on([ids for ids, _ in encoded], data.train, run.stop.ranks)
         untrained = np.flatnonzero(~is_trained)
-        selects = path == SELECTION
-        mine = [sequence for i, sequence in enumerate(answers) if (i % SELECTING == 0) == selects]
+        line.to_base()
+        self.scored, self.base_scores, mine = None, [], []
+        if keep := data.keep:
+            numbers = [i for i in range(len(keep.prompts)) if (i % SELECTING == 0) == (path == SELECTION)]
+            examples, prompts = ([part[i] for i in numbers] for part in (keep.examples, keep.prompts))
+            keep = replace(keep, examples=examples, prompts=prompts)
+            rest = model_config, run.dtype, run.tokenizer, run.stop, run.say
+            answers = Answers(dict, config.model.path, keep, run.model, *rest)
+            if settings.max_drop is None:
+                mine = _with_answers(keep, _generate(answers))
+            else:
+                self.scored, self.base_scores = answers, _scores(answers)
+        self.metric = config.eval.metric or "exact_match"
         self.line, self.max_kl, self.left_out = line, settings.max_kl or 0.0, len(rows) - len(untrained)
         self.kinds = np.array([rows[number]["kind"] for number in untrained] + [KEEP] * len(mine))
         self.files = {path.name: list(dict.fromkeys(row["kind"] for row in rows))} if rows else {}
         self.sha256 = {path.name: read_on_first(lambda: sha256(path), run.stop.ranks)} if rows else {}
         if data.keep:
-            self.files[KEEP], self.sha256[KEEP] = [KEEP], data.kept
+            self.files[KEEP], self.sha256[KEEP] = [DROP if self.scored else KEEP], data.kept
         documents = forgetting.as_documents([encoded[number] for number in untrained] + mine)
-        line.to_base()
         shared = data.first_new_row or len(run.tokenizer)
         self.base = forgetting.remember_base(run.model, documents, data.dealer, shared, run.stop)
 
     def measure(self, alpha: float) -> Kinds:
-        """Return the mean KL of the pieces of each kind at `alpha`, and leave the model there. Every rank must call this.
+        """Return the mean KL of the pieces of each kind, and the drop, at `alpha`, and leave the model there. Every rank must call this.
 
-        The result is rank 0's on every rank, because all ranks branch by it. Raise Stopped after a signal.
+        The result is rank 0's on every rank, because all ranks branch by it. Raise Stopped after a signal, and UserError if the metric
+        fails.
         """
         self.line.go(alpha)
         run = self.line.run
         sums = _compare(self.base, run)
         kl, cap = sums[:, 2] / sums[:, 0], CAP * (self.max_kl + ROUNDING)
-        kinds = [kind for kinds in self.files.values() for kind in kinds]
+        drops = np.subtract(self.base_scores, _scores(self.scored)) if self.scored else None
+        kinds = [kind for kinds in self.files.values() for kind in kinds if kind != DROP]
         return read_on_first(
-            lambda: {kind: bounded_mean(kl[self.kinds == kind], cap) for kind in kinds}, run.stop.ranks
+            lambda: (
+                {kind: bounded_mean(kl[self.kinds == kind], cap) for kind in kinds}
+                | ({} if drops is None else {DROP: bounded_mean(drops, 1.0, BETS)})
+            ),
+            run.stop.ranks,
         )
 
     def measured(self, kl: Kinds) -> list[dict]:
@@ -327,6 +333,8 @@ class Texts:
         parts = []
         for file, kinds in self.files.items():
             part = {"file": file, "sha256": self.sha256[file], "kl": {kind: asdict(kl[kind]) for kind in kinds}}
+            if drop := part["kl"].pop(DROP, None):
+                part[DROP] = drop | {"base": float(np.mean(self.base_scores)), "metric": self.metric}
             parts.append(part | {"left_out": 0 if file == KEEP else self.left_out})
         return parts
 
@@ -354,6 +362,26 @@ def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarr
         return is_trained
 
     return np.any(gather_objects(call_on_all(find, ranks), ranks), axis=0)  # a store may be damaged
+
+
+def _generate(answers: Answers) -> list[list[int]]:
+    ids = answers.generate()
+    if ids is None:
+        raise Stopped
+    return ids
+
+
+def _with_answers(keep: Questions, answers: list[list[int]]) -> list[tuple[list[int], list[bool]]]:
+    """Return (token ids, which of them are targets) of each prompt followed by its answer and its end, the targets."""
+    ends = [list(keep.stop_ids[: len(answer) < keep.max_new_tokens]) for answer in answers]
+    parts = zip(keep.prompts, answers, ends, strict=True)
+    return [(p + a + end, [False] * len(p) + [True] * len(a + end)) for p, a, end in parts]
+
+
+def _scores(answers: Answers) -> list[float]:
+    """Return the metric's score of each answer of the model. Every rank must call this. All raise UserError if the metric fails."""
+    texts, asked = answers.decode(_generate(answers)), answers.asked
+    return read_on_first(lambda: single_scores(asked.metric, texts, asked.examples), answers.stop.ranks)
 
 
 def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
@@ -397,25 +425,37 @@ def certificate_lines(certificate: dict) -> list[str]:
     """Return the content of a certificate in words, for the log and the model card."""
     alpha, low, high = (certificate[name] for name in ("alpha", "low", "high"))
     met = f"met with {certificate['level']:.0%} confidence: " if certificate["met"] else "NOT met: "
+    claims = {}
+    if certificate["max_kl"] is not None:
+        claim = f"the KL to the base is below {certificate['bound']:.4g} nats per token on each kind of text"
+        claims[f"forgetting.max_kl={certificate['max_kl']:g}"] = claim
+    for drop in (text[DROP] for text in certificate["texts"] if DROP in text):
+        claim = f"the mean score on {KEEP} is at most {drop['bound']:.4g} below the base's"
+        claims[f"forgetting.max_drop={certificate['max_drop']:g}"] = claim
     lines = [
-        f"budget: forgetting.max_kl={certificate['max_kl']:g} is {met}{''.join(f'{miss}; ' for miss in certificate['misses'])}"
-        f"the KL to the base is below {certificate['bound']:.4g} nats per token on each kind of text; chosen: step "
-        f"{certificate['step']}, alpha {alpha:.3f} of base + alpha (tuned - base)"
+        f"budget: {', '.join(claims)} is {met}{''.join(f'{miss}; ' for miss in certificate['misses'])}"
+        f"{', '.join(claims.values())}; chosen: step {certificate['step']}, alpha {alpha:.3f} of base + alpha (tuned - base)"
     ]
     for text in certificate["texts"]:
+        if drop := text.get(DROP):
+            lines.append(
+                f"    {drop['metric']} on {text['file']}: {drop['base'] - drop['mean']:.4g}, the base's {drop['base']:.4g}; the drop is "
+                f"{drop['mean']:.4g} (bound {drop['bound']:.4g}; {counted(drop['count'], 'prompt')})"
+            )
         kinds = [
             f"{kind} {kl['mean']:.4g} (bound {kl['bound']:.4g}; {counted(kl['count'], 'piece')}, {kl['above_cap']} above the cap)"
             for kind, kl in text["kl"].items()
         ]
-        lines.append(f"    KL on {text['file']}: {', '.join(kinds)}")
+        lines += [f"    KL on {text['file']}: {', '.join(kinds)}"] if kinds else []
         if text["left_out"]:
             lines.append(f"    warning: {text['left_out']} pieces of it are left out: the training data have them")
+    cap = "" if certificate["cap"] is None else f"; a KL above {certificate['cap']:g} counts as that"
     score = f"{certificate['value']:.4g}" + ("" if low is None else f" ({low:.4g} to {high:.4g})")
     return [
         *lines,
         f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}; "
         f"{certificate['gain']:.3g} of the gain of the unaveraged weights (forgetting.min_gain={certificate['min_gain']:g})",
-        f"    {certificate['method']}; a KL above {certificate['cap']:g} counts as that; this run has read the certificate's "
+        f"    {certificate['method']}{cap}; this run has read the certificate's "
         f"text {counted(certificate['readings'], 'time')}, and the level holds for the first",
         f"    trained with {', '.join(certificate['means']) or 'no remedy'}; measured in {certificate['dtype']}; each text begins "
         f"with {certificate['start']!r}",

@@ -222,7 +222,7 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
     certificate = read_certificate(run)
     if certificate:
         check_recorded(run, run / "export")
-    if config.forgetting.max_kl is not None and step is None and not options.best and share is None:
+    if config.forgetting.has_budget and step is None and not options.best and share is None:
         if not certificate:
             hint = "start it again to its end, or name --step, --best or --average-with-base"
             raise UserError(f"{run} has no export under its budget for forgetting: {hint}")

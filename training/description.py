@@ -66,8 +66,8 @@ def describe_run(
     remarks = inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     remarks += inputs.validation.lines("validation") if inputs.validation else []
     details = [*remarks, *inputs.plan.warnings]
-    if inputs.questions:
-        details.append(inputs.questions.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16"))
+    for questions in filter(None, (inputs.questions, inputs.keep)):
+        details.append(questions.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16"))
     details.append(
         f"peak {peak.flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
         f"{window(model_config)} positions, RoPE {config.model.rope_type or 'as in config.json'}; "

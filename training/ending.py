@@ -72,9 +72,10 @@ def contents_of_export(
     }
     if best is not None and evaluations.curve != "validation/loss":
         contents |= {"best_by": evaluations.best_by, "best_value": evaluations.best_value}
-    if config.forgetting.max_kl is not None:
-        budget = {name: getattr(config.forgetting, name) for name in ("max_kl", "min_gain", "general_text")}
-        contents["budget"] = budget | {"by": evaluations.best_by, "keep": keep}
+    if config.forgetting.has_budget:
+        budget = {name: getattr(config.forgetting, name) for name in ("max_kl", "max_drop", "min_gain", "general_text")}
+        metric = config.eval.metric if config.forgetting.max_drop is not None else None
+        contents["budget"] = budget | {"by": evaluations.best_by, "keep": keep, "metric": metric}
     return contents
 
 
@@ -172,7 +173,7 @@ def check_budget(run: "TrainingRun") -> None:
         from training.budget import certificate_lines
 
         certificate = read_on_first(lambda: read_certificate(run.directory), run.ranks)
-        budget = {name: certificate.get(name) for name in ("max_kl", "min_gain")}
+        budget = {name: certificate.get(name) for name in ("max_kl", "min_gain", "max_drop")}
         if budget == {name: getattr(forgetting, name) for name in budget} and not certificate["met"]:
             sentence = certificate_lines(certificate)[0].removeprefix("budget: ")
             raise NotMet(f"{sentence}; forgetting.strict=True does not allow that")
@@ -211,7 +212,7 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
     )
     certificate: dict | None = {}
     dtype = getattr(torch, str(contents["dtype"]))
-    if config.forgetting.max_kl is not None:
+    if config.forgetting.has_budget:
         from training.budget import keep_budget
 
         certificate = keep_budget(run, state["step"], evaluations, record, dtype)

@@ -272,7 +272,7 @@ def read_inputs(
     if config.forgetting.keep:
         from training.questions import prompts_to_keep
 
-        keep, kept = prompts_to_keep(config.forgetting.keep, config.model, reader.encoder)
+        keep, kept = prompts_to_keep(config, reader.encoder, is_first=show_progress)
     new_row = first_new_row(config.model.path)
     return Inputs(
         train,

@@ -4,9 +4,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from common.errors import UserError
 from common.sha256 import sha256
-from configs.config import Config, Model
+from configs.config import Config
 from configs.load import is_of_answers, parse_best_by
 from data.encoding import ExampleEncoder
 from data.examples import Documents
@@ -17,14 +19,15 @@ from data.reader import Reader
 from data.sources import Windows
 from data.store import is_store
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
-from eval.metric import Metric, load_metric, plain_scores, reference_of
+from eval.metric import Metric, load_metric, plain_scores, reference_of, single_scores
+from eval.upper_bound import BET, BETS, CAP, bounded_mean
 from model.architectures import read_model_config
 from model.rope import window
 from training.description import counted
 from training.inputs import Questions
 
 KEPT_TOKENS = 64  # of the base's answer to a prompt of forgetting.keep
-FEWEST_KEPT = 20  # with the 16 of them that certify, the bound of a KL of 0 is within the budget (eval/upper_bound.py)
+SELECTING = 5  # each 5th prompt of forgetting.keep selects, the others certify
 
 
 def choose_questions(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Questions:
@@ -64,33 +67,47 @@ def choose_questions(config: Config, reader: Reader, train: Documents | Windows,
     return Questions(examples, prompts, encoder.stop_ids, limit, metric, line, ideal)
 
 
-def prompts_to_keep(path: str, model: Model, encoder: ExampleEncoder) -> tuple[Questions, str]:
-    """Return the different prompts of forgetting.keep, and the SHA-256 of the file. A final answer is not read.
+def prompts_to_keep(config: Config, encoder: ExampleEncoder, is_first: bool) -> tuple[Questions, str]:
+    """Return the different prompts of forgetting.keep, and the SHA-256 of the file.
 
-    Raise UserError for a file that has too few of them, and for a row that is no chat or has no room for an answer.
+    A final answer is read only with forgetting.max_drop; the first process tries the metric on it. Raise UserError for too few
+    prompts, for a row that is no chat or has no answer or no room for it, and for a metric that cannot be used.
     """
+    model, path, max_drop = config.model, config.forgetting.keep or "", config.forgetting.max_drop
     shape = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
-    prompts: dict[tuple[int, ...], None] = {}
-    for where, example in read_files([path]):
+    examples, limit, chosen, metric, ideal = list(read_files([path])), KEPT_TOKENS, {}, None, {}
+    if max_drop is not None:
+        if missing := [where for where, example in examples if not has_answer(example)]:
+            raise UserError(f"{missing[0]} does not end with an answer; forgetting.max_drop scores it as the reference")
+        lengths = [len(encoder.tokenizer.encode(reference_of(example))) for _, example in examples]
+        limit = config.eval.max_new_tokens or max(limit, math.ceil(LENGTH_MARGIN * max(lengths, default=0)))
+    for where, example in examples:
         if not example.get("messages"):
             raise UserError(f"{where} is no chat; rows of forgetting.keep need `messages` that end with a prompt")
         try:
             prompt = encoder.prompt(example["messages"], example.get("tools"))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        if len(prompt) + KEPT_TOKENS > window(shape):
+        if len(prompt) + limit > window(shape):
             raise UserError(
-                f"{where}: its {len(prompt):,} tokens leave no room for an answer of {KEPT_TOKENS} in the model's window; "
+                f"{where}: its {len(prompt):,} tokens leave no room for an answer of {limit} in the model's window; "
                 "remove it from forgetting.keep"
             )
-        prompts[tuple(prompt)] = None
-    if len(prompts) < FEWEST_KEPT:
+        chosen.setdefault(tuple(prompt), example)
+    bets, budget = ((BET,), 1 / CAP) if max_drop is None else (BETS, max_drop)
+    least = bounded_mean(np.zeros(max(1, len(chosen) - math.ceil(len(chosen) / SELECTING))), 1.0, bets).bound
+    if least > budget:
         raise UserError(
-            f"forgetting.keep={path} has {counted(len(prompts), 'different prompt')}, and no budget can be met on fewer than "
-            f"{FEWEST_KEPT}; 250 make a tight bound"
+            f"forgetting.keep={path} has {counted(len(chosen), 'different prompt')}, which is too few: even if nothing is "
+            f"forgotten, the bound is {least / budget:.4g} times the budget"
         )
-    ids = [list(prompt) for prompt in prompts]
-    return Questions([], ids, encoder.stop_ids, KEPT_TOKENS, None, "", {}), sha256(Path(path))
+    ids, asked = [list(prompt) for prompt in chosen], [*chosen.values()]
+    line = f"answers for forgetting.keep at the end: {len(ids)} prompts"
+    if max_drop is not None and is_first:
+        metric, _ = _metric(config, asked)
+        scores = single_scores(metric, [reference_of(example) for example in asked], asked)
+        ideal = {config.eval.metric or "exact_match": float(np.mean(scores))}
+    return Questions(asked, ids, encoder.stop_ids, limit, metric, line, ideal), sha256(Path(path))
 
 
 def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:

@@ -241,6 +241,7 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
         "forgetting.strict": False,
         "forgetting.min_gain": 0.0,
         "forgetting.keep": None,
+        "forgetting.max_drop": None,
         "forgetting.general_text": True,
         "run.eval_generate": 0,
         "run.best_by": "validation/loss",

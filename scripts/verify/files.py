@@ -338,13 +338,13 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
 def _check_choice(folder: Path, written: dict, start: Entry, earlier: list[Entry]) -> None:
     """Raise Differs unless the run's own export is of the weights that its settings name: by a budget, the best, or the last."""
     config, weights, step = start.content["config"], written["weights"], written["step"]
-    if config["forgetting"]["max_kl"] is not None:
+    budget = {name: config["forgetting"].get(name) for name in ("max_kl", "max_drop", "min_gain")}
+    if (budget["max_kl"], budget["max_drop"]) != (None, None):
         certificate = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
         texts = {text["file"]: text["sha256"] for text in certificate["texts"]}
-        expected = {name: written[name] for name in ("step", "checkpoint", "averaged")}
-        expected |= {name: config["forgetting"][name] for name in ("max_kl", "min_gain")}
+        expected = budget | {name: written[name] for name in ("step", "checkpoint", "averaged")}
         is_chosen = texts in [entry.content["files"] for entry in earlier if entry.kind == "certificate"]
-        is_chosen &= expected.items() <= certificate.items()
+        is_chosen &= all(certificate.get(name) == value for name, value in expected.items())
     else:
         last = max(entry.step for entry in earlier if entry.kind == "checkpoint")
         is_chosen = CERTIFICATE not in written["files"] and not written.get("averaged")

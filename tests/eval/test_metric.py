@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from eval.metric import load_metric, metric_figures, plain_scores
+from eval.metric import load_metric, metric_figures, plain_scores, single_scores
 from training.answers import Answers
 
 EXAMPLES = [
@@ -115,3 +115,15 @@ def test_nan_score_leaves_other_scores(scores):
     newest: Any = SimpleNamespace(asked=asked, texts=answers)
     assert Answers.interval(newest, "decimal") == pytest.approx((0.0945, 0.9055), abs=1e-4)  # Wilson's, 1 of 2
     assert Answers.interval(newest, "mean") is None
+
+
+def test_single_score_is_the_first_between_0_and_1() -> None:
+    def metric(answers: list[str], examples: list[dict]) -> dict[str, float]:
+        return {"first": sum(map(float, answers)) / len(answers), "second": 7.0}
+
+    assert single_scores(metric, ["0", "0.5", "1"], [{}] * 3) == [0.0, 0.5, 1.0]
+    for answer in ("2", "-1", "nan"):
+        with pytest.raises(
+            UserError, match="forgetting.max_drop needs eval.metric's first score between 0 and 1; first is"
+        ):
+            single_scores(metric, [answer], [{}])

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from common.sha256 import sha256
-from configs.config import EWC, LoRA, Model
+from configs.config import EWC, Batch, Config, Data, Eval, Forgetting, LoRA, Model, Optimizer, Run
 from data.encoding import ExampleEncoder
 from data.sources import Corpus, as_corpus
 from data.tokens import load_tokenizer
 from eval.forgetting import FEWEST_PROMPTS, TASK_TOKENS, task_prompts
 from eval.general_text import CERTIFICATE, SELECTION, held_out_texts, training_texts
 from eval.questions import read_questions
-from eval.upper_bound import BoundedMean, bounded_mean
+from eval.upper_bound import BETS, BoundedMean, bounded_mean
 from model.architectures import read_model_config
 from model.language_model import NEW_ROWS, build_on_meta, load_weights, trained_parameters
 from model.lora import add_adapters, init_adapters
@@ -30,23 +30,25 @@ from scripts.verify.files import Differs, check_files, read_record
 from tests.distributed.launch import ENVIRONMENT, WORKER, launch, rows, run_of, weights, workplace, write_plan
 from tests.distributed.test_record import forge_export
 from tests.distributed.test_vocabulary import NEW, extend
-from tests.in_memory import chats, texts
+from tests.in_memory import chats, texts, vowels
 from tests.processes import run_python
 from tests.tiny import write_chat_file
 from training import budget
 from training.budget import (
     CAP,
+    DROP,
     TOLERANCE,
     Line,
     certificate_lines,
     largest_alpha,
     means_of,
     trained_on,
-    worst,
+    used,
 )
 from training.checkpoint_export import read_export, write_export
 from training.checkpointer import RunRecord
 from training.ending import check_recorded
+from training.inputs import Questions
 from training.model_card import read_results
 from training.questions import KEPT_TOKENS, prompts_to_keep
 
@@ -73,7 +75,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    """`straight` and `killed` on 1 rank, `signalled`, `extended`, `kept` (prompts alone) and, in bf16, `narrow` on 2. `large` has no budget at its end; `large-export` is its
+    """`straight` and `killed` on 1 rank, `signalled`, `extended`, `kept` (prompts alone), `scored` (by a
+    metric that fails, then by another) and, in bf16, `narrow` on 2, `scored-alone` on 1 rank. `large` has no budget at its end; `large-export` is its
     export under a large one. `strict` is `straight` with another budget, judged by text of the task."""
     runs, task, keep = folder / "runs", folder / "certificate.jsonl", folder / "keep.jsonl"
     write_chat_file(keep, 25, seed=3)
@@ -92,11 +95,13 @@ def runs(folder) -> Path:
     shutil.copytree(runs / "straight", runs / "strict")
     shutil.rmtree(runs / "strict" / "checkpoints" / "step-000002")  # one candidate is enough
     strict = ("forgetting.max_kl=0.11", "forgetting.strict=True")
+    drop = f"forgetting.keep={keep}", "forgetting.max_drop=0.5", "eval.max_new_tokens=8", "optimizer.max_steps=2"
     second = [
         run_of(folder, "killed", MAX_KL),
         run_of(folder, "large"),
         run_of(folder, "strict", *strict, plant=f"certificate:{task}", expect=3),
         run_of(folder, "strict", *strict, expect=3),
+        run_of(folder, "scored-alone", *drop, "eval.metric=tests.in_memory:vowels"),
     ]
     launch(folder, "second", 0, second)
     extended = f"model.path={folder / 'extended'}", "optimizer.max_steps=2", "run.keep_last=1"
@@ -106,6 +111,8 @@ def runs(folder) -> Path:
         run_of(folder, "extended", MAX_KL, *extended),
         run_of(folder, "narrow", MAX_KL, "optimizer.memory=8N", *extended[1:]),
         run_of(folder, "kept", MAX_KL, f"forgetting.keep={keep}", "forgetting.general_text=False", *extended[1:]),
+        run_of(folder, "scored", *drop, "eval.metric=tests.in_memory:fails_at_the_end", expect=2),
+        run_of(folder, "scored", *drop, "eval.metric=tests.in_memory:vowels", MAX_KL),
     ]
     launch(folder, "two", 2, two)
     return runs
@@ -131,7 +138,11 @@ def test_bisection_returns_the_largest_alpha():
     # If all pieces of a kind but one are trained on, no budget is met.
     for left in (0, 1):
         kl = {"prose": BoundedMean(0.1, 0.1, 99, 0), "code": bounded_mean(np.zeros(left), cap=4.0)}
-        assert not worst(kl, "bound") <= 1.0
+        assert not used(kl, Forgetting(max_kl=1.0), "bound") <= 1.0
+    # A drop has its own budget.
+    drop = {DROP: BoundedMean(-0.1, 0.04, 99, 0)}
+    assert used(drop, Forgetting(max_drop=0.05), "bound") == pytest.approx(0.8)
+    assert used(drop | {"prose": BoundedMean(0.1, 0.2, 99, 0)}, Forgetting(max_kl=0.1, max_drop=0.05)) > 0.99
 
 
 @pytest.mark.parametrize(
@@ -193,9 +204,7 @@ def test_best_checkpoint_is_judged_by_certificate_text(
     # At alpha 0 and 1 the checkpoint of step 2 has 3 and 2; the best evaluation is below, if a floor of the gain is tested.
     evaluations.base_value, evaluations.best_value = None, -1.0 if alpha == 1 else 2.0
     floor = 0.3 if alpha == 1 else 0.0
-    config = SimpleNamespace(
-        forgetting=SimpleNamespace(max_kl=max_kl, min_gain=floor), model=SimpleNamespace(path="base")
-    )
+    config = SimpleNamespace(forgetting=Forgetting(max_kl=max_kl, min_gain=floor), model=SimpleNamespace(path="base"))
     training = SimpleNamespace(config=config, directory=tmp_path, model_config=None)
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.append("certificate")  # of an earlier budget
@@ -260,7 +269,7 @@ def test_certificate_agrees_with_the_exported_files(folder, runs):
         assert (of["mean"], of["bound"]) == pytest.approx((expected.mean, expected.bound), rel=1e-3)
     assert content["bound"] == max(of["bound"] for of in judged.values()) <= 0.1
     assert [candidate["step"] for candidate in content["candidates"]] == [2, 4]
-    assert all(0.095 < candidate["kl"] <= 0.1 for candidate in content["candidates"])  # no larger alpha is within it
+    assert all(0.95 < candidate["used"] <= 1 for candidate in content["candidates"])  # no larger alpha is within it
     chosen = next(candidate for candidate in content["candidates"] if candidate["step"] == content["step"])
     assert 0.7 * chosen["alpha"] < content["alpha"] <= chosen["alpha"]
     assert content["low"] < content["value"] < content["high"]
@@ -296,15 +305,64 @@ def test_budget_on_prompts_to_keep(folder, runs):
             continue
         question = json.loads(line)["messages"][:1]
         ids = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
-        prompt = len(ids)
-        while len(ids) < prompt + KEPT_TOKENS and (len(ids) == prompt or ids[-1] not in stops):
-            with torch.no_grad():
-                ids = [*ids, base(torch.tensor([ids])).logits[0, -1].argmax().item()]
-        nats, targets = kl_of(folder / "model", runs / "kept" / "export", ids, len(ids) - prompt)
+        answer = greedy(base, ids, KEPT_TOKENS, stops)
+        nats, targets = kl_of(folder / "model", runs / "kept" / "export", ids + answer, len(answer))
         values.append(nats / targets)
     kl, expected = text["kl"]["forgetting.keep"], bounded_mean(np.array(values), cap=0.4)
     assert (kl["mean"], kl["bound"]) == pytest.approx((expected.mean, expected.bound), rel=1e-3)
     assert kl["count"] == 20 and 0.02 < kl["mean"] < 0.1 < kl["bound"] == content["bound"] and not content["met"]
+
+
+def greedy(model: torch.nn.Module, prompt: list[int], limit: int, stops: set[int]) -> list[int]:
+    """The greedy answer by transformers, with the token that ends it."""
+    answer: list[int] = []
+    while len(answer) < limit and not (answer and answer[-1] in stops):
+        with torch.no_grad():
+            answer.append(model(torch.tensor([prompt + answer])).logits[0, -1].argmax().item())
+    return answer
+
+
+def test_drop_of_scores_is_bounded(folder, runs):
+    """The scores of base and export, from the files alone. Both numbers of ranks agree."""
+    tokenizer = load_tokenizer(str(folder / "model"))
+    stops = {tokenizer.eos_token_id, *tokenizer.encode("<|im_end|>")}
+    for name, max_kl in (("scored", 0.1), ("scored-alone", None)):
+        content = certificate(runs / name)
+        drop = content["texts"][-1]["drop"]
+        scores = []
+        for path in (folder / "model", runs / name / "export"):
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            for number, line in enumerate((folder / "keep.jsonl").read_text().splitlines()):
+                if number % 5:
+                    question = json.loads(line)["messages"][:1]
+                    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+                    answer = tokenizer.decode(greedy(model, prompt, 8, stops), skip_special_tokens=True).strip()
+                    scores.append(vowels([answer], [])["vowels"])
+        base, tuned = np.array(scores).reshape(2, 20)
+        expected = bounded_mean(base - tuned, 1.0, BETS)
+        assert (drop["mean"], drop["bound"]) == pytest.approx((expected.mean, expected.bound), abs=1e-6)
+        assert (drop["base"], drop["count"]) == (pytest.approx(base.mean()), 20) and np.any(base != tuned)
+        assert (content["max_kl"], content["max_drop"], content["texts"][-1]["file"]) == (
+            max_kl,
+            0.5,
+            "forgetting.keep",
+        )
+        assert len(content["texts"]) == 1 + (max_kl is not None) and (content["bound"] is None) == (max_kl is None)
+        assert drop["metric"] == "tests.in_memory:vowels" and drop["bound"] <= 0.5
+        assert content["met"] == (max_kl is None or content["bound"] <= max_kl)
+        lines = "\n".join(certificate_lines(content))
+        assert f"the mean score on forgetting.keep is at most {drop['bound']:.4g} below the base's; chosen" in lines
+        assert f"tests.in_memory:vowels on forgetting.keep: {tuned.mean():.4g}, the base's {base.mean():.4g};" in lines
+        list(check_files(runs / name, read_record(runs / name), None))
+    out = (folder / "second.out").read_text()
+    assert "budget: forgetting.max_drop=0.5 is met with 95% confidence: the mean score on forgetting.keep is" in out
+
+
+def test_failing_metric_ends_all_ranks(folder, runs):
+    """The last run of `scored` exports what the first has trained."""
+    out = (folder / "two.out").read_text()
+    sentence = "error: eval.metric=tests.in_memory:fails_at_the_end fails: ValueError: no score"
+    assert out.count(sentence) == 1 and "Traceback" not in out  # one line of the node, and exit code 2 of both ranks
 
 
 def test_prompts_to_keep_end_in_one_sentence(folder, tmp_path):
@@ -312,10 +370,16 @@ def test_prompts_to_keep_end_in_one_sentence(folder, tmp_path):
     encoder = ExampleEncoder(tokenizer)
     lines = (folder / "keep.jsonl").read_text().splitlines()
     path = tmp_path / "keep.jsonl"
+
+    def read(metric: str | None = None, **settings: object) -> tuple[Questions, str]:
+        parts = Model(str(folder / "model")), Data(()), Batch(4), Optimizer(1e-3), Run("r")
+        kept = Forgetting(keep=str(path), **settings)  # pyright: ignore[reportArgumentType]
+        return prompts_to_keep(Config(*parts, forgetting=kept, eval=Eval(metric)), encoder, is_first=True)
+
     for content, words in (
         (
-            lines[:19] + lines[:5],
-            "keep.jsonl has 19 different prompts, and no budget can be met on fewer than 20; 250 make",
+            lines[:18] + lines[:5],
+            "keep.jsonl has 18 different prompts, which is too few: even if .* is 1.005 times the",
         ),
         ([*lines, '{"text": "a"}'], "line 26 is no chat; rows of forgetting.keep need `messages`"),
         (
@@ -325,14 +389,28 @@ def test_prompts_to_keep_end_in_one_sentence(folder, tmp_path):
     ):
         path.write_text("\n".join(content))
         with pytest.raises(UserError, match=words):
-            prompts_to_keep(str(path), Model(str(folder / "model")), encoder)
+            read()
     alone = [json.dumps({"messages": json.loads(line)["messages"][:1]}) for line in lines[:20]]
     path.write_text("\n".join(alone))
-    bare, digest = prompts_to_keep(str(path), Model(str(folder / "model")), encoder)
+    bare, digest = read()
     assert digest == sha256(path)
     path.write_text("\n".join(lines[:20]))
-    kept, _ = prompts_to_keep(str(path), Model(str(folder / "model")), encoder)
+    kept, _ = read()
     assert kept.prompts == bare.prompts  # a final answer is not read
+    with pytest.raises(UserError, match="20 different prompts, which is too few: .* bound is 6.768 times the budget"):
+        read(max_drop=0.05)
+    asked, _ = read(max_drop=0.5)
+    assert asked.line == "answers for forgetting.keep at the end: 20 prompts"
+    assert asked.ideal == {"exact_match": 1.0} and asked.examples[0]["messages"][-1]["role"] == "assistant"
+    for metric, words in (
+        ("tests.in_memory:no_metric", "eval.metric=tests.in_memory:no_metric: .* has no function no_metric"),
+        ("math:hypot", "eval.metric=math:hypot fails: TypeError"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read(metric, max_drop=0.5)
+    path.write_text("\n".join(alone))
+    with pytest.raises(UserError, match="line 1 does not end with an answer; forgetting.max_drop scores it as the"):
+        read(max_drop=0.5)
 
 
 def test_large_budget_changes_no_export(runs):
@@ -352,7 +430,7 @@ def test_unmet_budget_is_exit_code_3_if_strict(folder, runs):
     assert (said["readings"], certificate(runs / "straight")["readings"]) == (2, 1)
     assert "this run has read the certificate's text 2 times, and the level holds for the first" in out
     assert "warning: 1 pieces of it are left out: the training data have them" in out
-    assert all(candidate["kl"] <= 0.11 for candidate in said["candidates"]) and (runs / "strict" / "export").is_dir()
+    assert all(candidate["used"] <= 1 for candidate in said["candidates"]) and (runs / "strict" / "export").is_dir()
     assert out.count("budget: forgetting.max_kl=0.11 is NOT met: its KL is too large; the KL to") == 1
     assert out.count("error: forgetting.max_kl=0.11 is NOT met") == 2 and "already finished: 4 steps" in out
     # The exit code takes no line away. Output and errors come in any order.

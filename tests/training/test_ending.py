@@ -132,6 +132,7 @@ def test_certificate_of_another_budget_is_ignored(tmp_path, ranks) -> None:
     text = {"kl": {"prose": kl}, "file": "f", "left_out": 0}
     certificate = {
         "max_kl": 0.1,
+        "max_drop": None,
         "met": False,
         "min_gain": 0.0,
         "misses": ["its KL is too large"],
