@@ -36,8 +36,13 @@ class _Event:
 class _Stream:
     """A stream in which all work is always done."""
 
+    stream_id, device_index, device_type = 0, 0, 1  # FSDP of torch 2.15 hands them to an operator that needs numbers
+
     def __init__(self, *args, **kwargs) -> None:
         pass
+
+    def is_capturing(self) -> bool:
+        return False
 
     def __getattr__(self, name: str):
         return lambda *args, **kwargs: _Event()
@@ -93,7 +98,12 @@ def pretend_device() -> Iterator[PretendDevice]:
         "is_initialized": lambda: True,
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_name": lambda device=None: "pretended GPU",
-        "get_device_properties": lambda device: SimpleNamespace(name="pretended GPU", total_memory=80 * 10**9),
+        "get_device_properties": lambda device: SimpleNamespace(
+            name="pretended GPU",
+            total_memory=80 * 10**9,
+            major=8,  # an A100, for which varlen_attn of torch 2.15 takes flash, not cuDNN
+            minor=0,
+        ),
         "mem_get_info": lambda device=None: (70 * 10**9, 80 * 10**9),
         "max_memory_allocated": lambda device=None: 0,
         "synchronize": lambda device=None: device_waits(device),
