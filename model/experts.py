@@ -16,10 +16,12 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from common.torch_private import private
 from data.batches import MicroBatch, StepBatch
 from distributed.sharding import local_shard, sum_over_shards
 from model.weight_files import StoredTensor
 
+current_graph_task_id = private("_C._current_graph_task_id")  # -1 outside of a backward
 GROUPS = 4  # groups of consecutive layers, each with its own curves
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ class Routers:
 
     def _record(self, parts: list, router: nn.Module, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
         # The second forward of activation checkpointing runs within backward and would be recorded twice.
-        if self.is_recording and torch._C._current_graph_task_id() == -1:
+        if self.is_recording and current_graph_task_id() == -1:
             scores, _, chosen = output
             parts.append((scores if self.factor else scores[:, :0], chosen))
 

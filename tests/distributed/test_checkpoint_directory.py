@@ -274,7 +274,10 @@ def test_dcp_and_ours_read_the_same_index(tmp_path, ranks) -> None:
         reader(tmp_path / "step-000003").read_metadata() for reader in (CheckpointReader, dcp.FileSystemReader)
     )
     described = [  # without the strides, which torch 2.15 adds and no reader of an index uses
-        {name: (tensor.properties.dtype, tensor.size, tensor.chunks) for name, tensor in index.state_dict_metadata.items()}
+        {
+            name: (tensor.properties.dtype, tensor.size, tensor.chunks)
+            for name, tensor in index.state_dict_metadata.items()
+        }
         for index in (ours, theirs)
     ]
     assert described[0] == described[1] and ours.storage_data == theirs.storage_data

@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 
+import training.observe
 from tests.rehearsal.pretend_device import CPU, Names, Operators, PretendDevice, is_cuda
 
 
@@ -133,7 +134,7 @@ def pretend_device() -> Iterator[PretendDevice]:
             (torch, "mm", mm),
             (torch.distributed, "init_process_group", gloo),
             (torch.distributed.Work, "wait", wait_in_stream),
-            (torch.cuda.memory, "_record_memory_history", lambda *args, **options: None),
+            (training.observe, "record_memory_history", lambda *args, **options: None),
             (torch.accelerator, "current_stream", lambda *args: stream),
             (torch.Tensor, "device", place),
             (torch.Tensor, "is_cuda", property(device.has)),
