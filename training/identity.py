@@ -21,11 +21,14 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from common.sha256 import sha256
 from configs.config import DECIDES, FREE, READ, Config, as_dict
-from configs.load import GENERAL, is_of_answers, parse_best_by
+from configs.load import GENERAL, config_of, is_of_answers, parse_best_by
+from data.tokens import load_tokenizer, tokenizer_fingerprint
 from distributed.checkpoint_directory import checksum
 from distributed.process_group import library_versions
-from model.weight_files import hash_weights
+from model.build import model_config_of
+from model.weight_files import hash_weights, stored_tensors
 
 if TYPE_CHECKING:
     from training.inputs import Inputs
@@ -70,14 +73,10 @@ def identity_of(
         settings = {name: value for name, value in settings.items() if not name.startswith("ewc.")}
     if not inputs.train.anchored:
         settings.pop("forgetting.anchor_weight")
-    if config.lora.rank:  # the alpha in use: another default of a later version must not pass as the same run
-        settings["lora.alpha"] = config.lora.effective_alpha
     mixture, old = inputs.train.mixture(), inputs.old_domain
     versions = {"torch": torch.__version__, "transformers": library_versions()["transformers"]}
     if config.optimizer.memory == "6N":
         versions["torchao"] = importlib.metadata.version("torchao")
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    of_chats = {"special tokens": special, "chat template": tokenizer.chat_template}
     return _as_json(
         {
             "settings": settings,
@@ -88,11 +87,18 @@ def identity_of(
                 FIRST_STEP: hashlib.sha256(repr(inputs.plan.batch(0).items).encode()).hexdigest(),
             },
             "config.json": of_model_config(model_config),
-            "the tokenizer": {"of model.path": fingerprint({"ids": inputs.tokenizer_digest, **of_chats})},
+            "the tokenizer": of_tokenizer(tokenizer, inputs.tokenizer_digest),
             "versions": versions,
             **inputs.files,
         }
     )
+
+
+def of_tokenizer(tokenizer: PreTrainedTokenizerBase, digest: str) -> dict[str, str]:
+    """Return the part of an identity that comes from the tokenizer and its template. digest: `tokenizer_fingerprint`."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    content = {"ids": digest, "special tokens": special, "chat template": tokenizer.chat_template}
+    return {"of model.path": fingerprint(content)}
 
 
 def of_model_config(model_config: PretrainedConfig) -> dict:
@@ -113,7 +119,9 @@ def fingerprint(identity: Identity) -> str:
 
 
 def _settings(config: Config) -> dict:
-    return {f"{section}.{key}": value for section, keys in as_dict(config).items() for key, value in keys.items()}
+    settings = {f"{section}.{key}": value for section, keys in as_dict(config).items() for key, value in keys.items()}
+    # The alpha in use: another default of a later version must not pass as the same run.
+    return settings | ({"lora.alpha": config.lora.effective_alpha} if config.lora.rank else {})
 
 
 def _as_json(value: dict) -> dict:
@@ -121,6 +129,23 @@ def _as_json(value: dict) -> dict:
 
 
 # ---- Comparing a checkpoint with a run -----------------------------------------------------------------------------
+
+
+def changes_here(start: dict) -> list[str]:
+    """Return a phrase for each difference between a start's identity, and its settings and base as they are now.
+
+    start: its entry in the record, whose working directory is the current one. The base is the one that settings name.
+    """
+    saved, config = start["identity"], config_of(start["config"])
+    base, read = Path(config.model.path).resolve(), start["files"]["the base"]  # which are compared already
+    names = {tensor.file.relative_to(base).as_posix() for tensor in stored_tensors(base).values()}
+    tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
+    now = saved | {"the tokenizer": of_tokenizer(tokenizer, tokenizer_fingerprint(tokenizer))}
+    now["the weights"] = {name: read.get(str(base / name)) or sha256(base / name) for name in names}
+    parts = {"settings": _as_json(_settings(config)), "config.json": of_model_config(model_config_of(config.model))}
+    for part, content in parts.items():  # keys that only one version has are ignored
+        now[part] = {name: content.get(name, value) for name, value in saved[part].items()}
+    return differences(saved, now)
 
 
 def differences(saved: Identity, current: Identity) -> list[str]:

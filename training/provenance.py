@@ -47,8 +47,8 @@ LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "
 LONG = 2**26  # bytes that each start hashes again; digests of further files are remembered
 # Passwords in URLs, values of a query that sign or authorise, and tokens by the prefixes of their services.
 SECRETS = re.compile(
-    r"(?<=://)[^/\s@'\"]+(?=@)"
-    r"|(?<=[?&])((?i:[\w.-]*(?:sig|signature|token|key|credential|secret|password|auth|policy)[\w.-]*)=)[^&#\s'\"\\]+"
+    r"(?<=://)(?:[^/\s@'\"]+|[^/\s@'\"]*:[^\s@'\"]+)(?=@)"
+    r"|(?<=[?&;#])((?i:[\w.-]*(?:sig|signature|token|key|credential|secret|password|auth|policy)[\w.-]*)=)[^&#\s'\"\\]+"
     r"|\b(?:hf_[A-Za-z0-9]{30,}|sk-[\w-]{32,}|gh[opsu]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16})\b"
 )
 Say = Callable[[str], None]

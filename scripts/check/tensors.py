@@ -10,7 +10,7 @@ from safetensors import safe_open
 from distributed.checkpoint_directory import read_manifest
 from distributed.low_memory import make_code_maps
 from model.architectures import read_model_config
-from model.language_model import stored_form
+from model.language_model import build_on_meta, parameter_names, stored_form, stored_shape
 from model.weight_files import stored_tensors
 from model.weights import Weights, tensors_of_checkpoint
 
@@ -79,16 +79,18 @@ def compare_export(
     bounds: (name, tensor of the checkpoint) -> the smallest and the largest value of the exported tensor before rounding; None:
     equal to the checkpoint. prefix: the beginning of the tensor's name in the checkpoint. read: reads a tensor from elsewhere.
     """
-    files, form, is_equal = stored_tensors(export), stored_form(read_model_config(str(export))), dict[str, bool]()
+    config = read_model_config(str(export))
+    files, form, is_equal, model = stored_tensors(export), stored_form(config), dict[str, bool](), build_on_meta(config)
+    rows = {name: stored_shape(model, parameter)[:1] for name, parameter in parameter_names(model).items()}
     for name in names:
         tensor = read(name) if read else stored(checkpoint).read(prefix + name)
+        tensor = tensor[: rows[name][0]] if rows.get(name) else tensor  # rows of padding are not exported
         low, high = (form(name, end) for end in (bounds(name, tensor) if bounds else (tensor, tensor)))
         for part in low:  # transformers may store a tensor in parts, such as single experts
             is_equal[part] = part in files
             if is_equal[part]:
                 with safe_open(files[part].file, framework="pt") as file:
                     weight = file.get_tensor(part)
-                # Rows of padding are not exported.
-                least, most = (ends[part][: len(weight)].to(weight.dtype) for ends in (low, high))
+                least, most = (ends[part].to(weight.dtype) for ends in (low, high))
                 is_equal[part] = weight.shape == least.shape and bool(((least <= weight) & (weight <= most)).all())
     return is_equal

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,7 @@ from scripts.verify.grammar import first_problem
 from training.checkpointer import FILE, METRICS, PREPARED, Entry, Record, not_given_up
 from training.description import counted
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, CERTIFICATE, EXPORT, SIGNATURE
+from training.identity import changes_here
 
 NOT_COMPARED = "not compared"  # in each line about files or entries that were not
 UNFINISHED = (
@@ -133,6 +135,9 @@ def check_files(run: Path, entries: list[Entry], head: str | None, allow_later: 
     yield check_inputs(list({entry.step: entry for entry in not_given_up(entries) if entry.kind == "start"}.values()))
     yield from _check_exports(run, entries)
     others = [path for path in (run / "checkpoints").glob("*") if not path.name.startswith("step-")]
+    others += [
+        path for path in [run / "config.json"] if path.exists() and path.name not in starts[-1].content["written"]
+    ]
     others += [path for path in sorted((run / "eval").rglob("*")) if not path.is_dir()]
     yield from (f"{path}: no entry names it, so {NOT_COMPARED}" for path in others)
 
@@ -184,7 +189,10 @@ def _check_metrics(run: Path, entries: list[Entry], last_start: Entry) -> str:
     # scripts/export.py may add its entry while the run trains.
     if num_later and any(entry.kind == "stop" for entry in entries[last_start.number :]):
         raise Differs(f"{path}: {num_later} rows at its end are in no entry, and the run had ended at {entries[-1]}")
-    rows = dict(read_rows(run))
+    rows = dict(keyed_rows := read_rows(run))
+    if len(rows) < len(keyed_rows):
+        step, kind = Counter(key for key, _ in keyed_rows).most_common(1)[0][0]
+        raise Differs(f"{path} has two rows of step {step} ({kind})")
     for (step, kind), entry in evaluations_of(entries).items():
         row = rows.get((step, kind))
         # A kill came before the evaluation's checkpoint was saved, and the next start dropped the row.
@@ -307,7 +315,7 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         written = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
         adapter = written.get("adapter", {})
         _compare_all(folder, written["files"], entry, NOT_IN_EXPORT_JSON)
-        if adapter:
+        if adapter or (folder == own and (run / ADAPTER_DIRECTORY).exists()):
             _compare_all(run / ADAPTER_DIRECTORY, adapter, entry, NOT_IN_EXPORT_JSON)
         if written["head"] not in [earlier.digest for earlier in entries[: entry.number - 1]]:
             raise Differs(f"{folder / EXPORT} names the head {written['head']}, which no entry before {entry} has")
@@ -317,12 +325,32 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         if written["checkpoint"] != entry.content["checkpoint"] or written["checkpoint"] not in tensors:
             raise Differs(f"{folder / EXPORT} is of no checkpoint of step {entry.step} that {FILE} has")
         start = start_before(entries, entry)
+        if folder == own:
+            _check_choice(folder, written, start, not_given_up(earlier))
         settings = _compare_beside_weights(folder, written, start)
         verdict = compare_tensors(run, folder, written, start.content, entry)
         count = len(written["files"]) + len(adapter)
         line = f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}, {verdict}; {settings}"
         notes = [name for name in (CARD, BOM, SIGNATURE) if (folder / name).exists()]
         yield line + (f"; {', '.join(notes)}: {NOT_COMPARED}" if notes else "")
+
+
+def _check_choice(folder: Path, written: dict, start: Entry, earlier: list[Entry]) -> None:
+    """Raise Differs unless the run's own export is of the weights that its settings name: by a budget, the best, or the last."""
+    config, weights, step = start.content["config"], written["weights"], written["step"]
+    if config["forgetting"]["max_kl"] is not None:
+        certificate = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
+        texts = {text["file"]: text["sha256"] for text in certificate["texts"]}
+        expected = {name: written[name] for name in ("step", "checkpoint", "averaged")}
+        expected |= {name: config["forgetting"][name] for name in ("max_kl", "min_gain")}
+        is_chosen = texts in [entry.content["files"] for entry in earlier if entry.kind == "certificate"]
+        is_chosen &= expected.items() <= certificate.items()
+    else:
+        last = max(entry.step for entry in earlier if entry.kind == "checkpoint")
+        is_chosen = CERTIFICATE not in written["files"] and not written.get("averaged")
+        is_chosen &= config["run"]["export"] == "best" if weights == "best" else step == last
+    if not is_chosen:
+        raise Differs(f"{folder}: the {weights} weights of step {step} are not those that {start} exports")
 
 
 def _base(start: dict) -> Path:
@@ -343,7 +371,9 @@ def _compare_beside_weights(folder: Path, written: dict, start: Entry) -> str:
     from training.checkpoint_export import differing_files  # loads the models of transformers
 
     with in_directory_of(start.content) as config:
-        differing = differing_files(folder, config, written)
+        changes, differing = changes_here(start.content), differing_files(folder, config, written)
+    if changes:
+        raise Differs(f"{start} has another base or settings than its identity: {'; '.join(changes)}")
     if differing:
         then, here = start.content["versions"]["transformers"], library_versions()["transformers"]
         raise Differs(
@@ -393,6 +423,7 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
     if weights:
         read, frozen = weights.read, sorted(weights.shapes.keys() - {*names})
         of_base = compare_export(folder, checkpoint, frozen, _kept, read=lambda name: read(name).float())
+        of_base |= dict.fromkeys({*names} - weights.shapes.keys(), False)  # such as a head that config.json ties
     wrong = sorted(name for name, same in (is_equal | of_base).items() if not same)
     wrong += sorted(files.keys() - is_equal.keys() - of_base.keys()) if weights else []
     for file in {tensor.file for tensor in files.values()}:

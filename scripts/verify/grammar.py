@@ -1,6 +1,5 @@
 """The grammar of a record: which entry may follow which, and what a later start must leave as an earlier one fixed it."""
 
-import math
 from collections.abc import Sequence
 
 from training.checkpointer import Entry, not_given_up
@@ -18,7 +17,7 @@ def first_problem(entries: Sequence[Entry]) -> str:
         if entry.kind == "start":
             problem, start = _problem_of_start(counted, stop, entry), entry
         elif entry.kind in ("checkpoint", "evaluation", "stop"):
-            total = start.content.get("total_steps", math.inf)  # missing in older records
+            total = start.content["total_steps"]
             if not start.step <= entry.step <= total:
                 problem = f"is of a step outside of those that {start} trains, which end at {total}"
         if entry.kind not in KINDS:

@@ -250,9 +250,13 @@ def compare_segment(segment: Segment, run: Path, replayed: Path, say: Say) -> in
     if lone or not reasons:
         raise Differs(problem)
     losses = [
-        (key[0], before[key][name], after[key].get(name)) for key in keys for name in before[key] if "/loss" in name
+        (key[0], before[key].get(name), after[key].get(name))
+        for key in keys
+        for name in before[key].keys() | after[key].keys()
+        if "/loss" in name
     ]
-    apart, largest = [_apart(*loss, segment) for loss in losses if loss[1] != loss[2]], 0.0
+    # Lists, because json.loads has a single NaN, which does not equal itself.
+    apart, largest = [_apart(*loss, segment) for loss in losses if [loss[1]] != [loss[2]]], 0.0
     if apart:
         share, largest, step = max(apart)
         if share > 1:
@@ -260,7 +264,7 @@ def compare_segment(segment: Segment, run: Path, replayed: Path, say: Say) -> in
             raise Differs(f"{what} ({'; '.join(reasons)}); {problem}")
     say(
         f"{steps} are not equal to the bit, as may be ({'; '.join(reasons)}): losses differ by {largest:.3g} at most, within "
-        "the bound of rounding; the tensors are not compared"
+        "the bound of rounding; the tensors and other curves are not compared"
     )
     return NOT_EXACT
 
@@ -273,7 +277,7 @@ def _apart(step: int, loss: Any, again: Any, segment: Segment) -> tuple[float, f
     """
     from scripts.check.runs import ALLOWED_LATER, STEPS  # loads the models of transformers
 
-    if not (isinstance(loss, float) and isinstance(again, float)):
+    if not (isinstance(loss, float) and isinstance(again, float) and math.isfinite(loss - again)):
         return math.inf, math.inf, step
     allowed, _ = ALLOWED_LATER[DTYPES[segment.start.content["config"]["model"]["compute_dtype"]]]
     bound = min(MOST, allowed * math.sqrt(max(1.0, (step - segment.first) / STEPS)))

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError
 from configs.load import config_of
 from data.find import find_examples, query_by_name, query_from_file, unmatched_names
 from scripts.chaos.launch import ROOT
 from scripts.verify.files import Differs
 from training.checkpointer import Entry, not_given_up, plan_after
+from training.identity import code_of_row
 
 
 def seen(entries: list[Entry], query: str) -> Iterator[str]:
@@ -36,6 +38,11 @@ def seen(entries: list[Entry], query: str) -> Iterator[str]:
         directory = start.content["directory"]
         with contextlib.chdir(directory if os.path.isdir(directory) else "."):  # another machine may lack the directory
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
+            for source in (config.data, *config.data.mix):
+                if source.row and not code_of_row(source.row):  # a function of a library may run what a row names
+                    raise UserError(
+                        f"data.row={source.row} is in no module beside train.py or in PYTHONPATH: not called"
+                    )
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = inputs.local.data
             requested = query_from_file(path, data) if path else query_by_name(query)

@@ -14,7 +14,7 @@ def check_timestamps(run: Path, entries: Sequence[Entry], trusted: Path | None) 
 
     trusted: a file with the certificates (PEM) of the service, or the file to which heads were appended; None: only count.
     """
-    tokens = sorted((run / FOLDER).glob("*.tsr"))
+    tokens = sorted(path for path in (run / FOLDER).glob("*.tsr") if path.is_file())  # a pipe has no end
     if trusted is None:
         if tokens:
             yield f"time stamps: {len(tokens)}, {NOT_COMPARED} without --timestamps"

@@ -1,6 +1,7 @@
 """Time stamps of a record: a real RFC 3161 service (openssl) on loopback, and a file elsewhere."""
 
 import json
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ def test_tokens_of_a_service_prove_entries(tmp_path, service) -> None:
         list(check_timestamps(run, record.read(), root))
     (run / FOLDER / "000002.tsr").unlink()
     (run / FOLDER / "000003.tsr").unlink()
+    os.mkfifo(run / FOLDER / "000002.tsr")  # would be read for ever
     (line,) = check_timestamps(run, record.read(), root)
     assert line.startswith("time stamps: 1, the newest of entry 1 (start") and "2 entries have none" in line
     (run / FOLDER / "000001.tsr").unlink()

@@ -27,7 +27,7 @@ from scripts.check import data as check_data
 from scripts.verify import files, replay
 from scripts.verify import seen as seen_module
 from scripts.verify.files import Differs, compare
-from scripts.verify.replay import EXACT, Segment, compare_segment, rows_of
+from scripts.verify.replay import EXACT, NOT_EXACT, Segment, compare_segment, rows_of
 from scripts.verify.seen import seen
 from tests.processes import run_python
 from training.checkpointer import Entry, Record, plan_after
@@ -35,6 +35,7 @@ from training.checkpointer import Entry, Record, plan_after
 IDENTITY = {part: {} for part in ("settings", "config.json", "versions", "the data", "the weights")}
 IDENTITY |= {part: {} for part in ("the tokenizer", "the code", "the scores' code")}
 CONFIG = {"run": {"deterministic": False, "log_every": 1}, "model": {"path": "not here"}, "lora": {"rank": 2}}
+CONFIG |= {"forgetting": {"max_kl": None}}
 START = {"written": {}, "files": {}, "started_by": "me", "approved_by": None, "world_size": 1, "processor": "p"}
 START |= {"threads": 1, "identity": IDENTITY, "devices": [{"device": "cpu"}], "config": CONFIG, "directory": "."}
 START |= {"step": 0, "total_steps": 12}
@@ -63,13 +64,13 @@ def save(record: Record, step: int, is_published: bool = True) -> Path:
 
 
 def export(record: Record, weights: bytes, is_published: bool = True, place: str = "export", **more: object) -> Path:
-    """Write an export of the checkpoint of step 2, averaged with the base, as a run does. `more` replaces keys of export.json."""
+    """Write an export of the checkpoint of step 2 with merged adapters, as a run does. `more` replaces keys of export.json."""
     folder = record.directory / f"export{'' if is_published else '.tmp'}"
     folder.mkdir(exist_ok=True)
     (folder / "model.safetensors").write_bytes(weights)
     tensors = next(entry.content["tensors"] for entry in record.read() if entry.kind == "checkpoint")
     files = {"model.safetensors": hashlib.sha256(weights).hexdigest()}
-    written = {"files": files, "weights": "last", "averaged": {"share": 0.5}, "head": record.head()}
+    written = {"files": files, "weights": "last", "step": 2, "kind": "merged", "head": record.head()}
     written |= {"checkpoint": tensors} | more
     (folder / "export.json").write_text(json.dumps(written))
     digest = sha256(folder / "export.json")
@@ -177,6 +178,51 @@ def test_an_export_follows_its_checkpoint_and_head(tmp_path) -> None:
     assert said(tmp_path / "run").endswith("nothing differs from the record")
 
 
+def twice(record: Record) -> None:
+    """A false row before the true one: a plot shows it, and a replay compares the last one."""
+    rows = b'{"step": 2, "train/loss": 0.001}\n{"step": 2, "train/loss": 5.0}\n'
+    (record.directory / "metrics.jsonl").write_bytes(rows)
+    save(record, 4)
+    record.append("pruning", metrics={"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()})
+
+
+def exports_another(record: Record, budget: float | None = None, **certificate: object) -> None:
+    """Export step 2 as the last weights of a run that has saved step 4, or with a certificate of another budget."""
+    config = CONFIG | {"forgetting": {"max_kl": budget, "min_gain": 0.0}}
+    record.append("start", **START | {"step": 2, "config": config})
+    record.append("certificate", step=2, files={"texts": "1"})
+    save(record, 4) if budget is None else None
+    averaged = {"share_of_tuned": 0.5}
+    tensors = next(entry.content["tensors"] for entry in record.read() if entry.kind == "checkpoint")
+    content = {"step": 2, "checkpoint": tensors, "averaged": averaged, "max_kl": 0.4, "min_gain": 0.0}
+    content |= {"texts": [{"file": "texts", "sha256": "1"}]} | certificate
+    (record.directory / "export").mkdir()
+    (path := record.directory / "export" / "certificate.json").write_text(json.dumps(content))
+    files = {name: hashlib.sha256(b"weights").hexdigest() for name in ("model.safetensors",)}
+    files |= {path.name: sha256(path)} if budget else {}
+    path.unlink() if budget is None else None
+    export(record, b"weights", files=files, averaged=averaged if budget else None)
+
+
+def test_certificate_is_of_export_and_settings(tmp_path) -> None:
+    for number, wrong in enumerate(({}, {"max_kl": 0.5}, {"step": 4}, {"checkpoint": "0"}, {"texts": []})):
+        record = start(run := tmp_path / str(number))
+        save(record, 2)
+        exports_another(record, 0.4, **wrong)
+        if wrong:
+            assert "export: the last weights of step 2 are not those that entry 3 (start, step 2) exports" in problem(
+                run
+            )
+        else:
+            assert "certificate" in said(run)
+
+
+def with_adapter(record: Record) -> None:
+    export(record, b"weights")
+    (path := record.directory / "adapter" / "adapter_config.json").parent.mkdir()
+    path.write_text("{}")
+
+
 def rolled_back(record: Record) -> None:
     path = save(record, 4)
     old = (path / "manifest.json").read_bytes()
@@ -224,6 +270,9 @@ def with_a_row(record: Record) -> None:
 
 
 FORGED = {
+    exports_another: "the last weights of step 2 are not those that entry 3 (start, step 2) exports",
+    with_adapter: "adapter/adapter_config.json is named by nothing that entry 3",
+    twice: "metrics.jsonl has two rows of step 2 (train)",
     with_a_row: "metrics.jsonl: 1 rows at its end are in no entry, and the run had ended at entry 4 (stop, step 4)",
     rolled_back: "step-000004/manifest.json is not the one of entry 4 (checkpoint, step 4)",
     planted: "step-000004.bad is named by no entry",
@@ -280,6 +329,13 @@ def with_other_tensors(record: Record) -> None:
     record.append("checkpoint", step=2, plan="", tensors="0" * 64, manifest="0" * 64)
 
 
+def without_plan(record: Record) -> None:
+    """An old record has no total_steps, with which any step would be within the plan."""
+    content = {name: value for name, value in START.items() if name != "total_steps"}
+    record.append("start", **content | {"step": 2})
+    save(record, 15)
+
+
 def of_no_kind(record: Record) -> None:
     record.append("audit", step=2)
 
@@ -294,6 +350,7 @@ UNGRAMMATICAL = {
     "end at 12",
     without_checkpoint: "entry 3 (start, step 1) continues from a step of which no entry has a checkpoint",
     with_other_tensors: "entry 3 (checkpoint, step 2) has other tensors than entry 2 (checkpoint, step 2), and no start has",
+    without_plan: "is not what a run writes: KeyError('total_steps')",
     of_no_kind: "entry 3 (audit, step 2) is of a kind that no run writes",
 }
 
@@ -352,11 +409,11 @@ def test_last_line_counts_what_was_not_compared(tmp_path) -> None:
         return done.returncode, done.stdout.splitlines()[-1]
 
     assert last_line() == (0, "everything was compared and is equal")
-    unknown = run / "checkpoints" / "notes", run / "eval" / "results.json"
+    unknown = run / "checkpoints" / "notes", run / "eval" / "results.json", run / "config.json"
     for path in unknown:
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
-    assert last_line() == (3, "equal as far as compared; not compared: 2 of the lines above")
+    assert last_line() == (3, "equal as far as compared; not compared: 3 of the lines above")
     assert all(f"{path}: no entry names it, so not compared" in said(run) for path in unknown)
 
 
@@ -473,6 +530,22 @@ def test_a_nan_loss_is_replayed(tmp_path) -> None:
         compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append)
 
 
+@pytest.mark.parametrize(
+    "loss", [b'"train/loss": NaN', b'"train/loss": Infinity', b'"train/loss": 1e999', b'"train/lr": 1']
+)
+def test_losses_that_are_no_numbers_have_no_bound(loss, tmp_path) -> None:
+    """On another processor only the losses are compared: hidden ones must not count as equal."""
+    run, again, row = tmp_path / "run", tmp_path / "again", b'{"step": 1, "train/loss": 5.0}\n'
+    config = CONFIG | {"model": {"path": "not here", "compute_dtype": "fp32"}}
+    save(start(run, b'{"step": 1, %b}\n{"step": 2, "train/loss": NaN}\n' % loss, processor="q", config=config), 2)
+    save(start(again, row + b'{"step": 2, "train/loss": NaN}\n', config=config), 2)
+    first, checkpoint = Record(run).read()
+    with pytest.raises(Differs, match="losses of step 1 differ by inf, "):
+        compare_segment(Segment(first, 0, [checkpoint]), run, again, lambda line: None)
+    (run / "metrics.jsonl").write_bytes((again / "metrics.jsonl").read_bytes().replace(b"5.0", b"5.001"))
+    assert compare_segment(Segment(first, 0, [checkpoint]), run, again, lambda line: None) == NOT_EXACT
+
+
 def test_seen_refuses_changed_data(monkeypatch, tmp_path) -> None:
     """The recorded plan belongs to the data of then. With another fingerprint or order, `--seen` proves nothing."""
     example = SimpleNamespace(digest="0123", where="data.jsonl, line 1", items=[5], names={"example", "known"})
@@ -482,7 +555,7 @@ def test_seen_refuses_changed_data(monkeypatch, tmp_path) -> None:
     inputs.plan = SimpleNamespace(items=batches.__getitem__)
     inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
     monkeypatch.setattr(check_data, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
-    monkeypatch.setattr(seen_module, "config_of", lambda config: SimpleNamespace(data=None))
+    monkeypatch.setattr(seen_module, "config_of", lambda config: SimpleNamespace(data=Data(())))
     monkeypatch.setattr(seen_module, "find_examples", lambda *arguments: [example])
     first = plan_after("", 1, ["of the data"], batches[0])
     plan = plan_after(first, 2, ["of the data"], batches[1])

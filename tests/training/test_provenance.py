@@ -83,6 +83,8 @@ def test_record_has_no_secrets(tmp_path, ranks, monkeypatch) -> None:
         text = (tmp_path / "run" / file).read_text()
         assert not any(secret in text for secret in SECRET) and "batch.tokens=4096" in text
         assert text.count("https://REDACTED@bucket.example/train.jsonl?part=1&X-Amz-Credential=REDACTED&") >= 2
+    for secret in ("s3://me:hun/ter2@bucket/x", "https://h/x#access_token=hunter2", "https://h/x;token=hunter2"):
+        assert "ter2" not in without_secrets(secret)
     kept = "/data/hf_cache_of_the_whole_department/sk-learn/x.jsonl?download=true"
     assert without_secrets(kept) == kept
 
