@@ -102,7 +102,7 @@ def pretend_device() -> Iterator[PretendDevice]:
         "get_device_properties": lambda device: SimpleNamespace(
             name="pretended GPU",
             total_memory=80 * 10**9,
-            major=8,  # an A100, for which varlen_attn of torch 2.15 takes flash, not cuDNN
+            major=9,  # an H100, for which varlen_attn of torch 2.15 prefers cuDNN's kernel
             minor=0,
         ),
         "mem_get_info": lambda device=None: (70 * 10**9, 80 * 10**9),
