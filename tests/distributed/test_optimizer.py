@@ -344,9 +344,9 @@ def stepped(memory: str, steps: range, state: tuple | None = None) -> tuple:
 def test_16n_equals_torch_adamw_bitwise(monkeypatch, ranks) -> None:
     (parameters, optimizer), (stock_parameters, stock) = ours, theirs = fresh("16N"), fresh("16N")
     stock.__class__ = torch.optim.AdamW
-    kernel, calls = module.fused_adamw_, []
+    kernel, calls = torch._fused_adamw_, []
     monkeypatch.setattr(
-        module, "fused_adamw_", lambda *lists, **options: (calls.append(lists), kernel(*lists, **options))
+        torch, "_fused_adamw_", lambda *lists, **options: (calls.append(lists), kernel(*lists, **options))
     )
     for step in range(2):
         take_step(parameters, optimizer, step, "16N")
