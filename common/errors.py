@@ -62,11 +62,11 @@ def missing_package(error: BaseException) -> str:
 
 
 def _ask_for_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print one line and exit with code 2 if a package of `REQUIREMENTS` is missing. Print any other exception as usual.
+    """Print one line and exit with code 2 for a UserError or a missing package of `REQUIREMENTS`. Print other exceptions as usual.
 
-    Scripts import such packages before they call `run_script`, and then only the interpreter's hook sees the error.
+    Scripts import modules before they call `run_script`, and then only the interpreter's hook sees the error.
     """
-    if sentence := missing_package(error):
+    if sentence := str(error) if isinstance(error, UserError) else missing_package(error):
         if _is_first_to_print(sentence):
             _print_error(sentence)
         exit_process(2)

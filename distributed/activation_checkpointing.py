@@ -124,9 +124,7 @@ def _in_tiles(
     return torch.cat(parts, 1)
 
 
-def _keep_expensive(
-    context: object, operator: torch._ops.OpOverload, *arguments: object, **options: object
-) -> CheckpointPolicy:
+def _keep_expensive(context: object, operator: Any, *arguments: object, **options: object) -> CheckpointPolicy:
     kept = operator.name().removesuffix(".default") in _EXPENSIVE
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
+from common.torch_private import private
 from distributed.checkpoint_directory import (
     PREVIOUS,
     Append,
@@ -53,6 +53,7 @@ from distributed.process_group import (
 from distributed.sharding import local
 from model.dtypes import dtype_name
 
+StateDictStager = private("distributed.checkpoint._state_dict_stager.StateDictStager")
 MOST_STEPS = 16  # within which an optimizer must have created its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that no checkpoint stores: the loop sets them
 Tensors = dict[str, torch.Tensor]

@@ -10,7 +10,6 @@ import pickle
 from typing import IO, Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -20,6 +19,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from common.torch_private import private
+
+_StorageInfo = private("distributed.checkpoint.filesystem._StorageInfo")
 OF_DCP = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 # The layout of a tensor, and the path at which the checkpoint was saved. Python 3.13 names the module of paths otherwise.
 IGNORED = (("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath"))
@@ -64,7 +66,7 @@ def read_index(file: IO[bytes], num_bytes: int) -> Metadata:
     return Metadata({**tensors}, storage_data=stored, storage_meta=StorageMeta(), version=index.get("version"))
 
 
-def _place(state: dict) -> _StorageInfo:
+def _place(state: dict) -> Any:
     """Return where a tensor lies. A compressed one is refused, because this project writes none."""
     name, offset, length = state["relative_path"], *_size((state["offset"], state["length"]))
     if "/" in name or state.get("transform_descriptors"):

@@ -3,11 +3,14 @@
 import logging
 
 import torch
-import torch._dynamo
+import torch.compiler.config
 from torch import nn
 
 from common.errors import UserError
+from common.torch_private import private
 
+private("_dynamo.config.specialize_float")
+_compiler = private("_dynamo.config")
 # The compiler's limit of graphs. At most 12 are needed: one for each kind of layer (with or without a window, checkpointed or not,
 # the first layer behind a frozen embedding) in training and in evaluation.
 GRAPHS = 32
@@ -23,9 +26,9 @@ def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
     """
     if any(hasattr(module, "top_k") for layer in layers for module in layer.modules()):
         raise UserError("model.compile=True: layers with experts are not compiled; set model.compile=False")
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    torch.compiler.config.recompile_limit = max(GRAPHS, torch.compiler.config.recompile_limit)
     # A layer's floats (scales, eps) are constants. Without this, torch traces forward and backward twice to find that out.
-    torch._dynamo.config.specialize_float = True
+    _compiler.specialize_float = True
     # torch warns of in-place operators inside a checkpoint with a policy. The models' layers have none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     for layer in layers:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch.distributed._functional_collectives import all_to_all_single_autograd
 
+from common.torch_private import private
 from distributed.sharding import set_timeouts
 
+all_to_all_single_autograd = private("distributed._functional_collectives.all_to_all_single_autograd")
 Exchange = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -39,6 +39,8 @@ def choose_device(local_rank: int, local_world: int) -> torch.device:
             os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+        # torch 2.15's varlen_attn prefers cuDNN on compute capability 9 and 10, even to FlashAttention 3. No test here ran it.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         _use_flash_attention_3(device)
         return device
     keep_freed_memory()
@@ -73,7 +75,10 @@ def devices_line(gathered: list[tuple[tuple[str, str], str, str]]) -> str:
         ranks = [rank for rank, name in enumerate(names) if name == kind]
         parts.append(f"{len(ranks)} x {kind}" + f" ({name_ranks(ranks)})" * (len(ranks) < len(names)))
     unlike = "; they are not alike, and the slowest sets the pace" if len(parts) > 1 else ""
-    return f"device: {' + '.join(parts)}, {backend}{where}{unlike}"
+    untried = ""
+    if backend == "NCCL" and torch.__version__ >= "2.14":  # NCCL2 is its default backend
+        untried = "; this project has not run on GPUs with torch 2.14 or later: run scripts/gpu_proof.sh first, or install torch<2.14"
+    return f"device: {' + '.join(parts)}, {backend}{where}{unlike}{untried}"
 
 
 def device_name(device: torch.device) -> str:

@@ -9,10 +9,12 @@ import math
 import torch
 from torch import nn
 
+from common.torch_private import private
 from distributed.gradients import gradient_of
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import flat_parts, local
 
+fused_adamw_ = private("_fused_adamw_")
 # Elements that are updated at once. This bounds the fp32 copies, which on a CPU stay in its cache.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
 LANES = 16  # fp32 numbers in a CPU's widest vector register
@@ -87,7 +89,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             value[:count].copy_(weight[part])
             g[:count].copy_(grad[part])
             exp_avg, exp_avg_sq = moments.read("exp_avg", part, exp_avg), moments.read("exp_avg_sq", part, exp_avg_sq)
-            torch._fused_adamw_(  # as torch.optim.AdamW(fused=True), in one pass
+            fused_adamw_(  # as torch.optim.AdamW(fused=True), in one pass
                 [value],
                 [g],
                 [exp_avg],

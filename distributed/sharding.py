@@ -13,14 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeout
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from common.errors import UserError
+from common.torch_private import private
 from configs.config import Model, Sharding
 from model.dtypes import DTYPES
 
+# torch < 2.15 has no public name.
+set_timeout = getattr(dist, "set_timeout", None) or private("distributed.distributed_c10d._set_pg_timeout")
+_backend_of = private("distributed.ProcessGroup._get_backend")
+private("_C._distributed_c10d.Backend.Options._timeout")
 PIECE_ROWS = 4096  # rows of all ranks in a piece of the head's gradient: in fp32 4096 x 4096 x 4 bytes = 67 MB
 
 
@@ -95,9 +99,9 @@ def make_mesh(device_type: str, world_size: int, sharding: Sharding) -> DeviceMe
 
 def set_timeouts(groups: Sequence[dist.ProcessGroup]) -> None:
     """Set the timeout of the default group, `run.timeout_minutes`, on further groups. torch's default is 10 (NCCL) or 30 minutes."""
-    options = _get_default_group()._get_backend(torch.device("cpu")).options
+    options = _backend_of(dist.group.WORLD, torch.device("cpu")).options
     for group in groups if options else ():  # a fake process group has no options
-        _set_pg_timeout(options._timeout, group)
+        set_timeout(options._timeout, group)
 
 
 def gathering_strategy(sharding: Sharding, mesh: DeviceMesh) -> str:

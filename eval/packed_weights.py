@@ -11,6 +11,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+OPERATORS = (
+    "_linear_pointwise",
+    "_reorder_linear_weight",
+    "_is_mkldnn_bf16_supported",
+)  # without them, nothing is packed
 ROWS = 32  # oneDNN chooses the layout of a weight for inputs of so many rows
 
 
@@ -29,7 +34,7 @@ def pack_weights(model: PreTrainedModel) -> PreTrainedModel:
 
 def _can_pack(dtype: torch.dtype) -> bool:
     """Return whether oneDNN can pack `dtype`. It packs bf16 only on a processor with AVX512 or AVX-NE-CONVERT."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

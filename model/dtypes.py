@@ -38,7 +38,4 @@ def has_native_bf16(device: torch.device) -> bool:
 
 def bf16_instructions() -> list[str]:
     """Return this CPU's instructions that multiply bf16, by torch's names: `amx_bf16`, `avx512_bf16`, or Arm's."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    older_checks = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
-    older_support = {name: getattr(torch.cpu, check, bool)() for name, check in older_checks.items()}
-    return sorted(name for name, on in {**older_support, **known}.items() if "bf16" in name and on)
+    return sorted(name for name, on in torch.cpu.get_capabilities().items() if "bf16" in name and on)

@@ -19,11 +19,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
+from common.torch_private import private
 from configs.config import Config, LoRA, Model
 from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
 from distributed.low_memory import new_moments
@@ -37,6 +35,11 @@ from model.lora import add_adapters
 from model.loss import HEAD_ROWS, LOSS_TOKENS, targets_per_chunk
 from model.packed_attention import DocumentLengths
 from model.product_attention import KEEP_PROBABILITIES
+
+FakeTensorMode = private("_subclasses.fake_tensor.FakeTensorMode")
+TorchDispatchMode = private("utils._python_dispatch.TorchDispatchMode")
+tree_leaves = private("utils._pytree.tree_leaves")
+grouped_mm = private("ops.aten._grouped_mm.default")
 
 FP32, MIB = 4, 2**20  # bytes
 # About 300 MB with lazy loading of kernels (CUDA >= 11.7), on the GPU of a PyTorch maintainer (pytorch#107667); more kernels are
@@ -410,12 +413,12 @@ class _LiveBytes(TorchDispatchMode):
         self.before: list[int] = []  # bytes when the forward of each layer starts
         self.at_backward: dict[int, int] = {}  # bytes when the backward of a layer starts
         self.peaks: dict[int, int] = {}  # most bytes during the backward of a layer
-        self._excluded = {tensor.untyped_storage()._cdata for tensor in excluded}
+        self._excluded = {id(tensor.untyped_storage()) for tensor in excluded}
         self._alive: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         kwargs = kwargs or {}
-        if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
+        if func is grouped_mm and args[0].dtype != torch.bfloat16:
             # Fake tensors support the products of experts in bf16 only. The result of any dtype has the same shape.
             result = func(args[0].bfloat16(), args[1].bfloat16(), *args[2:], **kwargs).to(args[0].dtype)
         else:
@@ -426,7 +429,7 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = id(storage), storage.nbytes()
         if key in self._alive or key in self._excluded:
             return
 

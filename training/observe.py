@@ -13,10 +13,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from common.errors import UserError
+from common.torch_private import private
 from distributed.device import mark, seconds_between
 from distributed.process_group import Ranks, StopSignal, gather_objects
 from distributed.rank_names import ranks_on_hosts
 
+record_memory_history = private("cuda.memory._record_memory_history")
+dump_snapshot = private("cuda.memory._dump_snapshot")
 SLOW = 1.5  # a straggler takes this many times as long as the median rank,
 PATIENCE = 5  # in this many consecutive rows of curves
 
@@ -73,13 +76,13 @@ def memory_snapshot(directory: Path, ranks: Ranks) -> Iterator[None]:
     if ranks.device.type != "cuda":
         yield
         return
-    torch.cuda.memory._record_memory_history(max_entries=100_000, stacks="python")
+    record_memory_history(max_entries=100_000, stacks="python")
     try:
         yield
     except torch.OutOfMemoryError as error:
         path, snapshot = directory / f"memory_rank_{ranks.rank}.pickle", ""
         with suppress(OSError):
-            torch.cuda.memory._dump_snapshot(str(path))
+            dump_snapshot(str(path))
             snapshot = f" {path} has what filled it (docs.pytorch.org/memory_viz draws it);"
         error.add_note(
             f"rank {ranks.rank} has no memory left:{snapshot} try a smaller batch.micro_batch, model.activation_checkpointing=full, "
@@ -87,7 +90,7 @@ def memory_snapshot(directory: Path, ranks: Ranks) -> Iterator[None]:
         )
         raise
     finally:
-        torch.cuda.memory._record_memory_history(enabled=None)
+        record_memory_history(enabled=None)
 
 
 class Pace:

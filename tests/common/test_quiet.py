@@ -1,10 +1,13 @@
-"""Imports and output of a program of ours at its start, in a new interpreter: few modules, and no lines of other libraries."""
+"""Imports and output of a program of ours at its start, in a new interpreter: few modules, no lines and no code of others."""
 
+import os
 import subprocess
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from tests.processes import run_python
+from tests.tiny import write_tiny_model
 
 pytestmark = pytest.mark.slow
 # Not needed before the first step of a run. transformers imports more such packages if they are installed.
@@ -55,3 +58,10 @@ def test_no_library_speaks(started) -> None:
     pytest.importorskip("torchao")
     assert started.stderr == ""
     assert started.stdout.splitlines()[1:2] == ["torchao True"] and "\nusage: plan.py" in started.stdout, started.stdout
+
+
+def test_no_layer_is_replaced_by_code_of_the_hub(tmp_path) -> None:
+    assert os.environ["USE_HUB_KERNELS"] == "NO"
+    assert not AutoModelForCausalLM.from_pretrained(
+        write_tiny_model(tmp_path)
+    ).use_kernels  # transformers 5.25: by default

@@ -15,6 +15,7 @@ from distributed import device, process_group
 def gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.setenv(name, "")  # so that monkeypatch restores the variable that choose_device sets
         monkeypatch.delenv(name)
@@ -37,6 +38,7 @@ def test_flash_attention_3_runs_on_hopper_if_installed(gpu, monkeypatch, install
     monkeypatch.setattr(device, "list_flash_attention_impls", lambda: ["FA3", "FA4"])
     device.choose_device(0, 1)
     assert activated == expected
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # varlen_attn of torch 2.15 would prefer it
 
 
 @pytest.mark.parametrize("launched, error", [(False, UserError), (False, RuntimeError), (True, UserError)])

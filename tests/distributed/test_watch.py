@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.torch_version import TorchVersion
 
 from common.errors import UserError
 from distributed.device import choose_device, devices_line
@@ -161,7 +162,8 @@ def test_ranks_behind_are_named_and_followers_not() -> None:
     )
 
 
-def test_different_devices_are_listed_with_their_ranks() -> None:
+def test_different_devices_are_listed_with_their_ranks(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.13.0"))
     h100 = [((f"host{node}", str(node)), "cuda", "NVIDIA H100 80GB HBM3") for node in (0, 0, 1, 1)]
     assert devices_line(h100[:2]) == "device: 2 x NVIDIA H100 80GB HBM3, NCCL, on 1 node"
     assert devices_line(h100) == "device: 4 x NVIDIA H100 80GB HBM3, NCCL, on 2 nodes"
@@ -170,7 +172,14 @@ def test_different_devices_are_listed_with_their_ranks() -> None:
         "device: 3 x NVIDIA H100 80GB HBM3 (ranks 0-2) + 1 x NVIDIA A100-SXM4-40GB (rank 3), NCCL, on 2 nodes; they are not "
         "alike, and the slowest sets the pace"
     )
-    assert devices_line([(("a", "0"), "cpu", "CPU (X, 1 thread each)")]) == "device: 1 x CPU (X, 1 thread each), gloo"
+    on_cpu = [(("a", "0"), "cpu", "CPU (X, 1 thread each)")]
+    assert devices_line(on_cpu) == "device: 1 x CPU (X, 1 thread each), gloo"
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.14.1+cu132"))
+    assert devices_line(on_cpu) == "device: 1 x CPU (X, 1 thread each), gloo"
+    assert devices_line(h100[:2]) == (
+        "device: 2 x NVIDIA H100 80GB HBM3, NCCL, on 1 node; this project has not run on GPUs with torch 2.14 or "
+        "later: run scripts/gpu_proof.sh first, or install torch<2.14"
+    )
 
 
 def test_fewer_gpus_than_local_ranks_are_refused(monkeypatch) -> None:

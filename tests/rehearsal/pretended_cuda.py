@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 
+import training.observe
 from tests.rehearsal.pretend_device import CPU, Names, Operators, PretendDevice, is_cuda
 
 
@@ -36,8 +37,13 @@ class _Event:
 class _Stream:
     """A stream in which all work is always done."""
 
+    stream_id, device_index, device_type = 0, 0, 1  # FSDP of torch 2.15 hands them to an operator that needs numbers
+
     def __init__(self, *args, **kwargs) -> None:
         pass
+
+    def is_capturing(self) -> bool:
+        return False
 
     def __getattr__(self, name: str):
         return lambda *args, **kwargs: _Event()
@@ -93,7 +99,12 @@ def pretend_device() -> Iterator[PretendDevice]:
         "is_initialized": lambda: True,
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_name": lambda device=None: "pretended GPU",
-        "get_device_properties": lambda device: SimpleNamespace(name="pretended GPU", total_memory=80 * 10**9),
+        "get_device_properties": lambda device: SimpleNamespace(
+            name="pretended GPU",
+            total_memory=80 * 10**9,
+            major=9,  # an H100, for which varlen_attn of torch 2.15 prefers cuDNN's kernel
+            minor=0,
+        ),
         "mem_get_info": lambda device=None: (70 * 10**9, 80 * 10**9),
         "max_memory_allocated": lambda device=None: 0,
         "synchronize": lambda device=None: device_waits(device),
@@ -123,7 +134,7 @@ def pretend_device() -> Iterator[PretendDevice]:
             (torch, "mm", mm),
             (torch.distributed, "init_process_group", gloo),
             (torch.distributed.Work, "wait", wait_in_stream),
-            (torch.cuda.memory, "_record_memory_history", lambda *args, **options: None),
+            (training.observe, "record_memory_history", lambda *args, **options: None),
             (torch.accelerator, "current_stream", lambda *args: stream),
             (torch.Tensor, "device", place),
             (torch.Tensor, "is_cuda", property(device.has)),

@@ -20,6 +20,7 @@ from tests.tiny import tiny_config
 @pytest.fixture
 def gpu():
     with pretend_device() as device:
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as choose_device does
         yield device
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch.nn.attention import SDPBackend
 
 
 def varlen_forward(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False, scale=None, window_size=None, *rest):
@@ -11,6 +12,7 @@ def varlen_forward(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False,
         assert tensor.dtype in (torch.bfloat16, torch.float16) and tensor.dim() == 3 and tensor.stride(-1) == 1
     assert cu_q.dtype == cu_k.dtype == torch.int32 and cu_q.is_contiguous() and cu_k.is_contiguous()
     assert isinstance(max_q, int) and max_q == int(cu_q.diff().max())
+    assert rest[4:] in ((), (SDPBackend.FLASH_ATTENTION.value,)), "torch 2.15 chose cuDNN's kernel"
     output = torch.empty_like(query)
     lse = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
     for part, probabilities, sums in _documents(query, key, cu_q, scale, is_causal, window_size):

@@ -7,6 +7,7 @@ import torch
 
 from common.errors import UserError
 from distributed.process_group import Ranks
+from training import observe
 from training.observe import PATIENCE, Pace, Profile, memory_snapshot
 
 CPU = Ranks(0, 1, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
@@ -15,8 +16,8 @@ GPU = Ranks(3, 8, 3, torch.device("cuda", 3), None)  # type: ignore[arg-type]
 
 def test_out_of_memory_error_names_the_snapshot(tmp_path, monkeypatch) -> None:
     recorded = []
-    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *a, **options: recorded.append(options))
-    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_text("blocks"))
+    monkeypatch.setattr(observe, "record_memory_history", lambda *a, **options: recorded.append(options))
+    monkeypatch.setattr(observe, "dump_snapshot", lambda path: Path(path).write_text("blocks"))
 
     def step() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
