@@ -14,19 +14,13 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PretrainedConfig
 
-<<<<<<< HEAD
 from common.errors import UserError
-=======
 from common.torch_private import private
->>>>>>> torch215
 from data.batches import MicroBatch, StepBatch
 from distributed.sharding import local_shard, sum_over_shards
 
-<<<<<<< HEAD
 CHOICES = ("top_k_index", "router_indices")  # transformers' names of the input with each token's experts
-=======
 current_graph_task_id = private("_C._current_graph_task_id")  # -1 outside of a backward
->>>>>>> torch215
 GROUPS = 4  # groups of consecutive layers, each with its own curves
 
 # --- EWC --------------------------------------------------------------------------------------------------------------
@@ -91,7 +85,6 @@ class Routers:
     ) -> None:
         """Register a hook on the experts and the router of every layer of the model, which may be sharded.
 
-<<<<<<< HEAD
         `router_aux` is the config key of that name. Raises UserError if it is above 0 and the model's routers give no scores.
         """
         self.factor = auxiliary_factor(router_aux, config)
@@ -125,14 +118,7 @@ class Routers:
 
     def _records(self) -> bool:
         """Return False in the second forward of activation checkpointing, which runs within backward."""
-        return self.is_recording and torch._C._current_graph_task_id() == -1
-=======
-    def _record(self, parts: list, router: nn.Module, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
-        # The second forward of activation checkpointing runs within backward and would be recorded twice.
-        if self.is_recording and current_graph_task_id() == -1:
-            scores, _, chosen = output
-            parts.append((scores if self.factor else scores[:, :0], chosen))
->>>>>>> torch215
+        return self.is_recording and current_graph_task_id() == -1
 
     def start(self, step: StepBatch) -> None:
         """Begin to record a step."""
