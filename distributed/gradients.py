@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
+from common.torch_private import private
 from distributed.sharding import local, sum_over_shards
+
+foreach_norm, foreach_div_ = private("_foreach_norm"), private("_foreach_div_")  # one launch on a GPU for many tensors
 
 NORM_HISTORY = 128  # gradient norms in the history to which a norm is compared
 MIN_HISTORY = 64  # norms before the first spike can be detected
@@ -28,15 +31,14 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """
     gradients = [gradient_of(parameter) for parameter in parameters]
     parts = [part for gradient in gradients for part in local(gradient).flatten().split(NORM_ELEMENTS)]
-    norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]
+    norms = foreach_norm(parts, 2, dtype=torch.float32)
     return sum_over_shards(torch.stack(norms).square().sum(), gradients[0]).sqrt()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: float) -> None:
     """Scale this rank's gradients so that the global norm is at most `max_norm`. `norm` is a finite `gradient_norm`."""
-    if norm > max_norm:
-        for parameter in parameters:
-            local(gradient_of(parameter)).div_(norm / max_norm)
+    if norm > max_norm:  # not `_foreach_mul_`, whose factor torch 2.13 rounds to bf16 for bf16 tensors on a CPU
+        foreach_div_([local(gradient_of(parameter)) for parameter in parameters], norm / max_norm)
 
 
 def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> bool:
