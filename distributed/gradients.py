@@ -9,7 +9,7 @@ from torch import nn
 from common.torch_private import private
 from distributed.sharding import local, sum_over_shards
 
-foreach_norm, foreach_div_ = private("_foreach_norm"), private("_foreach_div_")  # one launch on a GPU for many tensors
+foreach_norm = private("_foreach_norm")  # on a GPU, one launch for many tensors
 
 NORM_HISTORY = 128  # gradient norms in the history to which a norm is compared
 MIN_HISTORY = 64  # norms before the first spike can be detected
@@ -37,8 +37,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: float) -> None:
     """Scale this rank's gradients so that the global norm is at most `max_norm`. `norm` is a finite `gradient_norm`."""
-    if norm > max_norm:  # not `_foreach_mul_`, whose factor torch 2.13 rounds to bf16 for bf16 tensors on a CPU
-        foreach_div_([local(gradient_of(parameter)) for parameter in parameters], norm / max_norm)
+    if norm > max_norm:
+        for parameter in parameters:
+            local(gradient_of(parameter)).div_(norm / max_norm)
 
 
 def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> bool:

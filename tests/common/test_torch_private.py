@@ -24,7 +24,7 @@ def uses(tree: ast.Module) -> list[str]:
 
 
 def test_every_private_name_is_looked_up_at_import() -> None:
-    assert 0 < len(LOOKED_UP) <= 16  # a new one needs a reason
+    assert 0 < len(LOOKED_UP) <= 17  # a new one needs a reason
     found = {f"{path.relative_to(ROOT)}: {use}" for path in FILES for use in uses(ast.parse(path.read_text()))}
     # eval/packed_weights.py asks for these three before it uses them, and packs nothing without them.
     assert {use for use in found if "torch.ops.mkldnn._" not in use} == set()
