@@ -165,6 +165,8 @@ class Routers:
         experts it is 1/E. `router/entropy` is the entropy of a layer's load divided by log E, averaged over the layers of the
         group; for an even load it is 1.
         """
+        if not self.chosen:  # Llama 4 weights all experts of its layers, and none counts choices
+            return {}
         dist.all_reduce(self.window)
         window, layers = self.window.double().cpu(), len(self.chosen)
         shares = window / window.sum(dim=1, keepdim=True).clamp(min=1)

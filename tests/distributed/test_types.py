@@ -1,0 +1,77 @@
+"""Types that the start proves train through train.py: equal on 1 and 2 ranks, to the bit after a stop, and exported for transformers."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from data.tokens import load_tokenizer
+from tests.distributed.launch import ENVIRONMENT, assert_same_update, launch, rows, run_of, workplace
+from tests.processes import run_ranks
+from tests.tiny import encode_one, write_tiny_model
+
+pytestmark = pytest.mark.slow
+
+WORKER = Path(__file__).parents[1] / "model" / "types_worker.py"
+# TYPES=all also trains the types of SHOWN that the suite has no time for, and every type of transformers on 2 ranks.
+EVERY = os.environ.get("TYPES") == "all"
+SHOWN = ("qwen3_5_text", "llama4_text", "deepseek_v3")
+SHOWN += ("gemma4_text", "lfm2", "granitemoehybrid", "glm4_moe", "mixtral", "gpt2", "gpt_neox") if EVERY else ()
+FEW = [t for t in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if hashlib.sha256(t.encode()).digest()[0] % 24 == 0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("types")
+    workplace(
+        folder, 12, 3, data="packing=True", optimizer="max_steps=3", run="keep_last=9, save_every=1, eval_every=3"
+    )
+    for family in SHOWN:
+        write_tiny_model(folder / family, family, tied=False)
+    for world in (1, 2):
+        runs = []
+        for family in SHOWN:
+            settings = (f"model.path={folder / family}", f"batch.micro_batch={2 // world}")
+            runs.append(run_of(folder, f"{family}-{world}", *settings))
+            if world == 2:
+                stopped = f"{family}-stopped"
+                runs += [run_of(folder, stopped, *settings, "run.stop_at=2"), run_of(folder, stopped, *settings)]
+        launch(folder, f"world{world}", world, runs)
+    return folder
+
+
+@pytest.mark.parametrize("family", SHOWN)
+def test_proved_type_trains_stops_and_exports(folder, family) -> None:
+    runs = folder / "runs"
+    assert_same_update(runs / f"{family}-2", runs / f"{family}-1")
+    assert_same_update(runs / f"{family}-stopped", runs / f"{family}-2", limit=0)
+    start = json.loads((runs / f"{family}-2" / "record.jsonl").read_text().splitlines()[0])
+    assert start["proof"]["packed"] is (family != "llama4_text")
+    export = runs / f"{family}-2" / "export"
+    model, tokenizer, losses = (
+        AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32),
+        load_tokenizer(str(export)),
+        [],
+    )
+    for line in (folder / "validation.jsonl").read_text().splitlines():
+        ids, targets = encode_one(tokenizer, json.loads(line))
+        losses.append(model(torch.tensor([ids])).logits[0].log_softmax(-1)[range(len(ids) - 1), ids[1:]][targets[1:]])
+    *_, last = rows(runs / f"{family}-2", "validation/loss").values()
+    assert last["validation/loss"] == pytest.approx(-torch.cat(losses).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [2] if not EVERY else [1, 2])
+def test_types_train_as_transformers_or_are_refused(tmp_path, world_size) -> None:
+    file = tmp_path / "types.json"
+    process = run_ranks(world_size, WORKER, file, *([] if EVERY else FEW), **ENVIRONMENT)
+    assert process.returncode == 0, process.stderr[-3000:]
+    outcomes = json.loads(file.read_text())
+    assert set(outcomes) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if EVERY else FEW)
+    kinds = ("packed", "alone: ", "refused: ", "text part: ", "no config: ")
+    assert {kind: words for kind, words in outcomes.items() if not words.startswith(kinds)} == {}
+    assert sum(words == "packed" for words in outcomes.values()) >= len(outcomes) / 2
