@@ -37,6 +37,9 @@ def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.
     declared = {n for module in model.modules() for n in (getattr(module, "_no_split_modules", None) or ())}
     names = declared if layer_class is None else {layer_class}
     layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers and layer_class is None:  # a type that declares none: the longest list of equal modules
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(layer) for layer in m}) == 1]
+        layers = list(max(lists, key=len, default=[]))
     if not layers:
         classes = sorted({type(m).__name__ for m in model.modules() if "Layer" in type(m).__name__})
         raise UserError(

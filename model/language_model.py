@@ -426,6 +426,7 @@ def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None
     transformers does the same after it has built a model on meta.
     """
     for module in model.causal_lm.modules():
+        module._is_hf_initialized = False  # pyright: ignore[reportArgumentType]  # or a second call computes nothing
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype

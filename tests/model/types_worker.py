@@ -145,6 +145,8 @@ def main() -> None:
             paths = read_on_first(lambda: tempfile.mkdtemp(), ranks)
             try:
                 outcomes[kind] = outcome(kind, Path(paths), ranks)
+            except UserError as error:
+                outcomes[kind] = f"refused: {error}"
             except Exception:  # noqa: BLE001  the table has it, and the test fails
                 outcomes[kind] = f"traceback: {traceback.format_exc(limit=-3)}"
             if ranks.rank == 0:

@@ -47,7 +47,14 @@ def described(
     config = dataclasses.replace(CONFIG, model=Model(str(folder)), data=data, run=Run("r", str(folder), **options))
     (folder / "r").mkdir(exist_ok=True)
     inputs = SimpleNamespace(
-        train=train, validation=None, plan=plan, total_steps=steps, warmup_steps=0, peak_share=1.0, questions=None
+        train=train,
+        validation=None,
+        plan=plan,
+        total_steps=steps,
+        warmup_steps=0,
+        peak_share=1.0,
+        questions=None,
+        keep=None,
     )
     inputs.deal = lambda step: DEAL
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
