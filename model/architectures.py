@@ -183,7 +183,6 @@ def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> He
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
-    softcap = getattr(config, "final_logit_softcapping", None) or getattr(
-        config, "output_logit_soft_cap", None
-    )  # Gemma 2, xLSTM
+    caps = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")  # Gemma 2, xLSTM, Recurrent Gemma
+    softcap = next((value for name in caps if (value := getattr(config, name, None))), None)
     return HeadSettings(scale, softcap, num_tokens)

@@ -46,6 +46,7 @@ WINDOW = 8  # tokens; sliding windows and chunks of the small model, shorter tha
 MOST_PARAMETERS = 2**30  # of the small model, 4 GiB in fp32
 # Relative errors in fp32. Rounding gives up to 1e-6 and 1e-4 (deep recurrences 6e-4); a leak or a wrong mask 1e-3 to 1.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3
+HEAD_FACTOR = 8  # for logits of several nats
 INSIDE_EXPERTS = 1e-4  # the rounding of a product over an expert's tokens depends on their number
 
 
@@ -64,7 +65,7 @@ class Proof:
         if not self.size:
             return []
         line = (
-            f"proved {kind} with {self.size}: loss within {self.loss_error:.0e}, gradients within {self.gradient_error:.0e} of "
+            f"proved {kind} with {self.size}: loss within {max(self.loss_error, 1e-8):.0e}, gradients within {max(self.gradient_error, 1e-8):.0e} of "
             "transformers, documents isolated, files equal"
         )
         if self.packed:
@@ -176,6 +177,7 @@ def _random_model(small: PretrainedConfig) -> PreTrainedModel:
         for name, value in [*theirs.named_parameters(), *theirs.named_buffers()]:
             if name in persistent and value.is_floating_point() and value.dim() < 2 and "A_log" not in name:
                 value += 0.1 * torch.randn_like(value)
+        theirs.get_output_embeddings().weight *= HEAD_FACTOR  # or a cap of the logits could be overlooked
     return theirs
 
 

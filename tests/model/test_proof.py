@@ -9,6 +9,7 @@ import model.proof
 from common.errors import UserError
 from model import language_model, mixers
 from model.architectures import is_proved, read_model_config
+from model.loss import HeadSettings
 from model.proof import prove, shrink
 from tests.tiny import AT_START, tiny_config, write_tiny_model
 
@@ -65,6 +66,12 @@ def test_persistent_buffer_of_initialisation_is_refused(tmp_path, monkeypatch) -
     monkeypatch.setattr(language_model, "persistent_buffers", lambda packed: {})
     with pytest.raises(UserError, match="deepseek_v3 cannot be trained here: the loss differs"):
         prove(tiny_config("deepseek_v3", tied=False), CPU, tmp_path)
+
+
+def test_cap_of_the_logits_is_not_overlooked(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(language_model, "head_settings", lambda config, tokens: HeadSettings(num_tokens=tokens))
+    with pytest.raises(UserError, match="gemma4_text cannot be trained here: the loss differs"):
+        prove(tiny_config("gemma4_text", tied=False, final_logit_softcapping=30.0), CPU, tmp_path)
 
 
 def test_random_numbers_of_train_mode_are_refused(tmp_path, monkeypatch) -> None:
