@@ -36,7 +36,13 @@ def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.
     """
     declared = {n for module in model.modules() for n in (getattr(module, "_no_split_modules", None) or ())}
     names = declared if layer_class is None else {layer_class}
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    layers, inside = [], ()
+    for name, module in model.named_modules():
+        if type(module).__name__ in names and not name.startswith(
+            inside
+        ):  # Falcon Mamba declares a layer and its mixer
+            inside = (*inside, f"{name}.")
+            layers.append(module)
     if not layers and layer_class is None:  # a type that declares none: the longest list of equal modules
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(layer) for layer in m}) == 1]
         layers = list(max(lists, key=len, default=[]))

@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import model.proof
 from common.errors import UserError
 from data.batches import collate
+from distributed.gradients import gradient_norm
 from distributed.process_group import Ranks, process_group, read_on_first
 from model.architectures import check_supported, read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
@@ -37,13 +38,16 @@ from tests.sharded import shard_model
 from tests.tiny import any_tiny_config
 
 MOST_PARAMETERS = 50_000_000  # of a tiny model; its sizes have other names than those of tests/tiny.py
-LENGTHS, STEPS, RATE, TOLERANCE = (37, 5, 64, 21), 3, 0.001, 1e-5
+LENGTHS, STEPS, RATE, TOLERANCE = (37, 5, 64, 21), 3, 0.02, 1e-5
 
 
 def outcome(kind: str, folder: Path, ranks: Ranks) -> str:
     """Train the type on all ranks, and return the outcome. A collective."""
     try:
-        config = any_tiny_config(kind)
+        try:
+            config = any_tiny_config(kind)
+        except Exception as error:  # noqa: BLE001  of any of 196 types
+            return f"no config: {' '.join(str(error).split())[:160]}"
         text = config.get_text_config()
         if text is not config and text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return f"text part: {text.model_type}"
@@ -104,7 +108,7 @@ def _losses(packed: PackedLanguageModel, source: InMemory, ranks: Ranks) -> list
 
         loss = chunked(packed.head, packed(batch), batch, token_losses) / (sum(LENGTHS) - len(LENGTHS))
         loss.backward()
-        optimizer.step()
+        _step(optimizer, packed)
         optimizer.zero_grad()
         parts = torch.cat(kept).split([LENGTHS[item] - 1 for item in items])
         rows = [dict(zip(items, (part.sum().item() for part in parts), strict=True))] * ranks.world_size
@@ -112,6 +116,13 @@ def _losses(packed: PackedLanguageModel, source: InMemory, ranks: Ranks) -> list
             dist.all_gather_object(rows, rows[0])
         step_losses += [loss for _, loss in sorted({k: v for row in rows for k, v in row.items()}.items())]
     return step_losses
+
+
+def _step(optimizer: torch.optim.SGD, trained: torch.nn.Module) -> None:
+    """Move the weights by a distance of RATE, however large the gradient is, so that steps do not amplify rounding."""
+    norm = gradient_norm([parameter for parameter in trained.parameters() if parameter.grad is not None])
+    optimizer.param_groups[0]["lr"] = RATE / norm.item()
+    optimizer.step()
 
 
 def _expected(path: Path) -> list[float]:
@@ -126,7 +137,7 @@ def _expected(path: Path) -> list[float]:
             step_losses.append(loss.item())
             total = total + loss
         (total / (sum(LENGTHS) - len(LENGTHS))).backward()
-        optimizer.step()
+        _step(optimizer, theirs)
         optimizer.zero_grad()
     return step_losses
 
