@@ -160,6 +160,7 @@ def main() -> None:
     outcomes = {}
     with process_group(7.0) as ranks:
         for kind in kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+            ranks.watch.at(kind)  # or the watch would take a long table for a rank that hangs
             paths = read_on_first(lambda: tempfile.mkdtemp(), ranks)
             try:
                 outcomes[kind] = outcome(kind, Path(paths), ranks)
