@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D  # GPT-2's transposed matrix, no convolution
 
 from distributed.process_group import Ranks, barrier, gather_objects
 from model.dtypes import dtype_name
@@ -94,7 +95,7 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
     matrices = [
         (parameter, experts_per_token / parameter.shape[0] if parameter.dim() == 3 else 1)  # `(experts, rows, columns)`
         for module in model.modules()
-        if module is not model.head and (isinstance(module, torch.nn.Linear) or hasattr(module, "num_experts"))
+        if module is not model.head and (isinstance(module, torch.nn.Linear | Conv1D) or hasattr(module, "num_experts"))
         for parameter in module.parameters(recurse=False)
         if parameter.dim() == 3 or parameter is getattr(module, "weight", None)
     ]
@@ -114,12 +115,16 @@ def _matrix_flops(matrix: torch.Tensor) -> float:
 
 
 def attention_heads(config: PretrainedConfig) -> tuple[int, int, int]:
-    """Return a layer's number of query heads, its number of key-value heads, and the head dimension."""
+    """Return a layer's number of query heads, its number of key-value heads, and the head dimension.
+
+    If layers differ (Gemma 4), the head dimension is the largest one.
+    """
     heads = getattr(config, "num_attention_heads", 0)
     if not isinstance(heads, int) or not heads:  # no attention (Mamba), or another number of heads in each layer
         return 0, 0, 0
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+    largest = max(getattr(layer, "head_dim", None) or 0 for layer in config.per_layer_config)
+    return heads, kv_heads, largest or config.hidden_size // heads
 
 
 def document_costs(work: Work) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
