@@ -349,7 +349,8 @@ def name_rope_as_before(path: Path) -> None:
     rope = config.get("rope_parameters") or {}
     full = rope.get("full_attention", rope)
     apart = {key: full[key] for key in ("rope_theta", "partial_rotary_factor") if key in full}
-    if full.get("rope_type", "default") not in ("default", "longrope"):  # Phi 3 had other fields for that
+    # Phi 3 had other fields for longrope, and Gemma 4, with proportional, is younger than these names.
+    if full.get("rope_type", "default") not in ("default", "longrope", "proportional"):
         apart |= {"rope_scaling": {key: value for key, value in full.items() if key not in apart}}
     write_json(path, config | apart)
 
