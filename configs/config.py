@@ -235,9 +235,8 @@ class Run:
     check: Literal["auto", "off", "only"] = "auto"
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: Literal["last", "best"] = "last"  # which checkpoint is exported as a Hugging Face directory
-    export_mtp: bool = (
-        True  # copy tensors that transformers does not load (multi-token prediction) from the base to the export
-    )
+    # Copy the tensors that transformers does not load (multi-token prediction) from the base to the export
+    export_mtp: bool = True
     # The evaluation curve that decides which checkpoint is best: validation/loss | f1 | forgetting/kl ...
     # Write NAME:max or NAME:min for a curve whose better direction is not known
     best_by: str = "validation/loss"

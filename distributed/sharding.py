@@ -38,9 +38,8 @@ def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.
     names = declared if layer_class is None else {layer_class}
     layers, inside = [], ()
     for name, module in model.named_modules():
-        if type(module).__name__ in names and not name.startswith(
-            inside
-        ):  # Falcon Mamba declares a layer and its mixer
+        # Falcon Mamba declares a layer, and its mixer inside it.
+        if type(module).__name__ in names and not name.startswith(inside):
             inside = (*inside, f"{name}.")
             layers.append(module)
     if not layers and layer_class is None:  # a type that declares none: the longest list of equal modules

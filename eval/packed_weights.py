@@ -11,11 +11,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-OPERATORS = (
-    "_linear_pointwise",
-    "_reorder_linear_weight",
-    "_is_mkldnn_bf16_supported",
-)  # without them, nothing is packed
+# Private operators of torch. Without them, nothing is packed.
+OPERATORS = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 ROWS = 32  # oneDNN chooses the layout of a weight for inputs of so many rows
 
 

@@ -16,13 +16,8 @@ import numpy as np
 
 LEVEL = 0.95  # probability that the mean is within its bound, for each mean alone
 BET = 0.95  # near 1, because a budget is a small share of the cap; below 1, so that no value ruins the gambler
-BETS = (
-    0.05,
-    0.1,
-    0.2,
-    0.4,
-    0.95,
-)  # for values that spread widely around their mean: only a small bet wins against that
+# For values that spread widely around their mean: only a small bet wins against such a spread.
+BETS = (0.05, 0.1, 0.2, 0.4, 0.95)
 CAP = 4  # times the budget: a KL above it counts as this much
 METHOD = "betting bound of the mean (arXiv:2010.09686); alphas tested in a fixed order (arXiv:2110.01052)"
 

@@ -28,9 +28,8 @@ PROVED = (
     "helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe",
     "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 )  # fmt: skip
-RANDOM = re.compile(
-    "dropout|pdrop$|layerdrop|jitter|drop_rate"
-)  # keys whose value makes train mode draw random numbers
+# Keys of config.json whose value makes train mode draw random numbers.
+RANDOM = re.compile("dropout|pdrop$|layerdrop|jitter|drop_rate")
 
 
 def copy_licences(source: str | Path, target: Path) -> None:

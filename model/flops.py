@@ -134,7 +134,7 @@ def document_costs(work: Work) -> Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def layer_windows(config: PretrainedConfig) -> list[int | None]:
-    """Return the sliding window of each layer with attention: the number of tokens that a query sees, itself included. None: all before it."""
+    """Return the sliding window of each layer with attention: the tokens that a query sees, itself included. None: all before it."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:

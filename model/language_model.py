@@ -50,7 +50,7 @@ class PackedLanguageModel(nn.Module):
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
         self.context: Context | None = None  # `parallelize` sets it if ranks share a micro-batch
         self.is_packed = True  # False: each document has its own forward (`one_document_at_a_time`)
-        self._boundaries = mixers.split_documents(causal_lm)
+        self.boundaries = mixers.split_documents(causal_lm)
         modules = [(name, module) for name, module in causal_lm.named_modules() if isinstance(module, nn.Embedding)]
         self._by_token = [m for name, m in modules if m is self.embedding or "embed_tokens" in name]
         lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
@@ -71,11 +71,6 @@ class PackedLanguageModel(nn.Module):
         base = self.causal_lm.base_model
         return base if base is not self.causal_lm else self.causal_lm.model
 
-    @property
-    def has_mixers(self) -> bool:
-        """Whether the model has layers with a state (convolutions, recurrences), which model/mixers.py runs once per document."""
-        return bool(self._boundaries)
-
     def one_document_at_a_time(self) -> None:
         """Let transformers compute each document by itself, with its own attention: for models that cannot be packed."""
         self.is_packed = False
@@ -93,7 +88,7 @@ class PackedLanguageModel(nn.Module):
 
     def _packed(self, batch: MicroBatch) -> torch.Tensor:
         lengths = batch.document_lengths
-        self._boundaries.lengths = lengths
+        self.boundaries.lengths = lengths
         return self._base(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -106,9 +101,8 @@ class PackedLanguageModel(nn.Module):
         if isinstance(self, FSDPModule) and dist.get_world_size() > 1:
             forwards = torch.tensor(len(documents), device="cpu")  # so that no rank waits for its GPU
             dist.all_reduce(forwards, dist.ReduceOp.MAX)
-            documents += [documents[0][:, :2]] * (
-                int(forwards) - len(documents)
-            )  # the gradients of these states are zero
+            # No target is predicted from the states of these documents, so their gradients are zero.
+            documents += [documents[0][:, :2]] * (int(forwards) - len(documents))
         states = [self._base(input_ids=ids, use_cache=False).last_hidden_state for ids in documents]
         return torch.cat(states, dim=1)
 
@@ -300,7 +294,8 @@ def whole_copy(
 ) -> PreTrainedModel:
     """Copy the parameters into a plain transformers model for generation, whole on every rank, in eval mode. A collective.
 
-    `parameters` are the `tensors_in_files` of a model built from `config` and may be sharded; rows of padding are cut off. Each is cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
+    `parameters` are the `tensors_in_files` of a model built from `config` and may be sharded; rows of padding are cut off. Each is
+    cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
     `merge` is the result of `merged`. The copy takes `dtype.itemsize` bytes per parameter until its last reference is gone.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -26,14 +26,11 @@ CHUNK = 64  # tokens that the recurrences of transformers compute together
 
 
 class Boundaries:
-    """The lengths of the documents in the micro-batch of the current forward, in tokens. False if no mixer reads them."""
+    """The lengths of the documents in the micro-batch of the current forward, in tokens, and the number of mixers that read them."""
 
     def __init__(self) -> None:
         self.lengths: tuple[int, ...] = ()
         self.num_mixers = 0
-
-    def __bool__(self) -> bool:
-        return self.num_mixers > 0
 
 
 def split_documents(causal_lm: nn.Module) -> Boundaries:

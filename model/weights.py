@@ -141,8 +141,8 @@ def write_weights(
 ) -> int:
     """Write the safetensors files of a model directory in `dtype`, with one file's tensors in memory. Return their size in bytes.
 
-    `form` is the `stored_form` of the model; `copied` are tensors of the base that the directory repeats. Raises UserError if a tensor has values that are not finite or that `dtype` cannot
-    hold, or if a file cannot be written.
+    `form` is the `stored_form` of the model; `copied` are tensors of the base that the directory repeats. Raises UserError if a
+    tensor has values that are not finite or that `dtype` cannot hold, or if a file cannot be written.
     """
     groups = {group[0]: group for group in form.groups(weights.shapes)}
     sizes = {

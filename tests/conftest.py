@@ -63,6 +63,7 @@ LONGEST = (
     "scripts/test_chaos.py",
     "distributed/test_survival.py",
     "rehearsal/test_pretended_gpu.py",
+    "distributed/test_types.py",
     "distributed/test_watch.py",
     "scripts/plan/test_command.py",
     "model/test_compile.py",

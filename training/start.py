@@ -140,15 +140,13 @@ def pack(model: PackedLanguageModel, proof: Proof, config: Config) -> None:
     """
     if not (proof.packed and config.data.packing):
         model.one_document_at_a_time()
-    context = config.sharding.context
-    if context > 1 and (model.has_mixers or not model.is_packed):
-        why = (
-            "its layers carry a state from token to token" if model.has_mixers else "each document has its own forward"
-        )
+    context, has_mixers = config.sharding.context, model.boundaries.num_mixers > 0
+    if context > 1 and (has_mixers or not model.is_packed):
+        why = "its layers carry a state from token to token" if has_mixers else "each document has its own forward"
         raise UserError(
             f"sharding.context={context}: ranks cannot share the documents of {config.model.path}, because {why}; set it to 1"
         )
-    if config.model.compile and (model.has_mixers or not model.is_packed):
+    if config.model.compile and (has_mixers or not model.is_packed):
         raise UserError(
             f"model.compile=True: {config.model.path} runs its documents one by one; set model.compile=False"
         )

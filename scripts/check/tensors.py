@@ -86,9 +86,8 @@ def compare_export(
     for group in form.groups(names):
         tensors = {name: read(name) if read else stored(checkpoint).read(prefix + name) for name in group}
         for name in group:
-            tensors[name] = (
-                tensors[name][: rows[name][0]] if rows.get(name) else tensors[name]
-            )  # rows of padding are not exported
+            if rows.get(name):  # rows of padding are not exported
+                tensors[name] = tensors[name][: rows[name][0]]
         ends = {name: bounds(name, tensor) if bounds else (tensor, tensor) for name, tensor in tensors.items()}
         low, high = (form({name: both[end] for name, both in ends.items()}) for end in (0, 1))
         for part in low:  # transformers may store a tensor in parts, such as single experts

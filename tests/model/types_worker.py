@@ -8,7 +8,6 @@ An outcome is `packed`, `alone: WHY`, `refused: WHY`, `no config: WHY` (transfor
 
 import copy
 import json
-import os
 import sys
 import tempfile
 import traceback
@@ -171,7 +170,6 @@ def main() -> None:
             if ranks.rank == 0:
                 print(f"{kind}\t{outcomes[kind]}", flush=True)
                 Path(file).write_text(json.dumps(outcomes, indent=0))
-    os._exit(0)  # types with half a step may have left hooks of FSDP
 
 
 if __name__ == "__main__":
