@@ -28,7 +28,7 @@ from model.loss import lend_weight
 from model.quantized_files import dequantized
 from model.rope import fix_frequencies
 from model.weight_files import StoredTensor, stored_tensors
-from model.weight_names import Source, StoredForm, find_sources
+from model.weight_names import StoredForm, StoredParts, find_sources
 
 if TYPE_CHECKING:
     from distributed.context import Context
@@ -224,7 +224,7 @@ def read_weights(model: PackedLanguageModel, path: str) -> None:
             sources[name].read_into(local, dimension, start + model.num_tokens - len(rows))
 
 
-def check_weights(model: PackedLanguageModel, path: str) -> dict[str, Source]:
+def check_weights(model: PackedLanguageModel, path: str) -> dict[str, StoredParts]:
     """Return the source of each parameter and persistent buffer by name, checked without reading any weight.
 
     The model may still be on meta, so a user's mistake ends in one sentence before a process group starts. Raises UserError if a
@@ -256,7 +256,7 @@ def ignored_tensors(model: PackedLanguageModel, path: str | Path) -> dict[str, S
 
 def _find_sources(
     model: PackedLanguageModel, stored: dict[str, StoredTensor]
-) -> tuple[dict[str, Source], dict[str, StoredTensor]]:
+) -> tuple[dict[str, StoredParts], dict[str, StoredTensor]]:
     """Return the results of `find_sources`. A tied parameter may be stored under any of its names."""
     aliases = {name: [name] for name in tensors_in_files(model)}
     names = {parameter: name for name, parameter in parameter_names(model).items()}

@@ -35,7 +35,7 @@ from model.weight_files import StoredTensor, opened
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredParts:
     """The stored tensors of a tensor of the model, and the converter that makes one out of the others; None: it is stored as it is.
 
     `by_pattern` has, for each source pattern of the converter, the tensors that match it, expert by expert. `first` is the name of
@@ -132,7 +132,7 @@ class Source:
 
 def find_sources(
     causal_lm: PreTrainedModel, names: Collection[str], stored: dict[str, StoredTensor]
-) -> tuple[dict[str, Source], dict[str, StoredTensor]]:
+) -> tuple[dict[str, StoredParts], dict[str, StoredTensor]]:
     """Return ({name: source} for those of `names` that the files have, {name: stored tensor} of those that transformers ignores).
 
     It repeats the steps by which transformers matches a state dict with a model (`convert_and_load_state_dict_in_model`).
@@ -142,21 +142,21 @@ def find_sources(
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix, expected = causal_lm.base_model_prefix, dict.fromkeys(names, True)
-    sources, unexpected = dict[str, Source](), dict[str, str]()
+    sources, unexpected = dict[str, StoredParts](), dict[str, str]()
     for original in sorted(stored, key=dot_natural_key):
         name, pattern = rename_source_key(original, renamings, converters, prefix, expected)
         if name not in expected and original in expected:
             name, pattern = rename_source_key(original, [], [], prefix, expected)
         if name in expected:
             converter = None if pattern is None else by_pattern[pattern]
-            source = sources.setdefault(name, Source(causal_lm, name, name, converter, defaultdict(list)))
+            source = sources.setdefault(name, StoredParts(causal_lm, name, name, converter, defaultdict(list)))
             source.by_pattern[pattern or ""].append(stored[original])
         else:
             unexpected[original] = name
     for source in list(sources.values()):
         if source.converter and len(source.converter.target_patterns) > 1:
             for name in source.shapes:
-                sources[name] = Source(causal_lm, name, source.first, source.converter, source.by_pattern)
+                sources[name] = StoredParts(causal_lm, name, source.first, source.converter, source.by_pattern)
     ignored = re.compile("|".join(causal_lm._keys_to_ignore_on_load_unexpected or ["(?!)"]))
     return sources, {key: stored[key] for key, name in unexpected.items() if ignored.search(name)}
 

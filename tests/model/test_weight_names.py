@@ -29,7 +29,7 @@ from model.language_model import (
 )
 from model.quantized_files import dequantized
 from model.weight_files import stored_tensors
-from model.weight_names import Source, StoredForm
+from model.weight_names import StoredForm, StoredParts
 from model.weights import weights_of_directory, write_weights
 
 SIZES = {
@@ -110,7 +110,7 @@ def same(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
     return tensors.keys() == expected.keys() and all(torch.equal(t, expected[name]) for name, t in tensors.items())
 
 
-def read_in_parts(sources: dict[str, Source], tensors: dict[str, torch.Tensor]) -> None:
+def read_in_parts(sources: dict[str, StoredParts], tensors: dict[str, torch.Tensor]) -> None:
     """Check that a rank reads its part of each tensor, whichever dimension is sharded."""
     for name, source in sources.items():
         for dimension in range(min(2, tensors[name].dim())):
