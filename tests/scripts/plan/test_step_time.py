@@ -214,7 +214,9 @@ def test_tiles_and_experts_in_the_time() -> None:
     assert tiled / plain == pytest.approx((4 + again) / 4, rel=0.01)  # forward, its repetition, and two in backward
     experts = dataclasses.replace(
         llama,
-        config=SimpleNamespace(**vars(llama.config), num_experts_per_tok=2, moe_intermediate_size=500),
+        config=SimpleNamespace(
+            **vars(llama.config), per_layer_config=[llama.config], num_experts_per_tok=2, moe_intermediate_size=500
+        ),
         layers=(Unit(((4096, 4096),) * 4 + ((8, 1000, 4096), (8, 4096, 500), (8, 4096)), ()),),
     )
     of_experts = 2 * 1500 / (4 * 4096 + 2 * 1500 + 8)
