@@ -16,6 +16,7 @@ Format = Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text",
 class Model:
     # A Hugging Face model directory; scripts/fetch_base_model.py downloads one to artifacts/models/NAME. A run needs it
     path: str = ""
+    part: Literal["text"] | None = None  # train the text part of a model that also reads images (docs/models.md)
     layer_class: str | None = None  # class name of the decoder layers, to shard by; None: as declared by the model
     compute_dtype: Literal["bf16", "fp32"] = "bf16"  # of matrix products and activations
     # Which activations backward recomputes (distributed/activation_checkpointing.py)

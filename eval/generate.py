@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import (
-    AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -23,6 +22,7 @@ from common.errors import UserError
 from common.random_bits import hash64_tensor, sample_labels
 from distributed.process_group import StopSignal
 from eval.packed_weights import pack_weights
+from model.text_part import load_causal_lm
 
 PADDING = 0  # the token id left of a short prompt, which the attention mask hides
 
@@ -39,7 +39,7 @@ def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> 
 
         base = str(base_of_adapter(Path(path)))
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        model: Any = load_causal_lm(base, dtype=dtype)
         if is_adapter:
             from peft import PeftModel
 

@@ -23,6 +23,7 @@ from model.architectures import read_model_config
 from model.dtypes import choose_dtype
 from model.language_model import PackedLanguageModel, build_on_meta, load_for_evaluation, load_weights
 from model.proof import prove
+from model.text_part import TextPart, is_part
 
 # Of safetensors files. SmolLM2-135M (0.25 GiB) generates four times as fast whole as sharded over two processes on a CPU.
 SMALL_BYTES = 2**30
@@ -93,6 +94,7 @@ def load_causal_lm(
         return call_on_all(lambda: load_for_generation(path, dtype, ranks.device), ranks), None
     model = call_on_all(functools.partial(_causal_lm_on_meta, path, dtype), ranks)
     packed = PackedLanguageModel(model)  # knows how the files are read
+    packed.part = TextPart(model, model.config.whole) if is_part(model.config) else None
     del packed.head.forward  # logits again, not losses
     _shard(model, packed.extra_fsdp_units(), dtype, ranks)
     call_on_all(lambda: load_weights(packed, path, ranks.device), ranks)
@@ -102,11 +104,13 @@ def load_causal_lm(
 def _causal_lm_on_meta(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """Build the model with its own forward and vocabulary size, because rows of padding could be chosen as tokens."""
     try:
-        read_model_config(path)  # only for its checks: parameters must have the same names as in the files
+        config = read_model_config(path)  # its checks: parameters must have the same names as in the files
     except UserError as error:
         raise UserError(f"{error}; --sharding none evaluates models that transformers alone supports") from error
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(
+            config if is_part(config) else AutoConfig.from_pretrained(path), dtype=dtype
+        )
     return with_own_stops(model, path)
 
 

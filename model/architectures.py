@@ -14,6 +14,7 @@ from common.errors import UserError
 from model.loss import HeadSettings
 from model.quantized_files import FORMATS
 from model.rope import check_document_isolation, scaled_config
+from model.text_part import text_config
 
 FETCHED = "fetched.json"  # model/hub.py writes it: model id, source, revision and the SHA-256 of every file
 NEW_TOKENS = "new_tokens.json"  # model/vocabulary.py writes it into an extended model
@@ -107,7 +108,8 @@ def read_model_config(
 ) -> PretrainedConfig:
     """Return the model's configuration, with RoPE scaled if `rope_type` is set (`model.rope.scaled_config`).
 
-    `key` is the config key that the user set to the path, for messages. Raises UserError if the directory has no model, if the
+    Of a model that also reads images, it is the configuration of the text part (model/text_part.py). `key` is the config key that
+    the user set to the path, for messages. Raises UserError if the directory has no model, if the
     model does not support the scaling, or if it cannot be trained correctly.
     """
     check_model_directory(path, key)
@@ -118,6 +120,7 @@ def read_model_config(
         raise UserError(f"{path} has no valid model configuration: {reason}") from error
     check_supported(config)
     vars(config).pop("quantization_config", None)  # weights are dequantised while they are read
+    config = text_config(config)
     switch_off_randomness(config)
     config = scaled_config(config, rope_type, rope_factor, rope_original_length)
     check_document_isolation(config)
@@ -126,21 +129,17 @@ def read_model_config(
 
 def check_supported(config: PretrainedConfig) -> None:
     """Raise UserError for a model that is no text decoder, or whose property no training here computes correctly."""
-    kind = config.model_type
-    text = config.get_text_config()
-    if text is not config:
-        raise UserError(
-            f"model type {kind} has more parts than text; its text part, {text.model_type}, can be trained by itself (docs/models.md)"
-        )
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
+    kind, text = config.model_type, text_config(config)
+    if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
         raise UserError(
             f"model type {kind} is no causal language model over text of transformers {transformers.__version__}; encoders, images, "
             "sound, and models with their own code (trust_remote_code) cannot be trained here"
         )
-    settings = config.to_dict()
-    method = (settings.get("quantization_config") or {}).get("quant_method")
+    method = (config.to_dict().get("quantization_config") or {}).get("quant_method")
+    # "vision": of images alone, which no text has (Gemma 4)
+    sees_later_tokens = getattr(text, "use_bidirectional_attention", None) not in (None, False, "vision")
     features = {
-        "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
+        "attention to later tokens (use_bidirectional_attention)": sees_later_tokens,
         f"weights quantised by {method} (quantization_config; use the model's original weights)": method
         not in (None, *FORMATS),
     }

@@ -20,6 +20,7 @@ from model.language_model import (
     trained_parameters,
 )
 from model.rope import check_length
+from model.text_part import is_part
 
 
 def build(config: Config) -> tuple[PackedLanguageModel, PretrainedConfig, PreTrainedTokenizerBase]:
@@ -42,7 +43,15 @@ def build(config: Config) -> tuple[PackedLanguageModel, PretrainedConfig, PreTra
 def model_config_of(settings: Model) -> PretrainedConfig:
     """Return the configuration of model.path with the RoPE of the config. Raises UserError as `read_model_config` does."""
     rope = settings.rope_type, settings.rope_factor, settings.rope_original_length
-    return read_model_config(settings.path, *rope, key="model.path")
+    config = read_model_config(settings.path, *rope, key="model.path")
+    if is_part(config) and not settings.part:
+        raise UserError(
+            f"model.path={settings.path}: model type {config.whole.model_type} also reads images; model.part=text trains its text "
+            "part, and exports the whole model with the other parts as they are"
+        )
+    if settings.part and not is_part(config):
+        raise UserError(f"model.part=text: {settings.path} has no other parts than text; leave it out")
+    return config
 
 
 def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLanguageModel:
@@ -65,6 +74,8 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
     model, dtype = build_on_meta(model_config), parameter_dtype(config.optimizer.memory)
     if not config.lora.rank:
         return model.to(dtype)
+    if model.part:
+        raise UserError("lora.rank: peft cannot put an adapter of the text part on the whole model; leave it out")
     from model.lora import add_adapters
 
     add_adapters(model.causal_lm, config.lora, config.model.path)

@@ -27,6 +27,7 @@ from model.architectures import has_experts, head_settings
 from model.loss import lend_weight
 from model.quantized_files import dequantized
 from model.rope import fix_frequencies
+from model.text_part import TextPart, is_part
 from model.weight_files import StoredTensor, stored_tensors
 from model.weight_names import StoredForm, StoredParts, find_sources
 
@@ -49,6 +50,7 @@ class PackedLanguageModel(nn.Module):
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
         self.context: Context | None = None  # `parallelize` sets it if ranks share a micro-batch
+        self.part: TextPart | None = None  # `build_on_meta` sets it if this is the text part of a larger model
         self.is_packed = True  # False: each document has its own forward (`one_document_at_a_time`)
         self.boundaries = mixers.split_documents(causal_lm)
         modules = [(name, module) for name, module in causal_lm.named_modules() if isinstance(module, nn.Embedding)]
@@ -70,6 +72,11 @@ class PackedLanguageModel(nn.Module):
         """The model without its head. Llama 4 names it otherwise than its `base_model_prefix` says."""
         base = self.causal_lm.base_model
         return base if base is not self.causal_lm else self.causal_lm.model
+
+    @property
+    def stored_form(self) -> StoredForm:
+        """The names and forms in which files store the model's tensors."""
+        return StoredForm(self.part.whole, self.part.name) if self.part else StoredForm(self.causal_lm)
 
     def one_document_at_a_time(self) -> None:
         """Let transformers compute each document by itself, with its own attention: for models that cannot be packed."""
@@ -142,7 +149,9 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
     if not isinstance(head, nn.Linear) or head.bias is not None:
         has = "has a bias in its head" if isinstance(head, nn.Linear) else "has no head that is a matrix"
         raise UserError(f"model type {config.model_type} {has}, which the chunked loss cannot compute")
-    return PackedLanguageModel(causal_lm, config.vocab_size)
+    model = PackedLanguageModel(causal_lm, config.vocab_size)
+    model.part = TextPart(causal_lm, config.whole) if is_part(config) else None
+    return model
 
 
 def choose_attention(causal_lm: PreTrainedModel) -> None:
@@ -234,7 +243,7 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, StoredPart
     sources, _ = _find_sources(model, stored)
     for name, shape in shapes.items():
         if name not in sources or not sources[name].has_shape(shape):
-            form = StoredForm(model.causal_lm)
+            form = model.stored_form
             group = next(group for group in form.groups(shapes) if name in group)
             expected = form({part: torch.empty(shapes[part], device="meta") for part in group})
             if missing := sorted(expected.keys() - stored.keys(), key=dot_natural_key):
@@ -249,9 +258,16 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, StoredPart
     return sources
 
 
-def ignored_tensors(model: PackedLanguageModel, path: str | Path) -> dict[str, StoredTensor]:
-    """Return the tensors in files that transformers does not load, by name, such as the layers of multi-token prediction."""
-    return _find_sources(model, dequantized(stored_tensors(path), path))[1]
+def untrained_tensors(model: PackedLanguageModel, path: str | Path, with_ignored: bool) -> dict[str, StoredTensor]:
+    """Return the tensors in files that an export copies, by name: all other parts of a whole model.
+
+    with_ignored: also those that transformers does not load, such as the layers of multi-token prediction.
+    """
+    stored = dequantized(stored_tensors(path), path)
+    sources, ignored = _find_sources(model, stored)
+    taken = {tensor.name for source in sources.values() for tensor in source.tensors} | ignored.keys()
+    parts = {name: tensor for name, tensor in stored.items() if model.part and name not in taken}
+    return parts | (ignored if with_ignored else {})
 
 
 def _find_sources(
@@ -263,13 +279,17 @@ def _find_sources(
     for name, parameter in model.causal_lm.named_parameters(remove_duplicate=False):
         if parameter in names:
             aliases[names[parameter]].append(name.replace(".base_layer.", "."))
-    found, ignored = find_sources(model.causal_lm, {alias for group in aliases.values() for alias in group}, stored)
+    if part := model.part:
+        aliases = {name: [part.name(alias) for alias in group] for name, group in aliases.items()}
+        found, ignored = find_sources(part.whole, part.whole.state_dict().keys(), stored)
+    else:
+        found, ignored = find_sources(model.causal_lm, {alias for group in aliases.values() for alias in group}, stored)
     return {name: found[alias] for name, group in aliases.items() for alias in group[::-1] if alias in found}, ignored
 
 
 def stored_form(config: PretrainedConfig) -> StoredForm:
     """Return the names and forms in which files store the tensors of a model with this configuration."""
-    return StoredForm(build_on_meta(config).causal_lm)
+    return build_on_meta(config).stored_form
 
 
 def load_for_evaluation(
@@ -421,7 +441,8 @@ def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None
     transformers does the same after it has built a model on meta.
     """
     for module in model.causal_lm.modules():
-        module._is_hf_initialized = False  # pyright: ignore[reportArgumentType]  # or a second call computes nothing
+        # Without buffers there is nothing to compute, and HY V4 would fill a sharded parameter. False: or a second call does nothing.
+        module._is_hf_initialized = next(module.buffers(), None) is None  # pyright: ignore[reportArgumentType]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype

@@ -37,7 +37,6 @@ from model.language_model import (
 )
 from model.loss import chunked, negative_log_likelihood
 from model.weight_files import stored_tensors
-from model.weight_names import StoredForm
 
 DIRECTORY = Path("artifacts/proofs")  # results by key; a run reads its own again
 LENGTHS = (37, 5, 64, 21)  # of the documents, in tokens
@@ -225,7 +224,7 @@ def _check_isolation(model: PackedLanguageModel, documents: list[torch.Tensor]) 
 
 def _check_files(model: PackedLanguageModel, folder: str) -> None:
     """Raise UserError if the tensors of an export differ from the files that transformers has written."""
-    form, stored, tensors = StoredForm(model.causal_lm), stored_tensors(folder), tensors_in_files(model)
+    form, stored, tensors = model.stored_form, stored_tensors(folder), tensors_in_files(model)
     for group in form.groups(tensors):
         for name, tensor in form({name: tensors[name].detach().cpu() for name in group}).items():
             if name not in stored:
@@ -266,6 +265,7 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
     reason = ""
     for change in (_narrow, _with_few_experts, _with_few_tokens):
         small = copy.deepcopy(config)
+        vars(small).pop("whole", None)  # of a part (model/text_part.py), which is proved by itself
         try:
             change(small)
             _with_few_layers(small)

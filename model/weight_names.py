@@ -164,9 +164,9 @@ def find_sources(
 class StoredForm(Unchanged):
     """The names and forms in which files store the tensors of a model: those of `save_pretrained`."""
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
-        """Reverse the conversions of a model, which may be on `meta`."""
-        self.causal_lm = causal_lm
+    def __init__(self, causal_lm: PreTrainedModel, name_in_it: Callable[[str], str] = str) -> None:
+        """Reverse the conversions of a model, which may be on `meta`. `name_in_it`: of a tensor, if its caller trains only a part of it."""
+        self.causal_lm, self.name_in_it = causal_lm, name_in_it
         transforms = get_model_conversion_mapping(causal_lm, add_legacy=False)
         # transformers also leaves out a change of the prefix: only a load tells whether its files had one.
         kept = [transform.reverse_transform() for transform in transforms if not isinstance(transform, PrefixChange)]
@@ -177,11 +177,12 @@ class StoredForm(Unchanged):
     def groups(self, names: Collection[str]) -> list[list[str]]:
         groups = defaultdict(list)
         for name in names:
-            groups[apply_converters(name, self.converters)[0]].append(name)
+            groups[apply_converters(self.name_in_it(name), self.converters)[0]].append(name)
         return list(groups.values())
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pending, results = dict[str, Any](), dict[str, torch.Tensor]()
+        tensors = {self.name_in_it(name): tensor for name, tensor in tensors.items()}
         for name in sorted(tensors, key=dot_natural_key):
             renamed, pattern = apply_converters(name, self.converters)
             if pattern is None:

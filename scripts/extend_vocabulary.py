@@ -25,6 +25,7 @@ from eval import general_text
 from eval.task import add_task_option
 from model.architectures import read_model_config
 from model.new_tokens import check_patterns, find_new_tokens
+from model.text_part import is_part
 from model.vocabulary import can_be_token, first_new_id, read_base_tokenizer, sub_tokens, write_extension
 
 NUM_SHOWN = 20  # tokens in the table of those that save most
@@ -89,6 +90,8 @@ def main() -> int:
     if not new_tokens:
         raise UserError("no string of the corpus is worth a token; give more text or lower --min-count")
     config, first = read_model_config(str(arguments.model)), first_new_id(base)
+    if is_part(config):
+        raise UserError(f"{arguments.model} also reads images, and the vocabulary of such a model cannot be extended")
     with new_directory(arguments.out) as directory:
         extended = write_extension(arguments.model, directory, config, base, new_tokens)
     print(f"{len(new_tokens)} new tokens, ids {first} to {first + len(new_tokens) - 1}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from common.durable_files import new_directory, write_json
@@ -42,15 +42,16 @@ from model.language_model import (
     BUFFERS,
     PackedLanguageModel,
     build_on_meta,
-    ignored_tensors,
     materialize,
     stored_form,
     tensors_in_files,
+    untrained_tensors,
 )
 from model.lora import BASE, WEIGHTS, Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.lora import CONFIG as ADAPTER_CONFIG
 from model.loss import visit_logits
 from model.rope import window
+from model.text_part import load_causal_lm
 from model.weight_files import INDEX, SINGLE, StoredTensor, hash_weights, stored_tensors
 from model.weights import (
     Weights,
@@ -178,7 +179,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "dtype": dtype_name(DTYPES.get(options.dtype, stored)),
         "averaged": averaged,
     }
-    copied = {} if adapter or not config.run.export_mtp else ignored_tensors(model, base)
+    copied = {} if adapter else untrained_tensors(model, base, config.run.export_mtp)
     names = {name.partition(".")[0] for name in tensors_of_checkpoint(checkpoint, "registered.").shapes}
     optimizer = manifest["values"]["optimizer"]["type"].removeprefix("LowMemory")
     return Export(
@@ -349,7 +350,7 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
     del model
     transformers_logging.disable_progress_bar()
     # Tensors that are missing or of another shape get initial values, which the comparison reveals.
-    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, ignore_mismatched_sizes=True).eval()
+    loaded = load_causal_lm(out, dtype=torch.float32, ignore_mismatched_sizes=True).eval()
     with torch.no_grad():
         logits = torch.cat([loaded(input_ids=torch.from_numpy(ids)[None]).logits[0] for ids in documents])
     difference, tolerance = (logits - expected).abs().max().item(), FP32_ROUNDING * expected.abs().max().item()

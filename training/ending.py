@@ -23,8 +23,9 @@ from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.architectures import copy_licences, randomness
 from model.dtypes import dtype_name
-from model.language_model import ignored_tensors, merged, stored_form, tensors_in_files, trained_parameters
+from model.language_model import merged, stored_form, tensors_in_files, trained_parameters, untrained_tensors
 from model.rope import window
+from model.text_part import copy_processors, is_part, whole_config
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, is_better
@@ -241,9 +242,17 @@ def export_run(run: "TrainingRun", state: dict, evaluations: Evaluations, record
         from model.lora import save_adapter
 
         save_adapter(adapter, model, config, ranks)
-    tensors, form = tensors_in_files(model), stored_form(model_config)
-    copied = ignored_tensors(model, config.model.path) if config.run.export_mtp else {}
-    export_model(directory, tensors, dtype, ranks, write_rest, merge=merged(model), form=form, copied=copied)
+    copied = untrained_tensors(model, config.model.path, config.run.export_mtp)
+    export_model(
+        directory,
+        tensors_in_files(model),
+        dtype,
+        ranks,
+        write_rest,
+        merge=merged(model),
+        form=stored_form(model_config),
+        copied=copied,
+    )
     return contents
 
 
@@ -327,8 +336,11 @@ def write_files(
     model_config.dtype = dtype  # in which servers load the weights
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not
     base = read_json(Path(config.model.path, CONFIG), "copy it again, and start again to export")
-    for name, value in randomness(base).items():
+    for name, value in randomness(base.get("text_config", base)).items():
         setattr(model_config, name, value)
+    if is_part(model_config):
+        model_config = whole_config(model_config)
+        copy_processors(config.model.path, folder)
     model_config.save_pretrained(folder)
     name_rope_as_before(folder / CONFIG)
     save_tokenizer(tokenizer, folder)
@@ -345,14 +357,16 @@ def name_rope_as_before(path: Path) -> None:
 
     Without them these use a base of 10,000 and no scaling, and say nothing (vllm#42624).
     """
-    config = json.loads(path.read_text(encoding="utf-8"))
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    config = whole.get("text_config", whole)
     rope = config.get("rope_parameters") or {}
     full = rope.get("full_attention", rope)
     apart = {key: full[key] for key in ("rope_theta", "partial_rotary_factor") if key in full}
     # Phi 3 had other fields for longrope, and Gemma 4, with proportional, is younger than these names.
     if full.get("rope_type", "default") not in ("default", "longrope", "proportional"):
         apart |= {"rope_scaling": {key: value for key, value in full.items() if key not in apart}}
-    write_json(path, config | apart)
+    config |= apart
+    write_json(path, whole)
 
 
 def sums_of(folder: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ from distributed.optimizer import parameter_dtype
 from model.architectures import has_experts
 from model.dtypes import DTYPES
 from model.lora import add_adapters, init_adapters
+from model.text_part import load_causal_lm
 from scripts.check.data import RunInputs
 from training.quick_check import EPS, ROUNDINGS
 
@@ -115,9 +116,7 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
     if quantised := getattr(AutoConfig.from_pretrained(path), "quantization_config", None):
         config.quantization_config = quantised | {"dequantize": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, attn_implementation=attention, **experts
-        )
+        model = load_causal_lm(path, config=config, dtype=torch.float32, attn_implementation=attention, **experts)
     except (OSError, ValueError, ImportError) as error:  # FP8 needs accelerate
         raise UserError(f"transformers cannot load {path}: {str(error).splitlines()[0]}") from error
     if lora.rank:

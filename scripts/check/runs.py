@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.config import Config
 from distributed.checkpoint_directory import complete_checkpoints
@@ -22,9 +21,8 @@ from eval.comparison.arms import metric_rows
 from model.architectures import has_experts, read_model_config
 from model.dtypes import DTYPES, has_native_bf16
 from model.experts import auxiliary_factor
-from model.language_model import persistent_buffers
+from model.language_model import build_on_meta, tensors_in_files
 from model.weight_files import stored_tensors
-from model.weight_names import StoredForm
 from scripts.check.reference import REFERENCE, Reference
 from scripts.check.tensors import compare_export, is_adamw, load_state, trained
 from scripts.check.updates import STEPS, checkpoint_of, judge_moves, measure_moves
@@ -312,10 +310,9 @@ def judge_export(export: Path, compared: Sequence[tuple[str, bool]]) -> Result:
     compared: by `compare_export`. It has no weight into which adapters were merged. The model is built on meta, so that any size
     fits into memory.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(export))
-    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()} | persistent_buffers(model)
-    expected = StoredForm(model)(tensors).keys()
+    model = build_on_meta(read_model_config(str(export)))
+    tensors = {name: tensor.detach() for name, tensor in tensors_in_files(model).items()}
+    expected = model.stored_form(tensors).keys()
     if missing := sorted(expected - stored_tensors(export).keys()):
         return Result(FAILS, f"transformers' model has tensors that are not in the export, such as {missing[0]}")
     is_equal = {name: same for name, same in compared if name in expected}

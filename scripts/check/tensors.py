@@ -12,7 +12,6 @@ from distributed.low_memory import make_code_maps
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, parameter_names, stored_shape
 from model.weight_files import stored_tensors
-from model.weight_names import StoredForm
 from model.weights import Weights, tensors_of_checkpoint
 
 WEIGHTS, MOMENTS = "model.", ("exp_avg", "exp_avg_sq")
@@ -81,7 +80,7 @@ def compare_export(
     equal to the checkpoint. prefix: the beginning of the tensor's name in the checkpoint. read: reads a tensor from elsewhere.
     """
     model = build_on_meta(read_model_config(str(export)))
-    files, form, is_equal = stored_tensors(export), StoredForm(model.causal_lm), dict[str, bool]()
+    files, form, is_equal = stored_tensors(export), model.stored_form, dict[str, bool]()
     rows = {name: stored_shape(model, parameter)[:1] for name, parameter in parameter_names(model).items()}
     for group in form.groups(names):
         tensors = {name: read(name) if read else stored(checkpoint).read(prefix + name) for name in group}
