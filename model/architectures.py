@@ -181,6 +181,9 @@ def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> He
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
+    scale /= getattr(config, "logits_mup_width_multiplier", None) or 1.0  # Inkling
+    if unpadded := getattr(config, "unpadded_vocab_size", None):  # Inkling
+        num_tokens = min(unpadded, num_tokens or config.vocab_size)
     caps = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")  # Gemma 2, xLSTM, Recurrent Gemma
     softcap = next((value for name in caps if (value := getattr(config, name, None))), None)
     return HeadSettings(scale, softcap, num_tokens)

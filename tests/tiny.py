@@ -215,7 +215,32 @@ COMMON = {  # for every type, beside SIZES
 }
 SPECIAL = {
     "deepseek_v2": {"num_key_value_heads": 4},
-    **dict.fromkeys(("deepseek_v32", "axk1", "youtu", "glm4_moe_lite"), {"num_key_value_heads": 4}),
+    **dict.fromkeys(
+        ("deepseek_v32", "axk1", "axk2", "dots3_note_text", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3")
+        + ("sarvam_mla", "youtu"),
+        {"num_key_value_heads": 4, "head_dim": 8},
+    ),
+    **dict.fromkeys(("codegen", "gptj"), {"rotary_dim": 8}),
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "n_mamba_heads": 8, "mamba_ngroups": 1},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")
+        },
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
+    **dict.fromkeys(
+        ("inkling2_text", "inkling2_loop_text"),
+        {"unpadded_vocab_size": 380, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16}
+        | {"sliding_window_size": 8, "rel_extent": 64},
+    ),
     "zaya": {"num_experts_per_tok": 1},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},

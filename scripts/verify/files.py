@@ -31,9 +31,9 @@ from distributed.checkpoint_directory import (
 )
 from distributed.process_group import library_versions
 from model.architectures import first_new_row, read_model_config
-from model.language_model import build_on_meta
+from model.language_model import build_on_meta, untrained_tensors
 from model.lora import BASE, adapter_of_checkpoint, write_adapter
-from model.weight_files import stored_tensors
+from model.weight_files import StoredTensor, stored_tensors
 from model.weights import Weights, weights_of_directory
 from scripts.chaos.compare import read_rows
 from scripts.verify.grammar import first_problem
@@ -411,7 +411,11 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
     if is_merged or is_adapter:
         return f"{NOT_COMPARED} with the tensors of their checkpoint"
     files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
-    weights = weights_of_directory(base, build_on_meta(read_model_config(str(folder)))) if base.is_dir() else None
+    weights, copies = None, dict[str, StoredTensor]()
+    if base.is_dir():
+        model = build_on_meta(read_model_config(str(folder)))
+        weights = weights_of_directory(base, model)
+        copies = untrained_tensors(model, base, start["config"]["run"].get("export_mtp", True))
     if averaged and weights:
         bounds = _bounds(weights, first_new_row(base), share, "asked" in written)
     names = trained(checkpoint)
@@ -425,15 +429,21 @@ def compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: 
         of_base = compare_export(folder, checkpoint, frozen, _kept, read=lambda name: read(name).float())
         of_base |= dict.fromkeys({*names} - weights.shapes.keys(), False)  # such as a head that config.json ties
     wrong = sorted(name for name, same in (is_equal | of_base).items() if not same)
-    wrong += sorted(files.keys() - is_equal.keys() - of_base.keys()) if weights else []
+    wrong += [
+        name
+        for name, copied in copies.items()
+        if name not in files or not torch.equal(files[name].copy(), copied.copy())
+    ]
+    wrong += sorted(files.keys() - is_equal.keys() - of_base.keys() - copies.keys()) if weights else []
     for file in {tensor.file for tensor in files.values()}:
         with safe_open(file, framework="pt") as opened:
             wrong += [name for name in opened.keys() if files[name].file != file]  # noqa: SIM118 (no dictionary)
-    wrong += [name for name, stored in files.items() if stored.dtype != SAFETENSORS[written["dtype"]]]
+    dtype = SAFETENSORS[written["dtype"]]
+    wrong += [name for name, stored in files.items() if stored.dtype != dtype and name not in copies]
     if wrong:
         raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
     verdict = f"averages of the base and {share:g} x the tensors" if averaged else f"equal to {source}"
-    rest = f", and {len(of_base)} to those of the base" if of_base else ""
+    rest = f", and {len(of_base) + len(copies)} to those of the base" if of_base or copies else ""
     return f"{verdict} of their checkpoint{rest}" + ("" if weights else f"; untrained ones are {NOT_COMPARED}")
 
 

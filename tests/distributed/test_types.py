@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from data.tokens import load_tokenizer
+from scripts.verify.files import compare
 from tests.distributed.launch import (
     ENVIRONMENT,
     assert_same_update,
@@ -20,6 +22,7 @@ from tests.distributed.launch import (
     run_of,
     workplace,
 )
+from tests.model.test_text_part import write_tiny_composite
 from tests.processes import run_ranks
 from tests.tiny import encode_one, write_tiny_model
 
@@ -43,8 +46,11 @@ def folder(tmp_path_factory) -> Path:
     )
     for family in SHOWN:
         write_tiny_model(folder / family, family, tied=False)
+    base = write_tiny_composite(folder / "composite", "qwen3_5")
+    stored = load_file(base / "model.safetensors") | {"mtp.fc.weight": torch.ones(3)}
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
     for world in (1, 2):
-        runs = []
+        runs = [run_of(folder, f"part-{world}", f"model.path={base}", "model.part=text")]
         for family in SHOWN:
             settings = (f"model.path={folder / family}", f"batch.micro_batch={2 // world}")
             runs.append(run_of(folder, f"{family}-{world}", *settings))
@@ -77,6 +83,22 @@ def test_proved_type_trains_stops_and_exports(folder, family) -> None:
         losses.append(model(torch.tensor([ids])).logits[0].log_softmax(-1)[range(len(ids) - 1), ids[1:]][targets[1:]])
     *_, last = rows(runs / f"{family}-2", "validation/loss").values()
     assert last["validation/loss"] == pytest.approx(-torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def test_text_part_is_exported_in_whole_model(folder) -> None:
+    runs = folder / "runs"
+    assert_same_update(runs / "part-2", runs / "part-1")
+    before, export = load_file(folder / "composite" / "model.safetensors"), runs / "part-2" / "export"
+    after = load_file(export / "model.safetensors")
+    assert after.keys() == before.keys()
+    is_equal = {name: torch.equal(tensor, before[name]) for name, tensor in after.items()}
+    assert {name for name, same in is_equal.items() if same} == {n for n in before if "visual" in n or "mtp" in n}
+    whole = AutoModelForImageTextToText.from_pretrained(export, dtype=torch.float32)
+    assert type(whole).__name__ == "Qwen3_5ForConditionalGeneration"
+    assert (export / "preprocessor_config.json").is_file()
+    lines = list[str]()
+    compare(runs / "part-2", None, lines.append)
+    assert "nothing differs from the record" in lines
 
 
 @pytest.mark.parametrize("world_size", [2] if not EVERY else [1, 2])

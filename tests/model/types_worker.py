@@ -37,7 +37,8 @@ from tests.sharded import shard_model
 from tests.tiny import any_tiny_config
 
 MOST_PARAMETERS = 50_000_000  # of a tiny model; its sizes have other names than those of tests/tiny.py
-LENGTHS, STEPS, RATE, TOLERANCE = (37, 5, 64, 21), 3, 0.02, 1e-5
+LENGTHS, STEPS, RATE = (37, 5, 64, 21), 3, 0.02
+FIRST, LATER = 1e-5, 3e-5  # tolerances of a document's loss: rounding also moves the weights of later steps
 
 
 def outcome(kind: str, folder: Path, ranks: Ranks) -> str:
@@ -66,9 +67,9 @@ def outcome(kind: str, folder: Path, ranks: Ranks) -> str:
     load_weights(packed, str(folder / "model"), ranks.device)
     losses = _losses(packed.train(), texts(LENGTHS), ranks)
     expected = read_on_first(lambda: _expected(folder / "model"), ranks)
-    worst = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
-    if not worst < TOLERANCE:
-        return f"differs: by {worst:.1e}"
+    errors = [abs(a - b) / b for a, b in zip(losses, expected, strict=True)]
+    if not (max(errors[: len(LENGTHS)]) < FIRST and max(errors) < LATER):
+        return f"differs: by {max(errors):.1e}"
     return "packed" if proof.packed else f"alone: {proof.failed}"
 
 
