@@ -22,12 +22,14 @@ from pathlib import Path
 from common.durable_files import new_directory, write_durably
 from common.errors import UserError
 from xbrl.answers.answers import write_violation
+from xbrl.answers.profiles import FULL
 from xbrl.answers.statements import articles, sentences
 from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
-from xbrl.corpus.examples import FULL, make_example, read_register
+from xbrl.corpus.examples import make_example
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
 from xbrl.read.folder import find_reports, join_modules, read_files
+from xbrl.read.register import read_register
 from xbrl.read.render import Addressee, cell_name
 from xbrl.read.safety import is_clutter
 from xbrl.read.xbrl_csv import read_table_of

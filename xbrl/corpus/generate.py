@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from common.durable_files import new_directory, write_json_lines
 from common.errors import UserError
 from xbrl.answers.answer_reader import letter_in
+from xbrl.answers.profiles import PROFILES
 from xbrl.corpus import quickstart
 from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
-from xbrl.corpus.examples import PROFILES, make_example, read_filing, write_register
+from xbrl.corpus.examples import make_example, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.note_texts import HandNote, hand_notes
 from xbrl.corpus.population import make_filings
 from xbrl.corpus.report_figures import Filing
 from xbrl.read.dpm import load_cells
 from xbrl.read.folder import in_parallel
+from xbrl.read.register import write_register
 from xbrl.rules.findings import Finding, write_findings
 from xbrl.rules.note_facts import consequences
 from xbrl.rules.rules import evaluate

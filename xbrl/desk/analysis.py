@@ -19,12 +19,13 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.sha256 import sha256
-from xbrl.corpus.examples import PROFILES, Profile, read_register
+from xbrl.answers.profiles import PROFILES, Profile
 from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, finish, folder_name, totals, write_overview
 from xbrl.desk.record import READY, Case, Form
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
 from xbrl.read.folder import in_parallel, join_modules, passed_over, read_files, report_files
+from xbrl.read.register import read_register
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis

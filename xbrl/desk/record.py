@@ -13,7 +13,7 @@ from typing import Any
 
 from xbrl.answers.answer_reader import Claim, letter_in, parse_answer, read_facts, read_lines
 from xbrl.answers.answers import write_fact
-from xbrl.corpus.examples import PROFILES
+from xbrl.answers.profiles import PROFILES
 from xbrl.desk.decisions import ReadNote, doubts, read_notes
 from xbrl.desk.letters import LANGUAGES, draft_mark, plain_name, write_letter
 from xbrl.desk.verdicts import (

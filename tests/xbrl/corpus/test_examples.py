@@ -11,13 +11,15 @@ from common.errors import UserError
 from tests.processes import run_python
 from xbrl.answers.answer_reader import Answer, parse_answer
 from xbrl.answers.answers import write_answer
+from xbrl.answers.profiles import FULL
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.card import token_counter
-from xbrl.corpus.examples import FULL, make_example, read_filing, read_register, write_register
+from xbrl.corpus.examples import make_example, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Fact
+from xbrl.read.register import read_register, write_register
 from xbrl.read.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
 from xbrl.rules.rules import built_in_rules, evaluate, violations
 

@@ -10,7 +10,8 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.desk.reports import BANK, CELLS, CET1, LCR, NAMED, SMALL, write
-from xbrl.corpus.examples import PROFILES, read_filing
+from xbrl.answers.profiles import PROFILES
+from xbrl.corpus.examples import read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.desk.analysis import Analysis, Options, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
