@@ -62,6 +62,7 @@ class ParsedFile:
     taxonomy: tuple[str, ...] = ()  # entry points (schema URLs) referenced by the file
     warnings: tuple[str, ...] = ()
     notes: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> (text, language)
+    breaches: tuple[tuple[str, str], ...] = ()  # of filing rules, see Report
 
 
 def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
@@ -107,6 +108,9 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     currencies = {
         fact.unit for fact in facts if fact.unit and fact.unit.startswith("iso4217:") and "/" not in fact.unit
     }
+    if parsed.notes and any(fact.cell for fact in facts):
+        footnotes = f"the file has {len(parsed.notes)} footnotes; the bank's explanations belong into a reply"
+        parsed = replace(parsed, breaches=(*parsed.breaches, ("2.25", footnotes)))
     unknown = cells.explain_unknown(parsed.path, len(facts), without_cell)
     return Report(
         path=parsed.path,
@@ -119,6 +123,7 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
         warnings=(*warnings, *duplicate_warnings(tuple(facts))),
         notes=notes,
         incomplete=unknown,
+        breaches=parsed.breaches,
     )
 
 

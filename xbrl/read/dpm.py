@@ -91,6 +91,11 @@ class Cells:
     def codes(self) -> tuple[str, ...]:
         return tuple(self._lines[2])
 
+    @functools.cached_property
+    def templates(self) -> frozenset[str]:
+        """Return the names of all templates, as filing indicators have them."""
+        return frozenset(line.split("\t", 4)[2] for line in self._lines[2].values())
+
     def explain_unknown(self, report: Path, facts: int, unknown: Sequence[str]) -> tuple[str, ...]:
         """Return one sentence that counts and names the facts without a cell; () if every fact has a cell.
 

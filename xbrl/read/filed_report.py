@@ -74,6 +74,8 @@ class Report:
     files: tuple[Path, ...] = ()  # all files of a merged report
     # Reasons why figures are missing: facts without a cell, refused files of the same bank and date
     incomplete: tuple[str, ...] = ()
+    # (number of an EBA filing rule, sentence) for breaches that the facts do not show
+    breaches: tuple[tuple[str, str], ...] = ()
 
     @property
     def amounts(self) -> str:

@@ -529,3 +529,14 @@ def test_incomplete_report_says_what_to_do(breach):
     (reason,) = record(replace(breach, incomplete=unknown))["letter"]["reasons"]
     assert reason.startswith("the report is incomplete: x.zip: 1 of 5 facts have no cell in the EBA's Data Point Model")
     assert reason.endswith("; ask the bank what they are; then analyse again")
+
+
+def test_errors_of_the_report_keep_letters_back(tmp_path):
+    """Not only the letter that objects to nothing: with the wrong bank in the file name, no letter is ready."""
+    report = read(tmp_path, {LR: "0.02"}, SMALL)
+    assert record(report)["letter"]["state"] == "ready"
+    misnamed = replace(report, files=(Path("529900TTHRQFTT3H2W22_2026-03-31.zip"),))
+    (reason,) = record(misnamed)["letter"]["reasons"]
+    assert reason.startswith(
+        "the report has an error (NAME, EBA filing rules, file names: the file 529900TTHRQFTT3H2W22"
+    )
