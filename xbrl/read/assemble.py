@@ -108,9 +108,9 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     currencies = {
         fact.unit for fact in facts if fact.unit and fact.unit.startswith("iso4217:") and "/" not in fact.unit
     }
-    if parsed.notes and any(fact.cell for fact in facts):
-        footnotes = f"the file has {len(parsed.notes)} footnotes; the bank's explanations belong into a reply"
-        parsed = replace(parsed, breaches=(*parsed.breaches, ("2.25", footnotes)))
+    if parsed.notes and parsed.format != "xBRL-XML" and any(fact.cell for fact in facts):
+        sentence = f"the file has footnotes, in place of a reply beside the report ({len(parsed.notes)} in all)"
+        parsed = replace(parsed, breaches=(("2.25", sentence),))
     unknown = cells.explain_unknown(parsed.path, len(facts), without_cell)
     return Report(
         path=parsed.path,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from xbrl.read.filed_report import is_day
 
-EBA = "http://www.eba.europa.eu/"
+OURS = ("eba.europa.eu", "filing-indicators")  # parts of the namespaces that only supervisory reports declare
 NAMESPACES = {
     "xbrli": "http://www.xbrl.org/2003/instance",
     "link": "http://www.xbrl.org/2003/linkbase",
@@ -32,13 +32,16 @@ FORBIDDEN = (  # (number of the rule, XPath, name of what it selects)
     ("2.14", "//xbrli:segment", "a segment"),
     ("2.15", "//xbrli:scenario/*[namespace-uri() != 'http://xbrl.org/2006/xbrldi']", "a scenario that is no dimension"),
     ("2.17", "//@precision", "a precision in place of decimals"),
+    ("2.19", "//*[@contextRef][@xsi:nil or not(normalize-space())]", "a fact without a value"),
+    ("2.25", "//link:footnoteLink", "footnotes, in place of a reply beside the report"),
 )
 
 
 def breaches_of_instance(tree) -> tuple[tuple[str, str], ...]:  # noqa: ANN001 (an lxml tree)
-    """Return (number of the rule, sentence) for each filing rule that an instance breaks; () if no part of it is the EBA's."""
+    """Return (number of the rule, sentence) for each filing rule that an instance breaks; () if it is no supervisory report."""
     root = tree.getroot()
-    return tuple(_breaches(tree, root)) if any(EBA in uri for uri in root.nsmap.values()) else ()
+    is_of_eba = any(part in uri for uri in root.nsmap.values() for part in OURS)
+    return tuple(_breaches(tree, root)) if is_of_eba else ()
 
 
 def _breaches(tree, root) -> Iterator[tuple[str, str]]:  # noqa: ANN001

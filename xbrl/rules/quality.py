@@ -78,6 +78,7 @@ NOT_NEGATIVE = {
 LEI = re.compile(r"(?<![A-Z0-9])(?=[0-9]*[A-Z])[A-Z0-9]{18}[0-9]{2}(?![A-Z0-9])")  # in a file name
 DAY = re.compile(r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9])")
 MAX_NAMED = 5  # a finding names at most so many facts
+TYPES = {"m": "monetary", "p": "percentage", "i": "integer"}  # by the first letter of a metric up to release 3.5
 NOWHERE = ("", "", "")  # the cell of a finding on no cell
 
 
@@ -218,16 +219,31 @@ def _wrong_units(report: Report, cells: Cells) -> Iterator[RuleResult]:
     """Find ratios and numbers that have a unit, and amounts without a currency."""
     groups: dict[tuple[str, str], list[Fact]] = {}
     for fact in report.facts:
-        cell = cells.by_cell(*fact.cell) if fact.cell and isinstance(fact.value, Decimal) else None
-        unit = fact.unit or ""
-        if cell and cell.type == "monetary" and not re.fullmatch("iso4217:[A-Z]{3}", unit):
+        kind, unit = _type(fact, cells) if isinstance(fact.value, Decimal) else "", fact.unit or ""
+        if kind == "monetary" and not re.fullmatch("iso4217:[A-Z]{3}", unit):
             groups.setdefault(("2.24", f"amounts in {unit!r}, which is no currency"), []).append(fact)
-        elif cell and cell.type in ("percentage", "integer", "decimal") and unit not in PURE:
+        elif unit not in PURE and (kind in ("percentage", "integer", "decimal") or _is_odd(fact)):
             groups.setdefault(("3.2", f"ratios and numbers in {unit}"), []).append(fact)
     for (rule, text), facts in groups.items():
         yield _finding(
-            "UNIT", f"EBA filing rules {rule}", f"{text}: {_named(facts, cells)}", _cell(facts[0]), state="error"
+            "UNIT",
+            f"EBA filing rules {rule}",
+            f"{text}: {_named(facts, cells)}",
+            facts[0].cell or NOWHERE,
+            state="error",
         )
+
+
+def _is_odd(fact: Fact) -> bool:
+    """Return whether a fact of the EBA has a unit that is no currency."""
+    is_of_eba = fact.cell is not None or fact.concept.startswith("eba_met:")
+    return is_of_eba and not (fact.unit or "").startswith("iso4217:")
+
+
+def _type(fact: Fact, cells: Cells) -> str:
+    """Return the type of a fact's cell. Without a cell, the name of an EBA metric tells it: `eba_met:mi53` is an amount."""
+    named = re.fullmatch(r"eba_met:([mpi])i[0-9]+", fact.concept)
+    return kind_of(fact, cells) or (TYPES[named[1]] if named else "")
 
 
 def _negative(figures: Figures) -> Iterator[RuleResult]:
@@ -255,14 +271,13 @@ def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
     """Find figures with fewer `decimals` than required: one finding for ratios, one for amounts."""
     groups: dict[str, list[Fact]] = {}
     for fact in report.facts:
-        if fact.cell and isinstance(fact.decimals, int) and fact.decimals < decimals_needed(fact.unit):
-            cell = cells.by_cell(*fact.cell)
-            if cell and cell.type in ("monetary", "percentage"):
-                groups.setdefault(cell.type, []).append(fact)
+        kind = _type(fact, cells) if isinstance(fact.decimals, int) else ""
+        if kind in ("monetary", "percentage") and fact.decimals < decimals_needed(fact.unit):
+            groups.setdefault(kind, []).append(fact)
     for kind, facts in groups.items():
         decimals = ", ".join(map(str, sorted({fact.decimals for fact in facts if isinstance(fact.decimals, int)})))
         text = f"{kind} figures have decimals {decimals} where at least {decimals_needed(facts[0].unit)} is required"
-        yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts, cells)}", _cell(facts[0]))
+        yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts, cells)}", facts[0].cell or NOWHERE)
 
 
 def _doubtful(figures: Figures) -> Iterator[RuleResult]:
@@ -290,7 +305,8 @@ def _of_form(report: Report, cells: Cells) -> Iterator[RuleResult]:
     """Find breaches of form, which change no figure."""
     if unknown := sorted(name for name in report.filing_indicators if name not in cells.templates):
         yield _form("1.6", f"filing indicators that no template has: {', '.join(unknown[:MAX_NAMED])}")
-    if empty := [fact for fact in report.facts if fact.cell and fact.value in (None, "")]:
+    empty = [fact for fact in report.facts if fact.cell and fact.value in (None, "")]
+    if empty and not any(rule == "2.19" for rule, _ in report.breaches):
         yield _form("2.19", f"without a value: {_named(empty, cells)}", _cell(empty[0]))
     for rule, text in report.breaches:
         if rule != "2.10":
