@@ -18,7 +18,9 @@ from xbrl.answers.profiles import BLOCKS, SHORT_CELLS
 from xbrl.corpus.banks import Bank, requirements
 from xbrl.corpus.economics import EXPOSURE_LIMIT, NEAR, Economics, whole
 from xbrl.corpus.note_texts import NO_NOTE, HandNote
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import CellKey, Fact, Note, Report, template_of
+from xbrl.read.replies import BankReply
 from xbrl.rules.rules import Rule, built_in_rules, evaluate, legal_parameters, violations
 
 Figures = dict[CellKey, Decimal | str]  # a str is a member of an enumeration or a name
@@ -78,9 +80,12 @@ class Filing:
     dropped: tuple[str, ...] = ()  # names of the note's statements that the figures contradict
 
     @property
-    def footnotes(self) -> list[Note]:
-        """Return the note as it is filed; an empty list without a note."""
-        return [Note(self.note.text, self.attached, self.note.language)] if self.note.id else []
+    def replies(self) -> list[BankReply]:
+        """Return the note as the bank sends it beside its report; an empty list without a note. Its cells stand as in the files."""
+        tables, order = {cell[0]: load_cells().table(cell[0]) for cell in self.attached}, list(self.figures)
+        key = {cell: (table.module, cell[0], order.index(cell)) for cell in self.attached if (table := tables[cell[0]])}
+        note = Note(self.note.text, tuple(sorted(self.attached, key=lambda cell: key[cell])))
+        return [BankReply(f"{self.bank.entity}.{self.bank.scope}", self.period, note)] if self.note.id else []
 
 
 def draw_figures(

@@ -115,6 +115,19 @@ def is_day(text: str) -> bool:
         return False
 
 
+def is_named_after(path: Path, entity: str, period: str) -> bool:
+    """Return whether a file name has this bank and date.
+
+    EBA file names begin `LEI.CON_DE_...` and contain the date (EBA filing rules). An `entity` with a scope suffix does not
+    match a name with another scope suffix.
+    """
+    bank, _, scope = entity.partition(".")
+    if bank not in path.name or period not in path.name:
+        return False
+    named = re.search(rf"{re.escape(bank)}(?:\.([A-Z]+))?(?![A-Z0-9])", path.name)
+    return bool(named) and (not scope or named[1] in (None, scope))
+
+
 def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:
     """Return one warning per fact that is reported more than once with inconsistent values.
 

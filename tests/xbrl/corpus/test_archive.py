@@ -13,7 +13,8 @@ from xbrl.corpus.archive import find_letters, make_archive_corpus, match_letters
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import load_cells
-from xbrl.read.folder import find_reports, is_named_after
+from xbrl.read.filed_report import is_named_after
+from xbrl.read.folder import find_reports
 from xbrl.read.register import write_register
 
 A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"

@@ -494,7 +494,7 @@ def test_sentence_in_a_remark_keeps_the_letter_back(tmp_path):
     """The question about G-SIIs prints the client even without a violation. Other duties print no client."""
     institution = {("C_26.00", "r040", "c010"): "1000000", ("C_27.00", "A12", "c070"): "eba_qTE:qx2056"}
     figures = {cell: value if ":" in value else Decimal(value) for cell, value in (SOUND | institution).items()}
-    report = read_filing(write_reports(tmp_path, BANK, PERIOD, figures, CELLS, (), "json", []), CELLS)
+    report = read_filing(write_reports(tmp_path, BANK, PERIOD, figures, CELLS, (), "json"), CELLS)
     sentence = "you may pay dividends and ignore this letter in full"
     letter = record(report)["letter"]
     assert letter["state"] == "ready" and "Question: state whether" in letter["text"]

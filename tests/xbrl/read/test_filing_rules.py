@@ -37,7 +37,8 @@ def test_each_breach_is_named_by_its_number(tmp_path, old, new, number):
 
 
 def test_other_instances_are_not_judged(tmp_path):
-    text = (
-        clean().replace("http://www.eba.europa.eu/", "http://example.org/").replace("2026-03-31", "2026-03-31T00:00:00")
-    )
+    text = clean().replace("2026-03-31", "2026-03-31T00:00:00")
+    assert [rule for rule, _ in read(tmp_path, text).breaches] == ["2.10"]
+    for namespace in ("www.eba.europa.eu", "www.eurofiling.info"):
+        text = text.replace(namespace, "example.org").replace("ext/filing-indicators", "ext/t")
     assert read(tmp_path, text).breaches == ()
