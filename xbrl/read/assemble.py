@@ -111,7 +111,7 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     if parsed.notes and parsed.format != "xBRL-XML" and any(fact.cell for fact in facts):
         sentence = f"the file has footnotes, in place of a reply beside the report ({len(parsed.notes)} in all)"
         parsed = replace(parsed, breaches=(("2.25", sentence),))
-    unknown = cells.explain_unknown(parsed.path, len(facts), without_cell)
+    unknown = cells.explain_unknown(parsed.path, len(facts), without_cell, parsed.format)
     return Report(
         path=parsed.path,
         format=parsed.format,

@@ -188,6 +188,9 @@ def _inspect(where: str, content: bytes, is_json: bool | None = None) -> _Docume
 
     Raise UserError, prefixed with `where`, for JSON and XML that cannot be trusted.
     """
+    head = content[:64]
+    if b"\0" in head and _is_json(head.replace(b"\0", b"").lstrip(b"\xff\xfe")):
+        raise UserError(f"{where}: this JSON is in UTF-16, but JSON must be in UTF-8; ask the bank to file it again")
     if _is_json(content) if is_json is None else is_json:
         document = load_json(where, content)
         kind = str(document["documentInfo"].get("documentType", ""))

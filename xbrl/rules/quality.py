@@ -271,8 +271,8 @@ def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
     """Find figures with fewer `decimals` than required: one finding for ratios, one for amounts."""
     groups: dict[str, list[Fact]] = {}
     for fact in report.facts:
-        kind = _type(fact, cells) if isinstance(fact.decimals, int) else ""
-        if kind in ("monetary", "percentage") and fact.decimals < decimals_needed(fact.unit):
+        is_coarse = isinstance(fact.decimals, int) and fact.decimals < decimals_needed(fact.unit)
+        if is_coarse and (kind := _type(fact, cells)) in ("monetary", "percentage"):
             groups.setdefault(kind, []).append(fact)
     for kind, facts in groups.items():
         decimals = ", ".join(map(str, sorted({fact.decimals for fact in facts if isinstance(fact.decimals, int)})))

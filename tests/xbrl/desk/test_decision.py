@@ -525,7 +525,7 @@ def test_untestable_requirement_keeps_back_a_clean_letter(tmp_path):
 
 def test_incomplete_report_says_what_to_do(breach):
     """The reason for an unknown datapoint ends with the action. Damaged files are tested in test_analysis.py."""
-    unknown = CELLS.explain_unknown(Path("x.zip"), 5, ["dp9"])
+    unknown = CELLS.explain_unknown(Path("x.zip"), 5, ["dp9"], "xBRL-CSV")
     (reason,) = record(replace(breach, incomplete=unknown))["letter"]["reasons"]
     assert reason.startswith("the report is incomplete: x.zip: 1 of 5 facts have no cell in the EBA's Data Point Model")
     assert reason.endswith("; ask the bank what they are; then analyse again")
