@@ -2,6 +2,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,24 @@ def test_no_module_unpickles_a_file(directory) -> None:
             continue
         wrong += [f"{path.relative_to(ROOT)}: {line}" for line in lines if "memory_rank_" not in line]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", ["answers", "desk", "read", "rules"])
+def test_invented_banks_are_not_imported_elsewhere(room) -> None:
+    """The desk judges real banks. `xbrl/corpus` invents banks and their training examples."""
+    wrong = [
+        f"{path.relative_to(ROOT)}, line {line}: {name}"
+        for path in modules(f"xbrl/{room}")
+        for line, name in imports(path)
+        if name.startswith("xbrl.corpus")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_desk_loads_no_invented_bank() -> None:
+    names = [
+        f"xbrl.desk.{path.stem}" for path in modules("xbrl/desk") if path.stem not in ("__init__", "model_answers")
+    ]
+    code = f"import sys, {', '.join(names)}\nprint([name for name in sys.modules if name.startswith('xbrl.corpus')])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

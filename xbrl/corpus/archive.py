@@ -22,13 +22,16 @@ from pathlib import Path
 from common.durable_files import new_directory, write_durably
 from common.errors import UserError
 from xbrl.answers.answers import write_violation
+from xbrl.answers.profiles import FULL
 from xbrl.answers.statements import articles, sentences
 from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
-from xbrl.corpus.examples import FULL, make_example, read_register
+from xbrl.corpus.examples import make_example
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
-from xbrl.read.folder import find_reports, join_modules, read_files
+from xbrl.read.folder import join_modules, read_files, report_files
+from xbrl.read.register import read_register
 from xbrl.read.render import Addressee, cell_name
+from xbrl.read.replies import add_replies
 from xbrl.read.safety import is_clutter
 from xbrl.read.xbrl_csv import read_table_of
 from xbrl.rules.findings import Finding, apply_findings, load_findings, note_rules
@@ -143,15 +146,15 @@ def read_reports(folder: Path, processes: int) -> tuple[dict[ReportKey, Report],
 
     Raise `UserError` if the folder has no report file.
     """
-    files, without_report = find_reports(folder)
-    if not files:
-        raise UserError(f"{folder}: the directory has no report file; check --reports.")
-    lines = [f"{path}: not a report by its name" for path in without_report]
+    files, without_report = report_files(folder)
+    lines = [f"{path}: no report of this folder by its name" for path in without_report]
     read, refused = read_files(files, processes)
     lines += refused.values()
     reports: dict[ReportKey, Report] = {}
     scopes: dict[ReportKey, str] = {}
-    for report in join_modules(read, refused):
+    with_replies, strangers = add_replies(join_modules(read, refused), files, reads_texts=False)
+    lines += strangers
+    for report in with_replies:
         key = (report.entity.partition(".")[0], report.period)
         if scopes.setdefault(key, report.entity) != report.entity:
             lines.append(f"{report.path}: its scope {report.entity} differs from {scopes[key]}, which is used")

@@ -14,7 +14,7 @@ from decimal import Decimal
 
 from xbrl.corpus.banks import Bank
 from xbrl.read.dpm import WRITTEN_TABLES, Cell, Cells, Table
-from xbrl.read.filed_report import CellKey, Note
+from xbrl.read.filed_report import CellKey
 from xbrl.rules.remittance import due_date
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
@@ -26,12 +26,7 @@ NAMESPACES = {
     "fi": "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03",
     "iso4217": "http://www.xbrl.org/2003/iso4217",
     "lei": "http://standards.iso.org/iso/17442",
-    "xbrl": "https://xbrl.org/2021",
     "xbrli": "http://www.xbrl.org/2003/instance",
-}
-FOOTNOTES = {
-    "linkTypes": {"footnote": "http://www.xbrl.org/2003/arcrole/fact-footnote"},
-    "linkGroups": {"_": "http://www.xbrl.org/2003/role/link"},
 }
 
 
@@ -43,13 +38,11 @@ def write_reports(
     cells: Cells,
     unfiled: Iterable[str] = (),
     syntax: str = "csv",
-    notes: Sequence[Note] = (),
 ) -> list[pathlib.Path]:
     """Write the figures of one bank for one reference date into `folder`. Return the files, one per module.
 
-    `notes` need the syntax "json", because EBA xBRL-CSV packages cannot hold notes. A note is written to each module that has a
-    cell to which the note is attached. The templates in `unfiled` are declared as not filed in the file of their module. In a
-    table with open rows, the row of a cell is its key.
+    The templates in `unfiled` are declared as not filed in the file of their module. In a table with open rows, the row of a cell
+    is its key.
     """
     tables = {code: table for code in WRITTEN_TABLES if (table := cells.table(code))}
     modules: dict[str, dict[str, list[tuple[Cell, str, Decimal | str]]]] = {}
@@ -72,8 +65,7 @@ def write_reports(
         if syntax == "csv":
             files[-1].write_bytes(_csv_package(name, bank, period, content, sorted(indicators.items())))
         else:
-            of_module = [note for note in notes if any(cell[0] in filed for cell in note.cells)]
-            document = _json_report(bank, period, content, sorted(indicators.items()), of_module)
+            document = _json_report(bank, period, content, sorted(indicators.items()))
             files[-1].write_text(json.dumps(document, indent=0) + "\n", encoding="utf-8")
     return files
 
@@ -105,11 +97,8 @@ def _csv_package(name: str, bank: Bank, period: str, content: Content, indicator
     return packed.getvalue()
 
 
-def _json_report(
-    bank: Bank, period: str, content: Content, indicators: list[tuple[str, bool]], notes: Sequence[Note]
-) -> dict:
+def _json_report(bank: Bank, period: str, content: Content, indicators: list[tuple[str, bool]]) -> dict:
     """Return one module as an xBRL-JSON report. Facts are identified by metric and dimensions, not by datapoint."""
-    places = {cell: f"note{number}" for number, note in enumerate(notes, start=1) for cell in note.cells}
     end = datetime.date.fromisoformat(period) + datetime.timedelta(days=1)  # OIM: midnight of the next day
     core = {"entity": f"lei:{bank.entity}.{bank.scope}", "period": f"{end}T00:00:00"}
     namespaces = dict(NAMESPACES)
@@ -132,19 +121,13 @@ def _json_report(
                 if cell.type == "monetary":
                     dimensions["unit"] = f"iso4217:{bank.currency}"
             fact["dimensions"] = dimensions
-            if name := places.get((table.code, key or cell.row, cell.column)):
-                fact["links"] = {"footnote": {"_": [name]}}
             facts.append(fact)
     info = {
         "documentType": "https://xbrl.org/2021/xbrl-json",
         "namespaces": dict(sorted(namespaces.items())),
         "taxonomy": [content[0][0].entry_point.removesuffix(".json") + ".xsd"],
     }
-    by_id = {f"f{number}": fact for number, fact in enumerate(facts, start=1)}
-    for number, note in enumerate(notes, start=1):
-        dimensions = {"concept": "xbrl:note", "noteId": f"note{number}", "language": note.language or "en"}
-        by_id[f"note{number}"] = {"value": note.text, "dimensions": dimensions}
-    return {"documentInfo": info | (FOOTNOTES if notes else {}), "facts": by_id}
+    return {"documentInfo": info, "facts": {f"f{number}": fact for number, fact in enumerate(facts, start=1)}}
 
 
 def _key_columns(table: Table, key: str) -> dict[str, str]:

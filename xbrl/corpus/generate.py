@@ -16,15 +16,18 @@ from dataclasses import dataclass
 from common.durable_files import new_directory, write_json_lines
 from common.errors import UserError
 from xbrl.answers.answer_reader import letter_in
+from xbrl.answers.profiles import PROFILES
 from xbrl.corpus import quickstart
 from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
-from xbrl.corpus.examples import PROFILES, make_example, read_filing, write_register
+from xbrl.corpus.examples import make_example, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.note_texts import HandNote, hand_notes
 from xbrl.corpus.population import make_filings
 from xbrl.corpus.report_figures import Filing
 from xbrl.read.dpm import load_cells
 from xbrl.read.folder import in_parallel
+from xbrl.read.register import write_register
+from xbrl.read.replies import FILES, with_notes, write_replies
 from xbrl.rules.findings import Finding, write_findings
 from xbrl.rules.note_facts import consequences
 from xbrl.rules.rules import evaluate
@@ -119,6 +122,7 @@ def generate_corpus(
         splits = group_by_split(examples, split_of_example)
         register = {filing.bank.entity: filing.bank.addressee for filing in filings}
         write_register(draft / "register.csv", register.values())
+        write_replies(draft / "reports" / FILES[0], [reply for filing in filings for reply in filing.replies])
         write_findings(draft / "findings.csv", [finding for bank in banks for finding in bank.findings])
         with_note = [example for members in splits.values() for example in members if example["note"]]
         facts = [{name: example[name] for name in ("bank", "period", "note", "note_facts")} for example in with_note]
@@ -199,12 +203,12 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Generate
     filings = [unit.report.filing] if unit.report else make_filings(*numbers, profile, unit.note, unit.pair)
     generated = GeneratedBank(filings, [], [], [])
     chooses_json = random.Random(f"syntax {request.seed} {unit.index}").random() < JSON_SHARE
-    syntax = "json" if filings[-1].note.id or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes
+    syntax = "json" if filings[-1].note.id or chooses_json else "csv"
     reports = []
     for filing in filings:
         arguments = (filing.bank, filing.period, filing.figures, cells, filing.unfiled or ("C_04.00",), syntax)
-        files = write_reports(directory, *arguments, filing.footnotes)
-        report = read_filing(files, cells)
+        files = write_reports(directory, *arguments)
+        report = with_notes(read_filing(files, cells), [reply.note for reply in filing.replies])
         assert not report.warnings, report.warnings
         findings = consequences(report, evaluate(report), filing.note.facts)
         findings += quickstart.stated_findings(report, filing.note)

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
+from xbrl.answers.profiles import Profile
 from xbrl.corpus.banks import LEI_PREFIX, Bank, in_euro, lei, make_bank
 from xbrl.corpus.economics import Economics, draw_economics, draw_levels, in_round_amounts
-from xbrl.corpus.examples import Profile
 from xbrl.corpus.note_texts import GROUP, NO_NOTE, HandNote
 from xbrl.corpus.report_figures import Figures, Filing, draw_figures, leave_out, shorten, violated
 from xbrl.read.filed_report import CellKey

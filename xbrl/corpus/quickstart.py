@@ -30,12 +30,9 @@ from xbrl.corpus.report_figures import Figures, Filing
 from xbrl.read.filed_report import Report
 from xbrl.read.render import cell_name
 from xbrl.rules.findings import Finding, note_rules
-from xbrl.rules.note_facts import LARGEST_SHARE, LCR, SHARE, NoteFact
-from xbrl.rules.rules import built_in_rules
+from xbrl.rules.note_facts import LARGEST_SHARE, LCR, NoteFact
 
 NOTES_FILE = FOLDER / "quickstart.jsonl"
-RULES = tuple(rule for rule in built_in_rules() if rule.id in ("LR_MIN", "LCR_MIN"))
-CELLS = frozenset(cell for rule in RULES for cell in rule.cells) | {SHARE}
 PERIODS = ("2026-03-31", "2026-06-30", "2026-09-30", "2026-12-31")
 LEVERAGE = ("C_47.00", "r0340", "c0010")
 KINDS = tuple(SUBJECTS)

@@ -14,10 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
+from xbrl.answers.profiles import BLOCKS, SHORT_CELLS
 from xbrl.corpus.banks import Bank, requirements
 from xbrl.corpus.economics import EXPOSURE_LIMIT, NEAR, Economics, whole
 from xbrl.corpus.note_texts import NO_NOTE, HandNote
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import CellKey, Fact, Note, Report, template_of
+from xbrl.read.replies import BankReply
 from xbrl.rules.rules import Rule, built_in_rules, evaluate, legal_parameters, violations
 
 Figures = dict[CellKey, Decimal | str]  # a str is a member of an enumeration or a name
@@ -58,19 +61,6 @@ PARTS: dict[CellKey, tuple[tuple[tuple[str, int, int], ...], str]] = {
     ("F_01.02", "r0110", "c0010"): ((("r0130", 30, 350),), "r0120"),
     ("F_01.03", "r0190", "c0010"): ((("r0010", 150, 350),), "r0190"),
 }
-# Blocks of a short report: own funds, TSCR, liquidity, clients. A block may be left out if the note does not need it.
-BLOCKS: tuple[set[CellKey], ...] = (
-    {*(("C_01.00", row, "c0010") for row in ("r0010", "r0015", "r0020")), ("C_02.00.a", "r0010", "c0010")},
-    {("C_03.00", row, "c0010") for row in ("r0130", "r0140", "r0150")},
-    {("C_76.00.a", row, "c0010") for row in ("r0010", "r0020")},
-    {("C_27.00", "*", "c021"), ("C_28.00", "*", "c350")},
-)
-# The cells of short reports: the blocks, and ratios and requirements, which are never left out.
-SHORT_CELLS = frozenset().union(
-    *BLOCKS,
-    (("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 160, 170, 180)),
-    (("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
-)
 
 
 @dataclass(frozen=True)
@@ -90,9 +80,12 @@ class Filing:
     dropped: tuple[str, ...] = ()  # names of the note's statements that the figures contradict
 
     @property
-    def footnotes(self) -> list[Note]:
-        """Return the note as it is filed; an empty list without a note."""
-        return [Note(self.note.text, self.attached, self.note.language)] if self.note.id else []
+    def replies(self) -> list[BankReply]:
+        """Return the note as the bank sends it beside its report; an empty list without a note. Its cells stand as in the files."""
+        tables, order = {cell[0]: load_cells().table(cell[0]) for cell in self.attached}, list(self.figures)
+        key = {cell: (table.module, cell[0], order.index(cell)) for cell in self.attached if (table := tables[cell[0]])}
+        note = Note(self.note.text, tuple(sorted(self.attached, key=lambda cell: key[cell])))
+        return [BankReply(f"{self.bank.entity}.{self.bank.scope}", self.period, note)] if self.note.id else []
 
 
 def draw_figures(
@@ -169,12 +162,6 @@ def shorten(rng: random.Random, figures: Figures, kept: Iterable[CellKey]) -> Fi
         return cell in SHORT_CELLS and cell not in left_out
 
     return {key: value for key, value in figures.items() if is_shown(key)}
-
-
-def short_rules() -> tuple[Rule, ...]:
-    """Return the rules that the figures of a short report can decide. A short report has no exposures to institutions."""
-    shown = SHORT_CELLS | {("C_27.00", "*", "c070"), ("C_26.00", "r030", "c010")}
-    return tuple(rule for rule in built_in_rules() if set(rule.cells) <= shown and rule.absent_cell == "unknown")
 
 
 def _draw_floor(

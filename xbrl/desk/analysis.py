@@ -19,13 +19,15 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.sha256 import sha256
-from xbrl.corpus.examples import PROFILES, Profile, read_register
+from xbrl.answers.profiles import PROFILES, Profile
 from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, finish, folder_name, totals, write_overview
 from xbrl.desk.record import READY, Case, Form
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
 from xbrl.read.folder import in_parallel, join_modules, passed_over, read_files, report_files
+from xbrl.read.register import read_register
 from xbrl.read.render import Addressee
+from xbrl.read.replies import add_replies
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis
 from xbrl.rules.rules import RULES_FILE, built_in_rules
@@ -76,6 +78,7 @@ class Analysis:
         self.unchanged = 0  # the number of records that were read from finished reports
         self.refused: dict[Path, str] = {}  # file -> why it was not read, in one sentence
         self.ignored: list[Path] = []  # files of the folders that are no reports by their names
+        self.strangers: list[str] = []  # a sentence for each reply of a bank that has no report here
         self.unnamed: list[str] = []  # entities that the register does not have
         self.decisions: dict[tuple[str, str], tuple[Finding, ...]] = {}
         self.used: set[Finding] = set()  # the decisions on these reports
@@ -102,7 +105,7 @@ class Analysis:
         reports, unread = read_files(list(hashes), options.workers, options.taxonomy)
         refused |= unread
         self.refused = {path: refused[path] for path in files if path in refused}
-        joined, cases = join_modules(reports, refused), []
+        (joined, self.strangers), cases = add_replies(join_modules(reports, refused), files), []
         names = {*register, *(bank.name for bank in register.values())}
         scopes = Counter((report.entity.partition(".")[0], report.period) for report in joined)
         for (code, period), (line, *_) in self.decisions.items():
@@ -136,6 +139,7 @@ class Analysis:
                 "inputs": _file_hashes([report], hashes),
                 "earlier": _file_hashes(earlier, hashes),
                 "knowledge": [bank.name, bank.country, bank.type, lines, sorted(known), scope],
+                "notes": [[note.id, *map(list, note.cells)] for note in report.notes],
                 "incomplete": list(report.incomplete),
             }
             folder = options.out / folder_name(report.entity, report.period)
@@ -172,6 +176,8 @@ class Analysis:
                 f"{len(unused)} decisions are on reports that are not among these; the first: {unused[0].where}, on "
                 f"{unused[0].entity} as of {unused[0].period}"
             )
+        if self.strangers:
+            print(f"{len(self.strangers)} replies have no report among these; the first: {self.strangers[0]}")
         print(f"{self.options.out / 'index.html'}")
         if refused:
             return 2

@@ -13,7 +13,7 @@ from typing import Any
 
 from xbrl.answers.answer_reader import Claim, letter_in, parse_answer, read_facts, read_lines
 from xbrl.answers.answers import write_fact
-from xbrl.corpus.examples import PROFILES
+from xbrl.answers.profiles import PROFILES
 from xbrl.desk.decisions import ReadNote, doubts, read_notes
 from xbrl.desk.letters import LANGUAGES, draft_mark, plain_name, write_letter
 from xbrl.desk.verdicts import (
@@ -124,7 +124,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "facts": len(report.facts),
         "earlier": [old.period for old in case.earlier],
         "by": "engine" if reply is None else f"engine, with a model of the profile {reply.profile}",
-        "has_findings": bool(findings or engine.about),
+        "has_findings": bool(findings) or any(result.state != "warning" for result in engine.about),
         "counts": {verdict: n for verdict in VERDICTS if (n := sum(own.verdict == verdict for own in verdicts))},
         "findings": [verdict.describe() for verdict in verdicts],
         "about_the_report": [describe_result(result) for result in engine.about],
@@ -222,6 +222,9 @@ def _reasons(
         )
     for reason in report.incomplete:
         yield f"the report is incomplete: {reason}; then analyse again"
+    for result in engine.about:
+        if result.state == "error":
+            yield f"the report has an error ({result.rule_id}, {result.legal}: {result.reason}); ask the bank to file it again"
     if any(result.rule_id != LATE_FILING for result in engine.violated):
         return
     if context.unexamined:
@@ -238,7 +241,7 @@ def _reasons(
         if UNREADABLE in warning:
             yield f"{doubt} a figure cannot be read ({warning}); ask the bank to correct it first"
     for result in engine.about:
-        if result.rule_id != "MANDATORY":  # the letter judges no figure that is missing
+        if result.state == "violated" and result.rule_id != "MANDATORY":  # the letter judges no figure that is missing
             yield f"{doubt} the report is doubtful ({result.rule_id}: {result.reason}); ask the bank to correct it first"
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from xbrl.answers.answer_reader import Claim
 from xbrl.answers.letter_scores import flagged_words
+from xbrl.answers.profiles import FULL, Profile
 from xbrl.answers.statements import quantities, sentences, statements
-from xbrl.corpus.examples import FULL, Profile, letter_context
 from xbrl.desk.decisions import in_force, limits_without
+from xbrl.desk.letter_context import letter_context
 from xbrl.desk.letters import Context
 from xbrl.read.filed_report import Report
 from xbrl.read.render import PURE, cell_name, format_figure, format_limit

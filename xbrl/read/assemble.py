@@ -62,6 +62,7 @@ class ParsedFile:
     taxonomy: tuple[str, ...] = ()  # entry points (schema URLs) referenced by the file
     warnings: tuple[str, ...] = ()
     notes: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> (text, language)
+    breaches: tuple[tuple[str, str], ...] = ()  # of filing rules, see Report
 
 
 def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
@@ -107,7 +108,10 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     currencies = {
         fact.unit for fact in facts if fact.unit and fact.unit.startswith("iso4217:") and "/" not in fact.unit
     }
-    unknown = cells.explain_unknown(parsed.path, len(facts), without_cell)
+    if parsed.notes and parsed.format != "xBRL-XML" and any(fact.cell for fact in facts):
+        sentence = f"the file has footnotes, in place of a reply beside the report ({len(parsed.notes)} in all)"
+        parsed = replace(parsed, breaches=(("2.25", sentence),))
+    unknown = cells.explain_unknown(parsed.path, len(facts), without_cell, parsed.format)
     return Report(
         path=parsed.path,
         format=parsed.format,
@@ -119,6 +123,7 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
         warnings=(*warnings, *duplicate_warnings(tuple(facts))),
         notes=notes,
         incomplete=unknown,
+        breaches=parsed.breaches,
     )
 
 

@@ -74,6 +74,8 @@ class Report:
     files: tuple[Path, ...] = ()  # all files of a merged report
     # Reasons why figures are missing: facts without a cell, refused files of the same bank and date
     incomplete: tuple[str, ...] = ()
+    # (number of an EBA filing rule, sentence) for breaches that the facts do not show
+    breaches: tuple[tuple[str, str], ...] = ()
 
     @property
     def amounts(self) -> str:
@@ -111,6 +113,19 @@ def is_day(text: str) -> bool:
         return is_date and datetime.date.fromisoformat(text).year < datetime.MAXYEAR
     except ValueError:
         return False
+
+
+def is_named_after(path: Path, entity: str, period: str) -> bool:
+    """Return whether a file name has this bank and date.
+
+    EBA file names begin `LEI.CON_DE_...` and contain the date (EBA filing rules). An `entity` with a scope suffix does not
+    match a name with another scope suffix.
+    """
+    bank, _, scope = entity.partition(".")
+    if bank not in path.name or period not in path.name:
+        return False
+    named = re.search(rf"{re.escape(bank)}(?:\.([A-Z]+))?(?![A-Z0-9])", path.name)
+    return bool(named) and (not scope or named[1] in (None, scope))
 
 
 def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:

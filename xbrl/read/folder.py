@@ -6,7 +6,6 @@ A bank corrects a return by filing the whole return again. The names of EBA file
 
 import itertools
 import multiprocessing
-import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import UserError
-from xbrl.read.filed_report import EBA_NAME, Report, template_of
+from xbrl.read.filed_report import EBA_NAME, Report, is_named_after, template_of
+from xbrl.read.replies import FILES, is_inside, text_files
 from xbrl.read.safety import CLUTTER_FOLDERS, is_clutter
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 
@@ -27,7 +27,9 @@ REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", 
 
 def report_files(path: Path) -> tuple[list[Path], list[Path]]:
     """Return (report files, files not named like reports) of a folder or a single report. Raise UserError without a report."""
-    files, ignored = find_reports(path) if path.is_dir() and not is_package(path) else ([path], [])
+    files, others = find_reports(path) if path.is_dir() and not is_package(path) else ([path], [])
+    texts = {text for file in files for text in text_files(file)}
+    ignored = [other for other in others if other not in texts and other.name not in FILES]
     if not files:
         suffixes = ", ".join(REPORT_SUFFIXES)
         raise UserError(f"{path} contains no reports; a report is a file ending in {suffixes}, or an unpacked package")
@@ -44,20 +46,31 @@ def read_files(
 
 
 def passed_over(ignored: Sequence[Path]) -> str:
-    """Return a line for the user that counts the files not named like reports; "" without such files."""
-    count = len(ignored)
-    return f"not read: {count} files that are no reports by their names, the first {ignored[0]}\n" if ignored else ""
+    """Return lines for the user that count the files not named like reports, and links; "" without such files."""
+    links = [path for path in ignored if path.is_symlink()]
+    files = [path for path in ignored if path not in links]
+    lines = (
+        [f"not read: {len(files)} files that are no reports by their names, the first {files[0]}\n"] if files else []
+    )
+    lines += (
+        [f"not read: {len(links)} links that do not lead to a report in the folder, the first {links[0]}\n"]
+        if links
+        else []
+    )
+    return "".join(lines)
 
 
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return (report files and unpacked packages, files not named like reports) under a folder, each sorted.
 
     Hidden entries and files that an operating system has added are skipped. A folder that is reached again through a
-    link is read once.
+    link is read once. A link that points outside the folder is not followed and stands among the files that are no reports.
     """
     reports: list[Path] = []
     ignored: list[Path] = []
     seen: set[Path] = set()
+
+    root = folder
 
     def walk(folder: Path) -> None:
         if (real := folder.resolve()) in seen:
@@ -66,7 +79,9 @@ def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name in CLUTTER_FOLDERS or is_clutter(path.name):
                 continue
-            if path.is_dir() and not is_package(path):
+            if path.is_symlink() and not is_inside(path, root):
+                ignored.append(path)
+            elif path.is_dir() and not is_package(path):
                 walk(path)
             else:
                 (reports if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else ignored).append(path)
@@ -153,19 +168,6 @@ def _figures(report: Report) -> dict[str, set[tuple]]:
         if fact.cell and not fact.cell[0].endswith("_00.01"):
             figures.setdefault(fact.cell[0], set()).add((fact.cell, fact.value, *sorted(fact.keys.items())))
     return figures
-
-
-def is_named_after(path: Path, entity: str, period: str) -> bool:
-    """Return whether a file name has this bank and date.
-
-    EBA file names begin `LEI.CON_DE_...` and contain the date (EBA filing rules). An `entity` with a scope suffix does not
-    match a name with another scope suffix.
-    """
-    bank, _, scope = entity.partition(".")
-    if bank not in path.name or period not in path.name:
-        return False
-    named = re.search(rf"{re.escape(bank)}(?:\.([A-Z]+))?(?![A-Z0-9])", path.name)
-    return bool(named) and (not scope or named[1] in (None, scope))
 
 
 def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:  # noqa: ANN001 (any function)

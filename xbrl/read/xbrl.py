@@ -17,6 +17,7 @@ from xbrl.read.arelle_reader import read_concepts, read_with_arelle
 from xbrl.read.assemble import Concept, ParsedFile, assemble
 from xbrl.read.dpm import Cells, load_cells
 from xbrl.read.filed_report import Fact, Report, duplicate_warnings
+from xbrl.read.filing_rules import breaches_of_instance
 from xbrl.read.report_notes import INLINE, add_footnotes, join_notes
 from xbrl.read.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml, without_schema_locations
 from xbrl.read.xbrl_csv import read_csv_package
@@ -110,6 +111,7 @@ def merge_reports(reports: Iterable[Report]) -> Report:
         notes=join_notes(note for report in reports for note in report.notes),
         files=tuple(path for report in reports for path in report.files or (report.path,)),
         incomplete=tuple(dict.fromkeys(reason for report in reports for reason in report.incomplete)),
+        breaches=tuple(dict.fromkeys(breach for report in reports for breach in report.breaches)),
     )
 
 
@@ -174,6 +176,7 @@ class _Document:
     syntax: str | None  # "xBRL-CSV" (its metadata), "xBRL-JSON", "xBRL-XML", "iXBRL"; None if it is no report
     content: Any  # JSON: the parsed object; XML: the bytes without hints at schemas
     root: Any = None  # XML: the root element of the lxml tree
+    breaches: tuple[tuple[str, str], ...] = ()  # of filing rules, see Report
 
 
 def _is_json(content: bytes) -> bool:
@@ -185,6 +188,9 @@ def _inspect(where: str, content: bytes, is_json: bool | None = None) -> _Docume
 
     Raise UserError, prefixed with `where`, for JSON and XML that cannot be trusted.
     """
+    head = content[:64]
+    if b"\0" in head and _is_json(head.replace(b"\0", b"").lstrip(b"\xff\xfe")):
+        raise UserError(f"{where}: this JSON is in UTF-16, but JSON must be in UTF-8; ask the bank to file it again")
     if _is_json(content) if is_json is None else is_json:
         document = load_json(where, content)
         kind = str(document["documentInfo"].get("documentType", ""))
@@ -198,7 +204,8 @@ def _inspect(where: str, content: bytes, is_json: bool | None = None) -> _Docume
         next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE
     )
     syntax = "xBRL-XML" if root.tag == INSTANCE else "iXBRL" if inline else None
-    return _Document(where, syntax, without_schema_locations(tree, content), root)
+    breaches = breaches_of_instance(tree) if syntax == "xBRL-XML" else ()
+    return _Document(where, syntax, without_schema_locations(tree, content), root, breaches)
 
 
 def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
@@ -217,7 +224,7 @@ def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
         for schema in schemas
         if schema not in urls
     )
-    parsed = replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings))
+    parsed = replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings), breaches=documents[0].breaches)
     return add_footnotes(parsed, roots)
 
 

@@ -101,7 +101,9 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
         filing_indicators=indicators,
         facts=tuple(facts),
         warnings=(*warnings, *duplicate_warnings(tuple(facts))),
-        incomplete=cells.explain_unknown(path, len(facts), [fact.concept for fact in facts if fact.cell is None]),
+        incomplete=cells.explain_unknown(
+            path, len(facts), [fact.concept for fact in facts if fact.cell is None], "xBRL-CSV"
+        ),
     )
 
 

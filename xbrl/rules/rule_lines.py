@@ -15,6 +15,7 @@ from xbrl.rules.rules import RuleResult, evaluate_all
 
 # State of a result -> its printed form, in the order of the table.
 STATES = {
+    "error": "error",
     "violated": "violated",
     "warning": "warning",
     "triggered": "triggered",

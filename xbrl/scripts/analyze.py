@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
-from xbrl.corpus.examples import PROFILES
+from xbrl.answers.profiles import PROFILES
 from xbrl.desk.analysis import Options, analyse, choose_profile
 from xbrl.desk.letters import LANGUAGES
 from xbrl.desk.record import Form

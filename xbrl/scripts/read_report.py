@@ -32,6 +32,7 @@ from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
 from xbrl.read.folder import join_modules, passed_over, read_files, report_files
 from xbrl.read.render import STYLES, render_report
+from xbrl.read.replies import add_replies
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rule_lines import all_results, result_fields, rule_table
@@ -59,8 +60,10 @@ def main() -> int:
             read, refused = read_files(files, args.workers, args.taxonomy)
             reports = join_modules(read, refused)
         else:
-            reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
+            files = args.files
+            reports = [read_report(file, taxonomy=args.taxonomy) for file in files]
             reports = [merge_reports(reports)] if len(reports) > 1 else reports
+        reports, strangers = add_replies(reports, files)
         for error in refused.values():
             print(f"error: {error}", file=sys.stderr)
         for report in reports:
@@ -70,7 +73,7 @@ def main() -> int:
             count = sum(len(report.files) for report in reports)
             incomplete = sum(bool(report.incomplete) for report in reports)
             counts = f"{len(reports)} reports of {count} files, {incomplete} incomplete; {len(refused)} files refused"
-            print(f"{passed_over(skipped)}{counts}", file=sys.stderr)
+            print(f"{passed_over(skipped)}{counts}", *strangers, sep="\n", file=sys.stderr)
     return 2 if refused else 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from xbrl.answers.answer_reader import parse_answer
 from xbrl.answers.answers import Check, write_checks
 from xbrl.answers.checks import check_of, fact_checks, in_one_unit, report_checks
-from xbrl.corpus.report_figures import short_rules
+from xbrl.answers.profiles import short_rules
 from xbrl.read.filed_report import Fact, Report
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, SHARE, TREA, NoteFact, consequences
 from xbrl.rules.rules import RuleResult, evaluate

@@ -8,12 +8,14 @@ import pytest
 
 from common.errors import UserError
 from tests.processes import run_python
+from xbrl.answers.profiles import FULL
 from xbrl.corpus.archive import find_letters, make_archive_corpus, match_letters, read_pairs, read_reports, split_banks
-from xbrl.corpus.examples import FULL, write_register
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import load_cells
-from xbrl.read.folder import find_reports, is_named_after
+from xbrl.read.filed_report import is_named_after
+from xbrl.read.folder import find_reports
+from xbrl.read.register import write_register
 
 A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"
 CASES = [(A, "2026-03-31"), (A, "2026-06-30"), (B, "2026-03-31")]

@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from common.errors import UserError
 from tests.xbrl.rules.law_check import judge
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_facts
+from xbrl.answers.profiles import FULL, PROFILES, SHORT
 from xbrl.corpus.banks import lei, make_bank, requirements
-from xbrl.corpus.examples import FULL, PROFILES, SHORT
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.corpus.note_texts import GROUP, hand_notes
 from xbrl.corpus.population import MAX_VIOLATIONS, make_filings

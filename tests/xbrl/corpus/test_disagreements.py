@@ -6,10 +6,11 @@ from decimal import Decimal
 import pytest
 
 from xbrl.answers.answer_reader import letter_in
+from xbrl.answers.profiles import FULL
 from xbrl.answers.statements import sentences
 from xbrl.corpus.archive import PERCENTAGE, find_disagreements, may_agree
 from xbrl.corpus.banks import make_bank
-from xbrl.corpus.examples import FULL, make_example, read_filing
+from xbrl.corpus.examples import make_example, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
 from xbrl.desk.letters import LANGUAGES, Context, write_letter

@@ -11,6 +11,7 @@ from xbrl.desk.record import Case, Reply, make_record
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note, Report
 from xbrl.read.render import Addressee
+from xbrl.read.replies import BankReply, add_replies, write_replies
 
 CELLS = load_cells()
 BANK = dataclasses.replace(make_bank(0, 0), currency="EUR", decimals=-3, ratio_decimals=4, scope="IND")
@@ -37,15 +38,23 @@ SMALL = {LR: "0.05", LCR: "1.30", NSFR: "1.10"}
 def write(
     folder: Path, changes: dict | None = None, figures=None, notes=(), bank=BANK, period: str = PERIOD
 ) -> list[Path]:
-    """Write the files of one report with `figures` (default: `SOUND`), updated by `changes`. A change to None removes a figure."""
+    """Write the files of one report with `figures` (default: `SOUND`), updated by `changes`, and `notes` as replies beside them.
+
+    A change to None removes a figure.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     merged = {**(SOUND if figures is None else figures), **(changes or {})}
     numbers: dict = {cell: Decimal(value) for cell, value in merged.items() if value is not None}
-    return write_reports(folder, bank, period, numbers, CELLS, (), "json", [Note(text, (LCR,), "en") for text in notes])
+    replies = [BankReply(f"{bank.entity}.{bank.scope}", period, Note(text, (LCR,))) for text in notes]
+    if replies:
+        write_replies(folder / "replies.csv", replies)
+    return write_reports(folder, bank, period, numbers, CELLS, (), "json")
 
 
 def read(folder: Path, changes: dict | None = None, figures=None, notes=()) -> Report:
-    return read_filing(write(folder, changes, figures, notes), CELLS)
+    files = write(folder, changes, figures, notes)
+    ((report,), _) = add_replies([read_filing(files, CELLS)], files)
+    return report
 
 
 def contradict(files: list[Path]) -> list[Path]:

@@ -10,12 +10,14 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.desk.reports import BANK, CELLS, CET1, LCR, NAMED, SMALL, write
-from xbrl.corpus.examples import PROFILES, read_filing
+from xbrl.answers.profiles import PROFILES
+from xbrl.corpus.examples import read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.desk.analysis import Analysis, Options, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
 from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
+from xbrl.read.replies import add_replies, write_replies
 from xbrl.rules.findings import load_findings
 
 RIGHT = (
@@ -315,7 +317,9 @@ def test_the_answer_of_an_example_is_confirmed(tmp_path, profile):
     for unit in with_note[:10] + without_note[:2]:
         generated = make_unit(tmp_path, request, unit)
         (filing,), (example,) = generated.filings, generated.examples
-        report = read_filing(generated.files, CELLS)
+        write_replies(tmp_path / "replies.csv", filing.replies)
+        ((report,), unknown) = add_replies([read_filing(generated.files, CELLS)], generated.files)
+        assert unknown == []
         bank = Addressee(filing.bank.entity, filing.bank.name, filing.bank.country, filing.bank.model)
         *prompt, answer = example["messages"]
         assert PROFILES[profile].question(report, bank, CELLS, ()) == prompt and PROFILES[profile].why_not(report) == ""

@@ -494,7 +494,7 @@ def test_sentence_in_a_remark_keeps_the_letter_back(tmp_path):
     """The question about G-SIIs prints the client even without a violation. Other duties print no client."""
     institution = {("C_26.00", "r040", "c010"): "1000000", ("C_27.00", "A12", "c070"): "eba_qTE:qx2056"}
     figures = {cell: value if ":" in value else Decimal(value) for cell, value in (SOUND | institution).items()}
-    report = read_filing(write_reports(tmp_path, BANK, PERIOD, figures, CELLS, (), "json", []), CELLS)
+    report = read_filing(write_reports(tmp_path, BANK, PERIOD, figures, CELLS, (), "json"), CELLS)
     sentence = "you may pay dividends and ignore this letter in full"
     letter = record(report)["letter"]
     assert letter["state"] == "ready" and "Question: state whether" in letter["text"]
@@ -525,7 +525,18 @@ def test_untestable_requirement_keeps_back_a_clean_letter(tmp_path):
 
 def test_incomplete_report_says_what_to_do(breach):
     """The reason for an unknown datapoint ends with the action. Damaged files are tested in test_analysis.py."""
-    unknown = CELLS.explain_unknown(Path("x.zip"), 5, ["dp9"])
+    unknown = CELLS.explain_unknown(Path("x.zip"), 5, ["dp9"], "xBRL-CSV")
     (reason,) = record(replace(breach, incomplete=unknown))["letter"]["reasons"]
     assert reason.startswith("the report is incomplete: x.zip: 1 of 5 facts have no cell in the EBA's Data Point Model")
     assert reason.endswith("; ask the bank what they are; then analyse again")
+
+
+def test_errors_of_the_report_keep_letters_back(tmp_path):
+    """Not only the letter that objects to nothing: with the wrong bank in the file name, no letter is ready."""
+    report = read(tmp_path, {LR: "0.02"}, SMALL)
+    assert record(report)["letter"]["state"] == "ready"
+    misnamed = replace(report, files=(Path("529900TTHRQFTT3H2W22_2026-03-31.zip"),))
+    (reason,) = record(misnamed)["letter"]["reasons"]
+    assert reason.startswith(
+        "the report has an error (NAME, EBA filing rules, file names: the file 529900TTHRQFTT3H2W22"
+    )

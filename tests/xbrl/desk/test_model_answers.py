@@ -9,7 +9,7 @@ from data.tokens import load_tokenizer
 from eval.generate import greedy_answers
 from tests.tiny import write_tiny_model
 from tests.xbrl.desk.reports import BANK, LCR, LR, NAMED, SMALL, read, write
-from xbrl.corpus.examples import PROFILES
+from xbrl.answers.profiles import PROFILES
 from xbrl.desk.analysis import Options
 from xbrl.desk.model_answers import Questions, analyse_over_ranks
 from xbrl.desk.record import Case

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from tests.xbrl.desk.reports import BANK, CLIENT, LCR, LR, NSFR, PERIOD, SMALL, read, record, verdicts
-from xbrl.corpus.examples import with_client_names
+from xbrl.answers.profiles import with_client_names
 from xbrl.read.filed_report import Note
 from xbrl.rules.findings import Finding, note_rules
 from xbrl.rules.note_facts import NAME

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.desk.analysis import Options, analyse
+from xbrl.read.replies import write_replies
 from xbrl.rules.findings import write_findings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,6 +23,7 @@ def test_the_commands_print_what_the_page_says(tmp_path, capsys):
     bank = generated.filings[0].bank
     files, decisions, register = tuple(generated.files), tmp_path / "decisions.csv", tmp_path / "register.csv"
     write_findings(decisions, generated.findings)
+    write_replies(tmp_path / "replies.csv", generated.filings[0].replies)
     register.write_text(f"entity,name,country,type\n{bank.entity},{bank.name},{bank.country},{bank.model}\n")
     sample = (ROOT / "tests/xbrl/read/eba_lcr_sample",)
     options = (

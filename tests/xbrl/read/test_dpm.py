@@ -85,3 +85,13 @@ def test_a_draft_release_is_refused():
         database.execute("create table Release as select '4.2' as Code, 'draft' as Status, 5 as ReleaseID")
         with pytest.raises(UserError, match="does not contain the final DPM release 4.2"):
             release_id(database)
+
+
+def test_advice_on_unknown_facts_depends_on_the_syntax(cells):
+    """MiCA 4.0 describes dp3295992 with the dimension qAAJ, release 4.2 without it. xBRL-CSV names the datapoint itself."""
+    assert cells.by_datapoint("dp3295992", "Q_02.00")
+    assert cells.by_signature("qAOB", {"qAAA": "qx2078"})[0]
+    assert cells.by_signature("qAOB", {"qAAA": "qx2078", "qAAJ": "qx2044"})[0] == ()
+    named = {syntax: cells.explain_unknown(BUILT_IN, 2, ["x"], syntax)[0] for syntax in ("xBRL-CSV", "xBRL-XML")}
+    assert named["xBRL-CSV"].endswith("; ask the bank what they are")
+    assert named["xBRL-XML"].endswith("; ask the bank for xBRL-CSV if its taxonomy is older, else what they are")

@@ -28,8 +28,8 @@ def test_reports_beside_an_unpacked_package_are_read(tmp_path):
 
 
 def test_a_link_to_a_parent_is_followed_once(tmp_path):
-    """Two such links would be read 2^40 times. A report that only a link leads to must be read."""
-    far = shutil.copytree(SAMPLE, tmp_path / "elsewhere" / "LEI2")
+    """Two such links would be read 2^40 times."""
+    far = shutil.copytree(SAMPLE, tmp_path / "reports" / "q2" / "LEI2")
     here = tmp_path / "reports" / "q1"
     shutil.copytree(SAMPLE, here / "LEI1")
     for name, target in (("up", here.parent), ("self", here), ("other", far.parent), ("again", far.parent)):
@@ -41,6 +41,21 @@ def test_a_link_to_a_parent_is_followed_once(tmp_path):
     ]
     line = f"not read: 1 files that are no reports by their names, the first {ignored[0]}\n"
     assert passed_over(ignored) == line and passed_over([]) == ""
+
+
+def test_links_out_of_the_folder_are_not_opened(tmp_path):
+    """A bank that may write into the folder must not have other files of the machine read."""
+    secret = shutil.copytree(SAMPLE, tmp_path / "elsewhere" / "LEI2")
+    (tmp_path / "secret.json").write_text("{}")
+    folder = tmp_path / "reports"
+    shutil.copytree(SAMPLE, folder / "LEI1")
+    (folder / "LEI2").symlink_to(secret)
+    (folder / "deep").symlink_to(secret.parent)
+    (folder / "x.json").symlink_to(tmp_path / "secret.json")
+    files, ignored = report_files(folder)
+    assert files == [folder / "LEI1"] and len(ignored) == 3
+    line = f"not read: 3 links that do not lead to a report in the folder, the first {folder / 'LEI2'}\n"
+    assert passed_over(ignored) == line
 
 
 def corrected(tmp_path, changes, **more):

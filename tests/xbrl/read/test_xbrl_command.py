@@ -94,7 +94,7 @@ def test_modules_of_one_bank_are_merged(tmp_path):
     files = write(tmp_path / "noted", notes=["Bonds are pledged."])
     (last,) = rows_of(run(*files, "--summary"))
     assert last["summary"]["notes"] == [
-        {"text": "Bonds are pledged.", "cells": [["C_76.00.a", "r0030", "c0010"]], "language": "en"}
+        {"text": "Bonds are pledged.", "cells": [["C_76.00.a", "r0030", "c0010"]], "language": ""}
     ]
     assert len(last["summary"]["files"]) == len(files) > 1
     (tmp_path / "empty").mkdir()

@@ -71,6 +71,12 @@ def test_files_that_are_not_reports(tmp_path, monkeypatch):
     assert "over the limit of 100" in rejection(tmp_path / "report.xbrl")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_json_in_utf16_is_named(tmp_path, encoding):
+    (tmp_path / "report.json").write_bytes(' \n{"documentInfo": {}}'.encode(encoding))
+    assert "this JSON is in UTF-16, but JSON must be in UTF-8" in rejection(tmp_path / "report.json")
+
+
 def test_hostile_packages(tmp_path):
     path = tmp_path / "bank.zip"
     declared = f"<!DOCTYPE x [<!ENTITY v SYSTEM 'file:///etc/hostname'>]>{BODY.format('&v;')}"

@@ -12,6 +12,7 @@ from xbrl.corpus.filing import write_reports
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import cell_name
+from xbrl.read.replies import with_notes
 from xbrl.rules.findings import Finding, apply_findings, lifted_results, load_findings, write_findings
 from xbrl.rules.rules import evaluate
 
@@ -22,8 +23,8 @@ BANK, PERIOD, NOTE = make_bank(0, 1), "2026-03-31", Note("Bonds of 9% are pledge
 def read(tmp_path, lcr: str, notes=()):
     figures = {LCR: Decimal(lcr), LEVERAGE: Decimal("0.0351")}
     cells = load_cells()
-    files = write_reports(tmp_path, BANK, PERIOD, figures, cells, (), "json", notes)
-    return read_filing(files, cells), cells
+    files = write_reports(tmp_path, BANK, PERIOD, figures, cells, (), "json")
+    return with_notes(read_filing(files, cells), notes), cells
 
 
 def finding(state: str, **more) -> Finding:

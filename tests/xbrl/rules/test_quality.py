@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import zipfile
 from decimal import Decimal
 
@@ -113,6 +114,7 @@ def test_a_breach_without_filing_indicator_is_named(tmp_path, indicator, why):
             "C 47.00 r0300 c0010 = 2400000 thousand, C 47.00 r0340 c0010 = 2.00%, C 47.00 r0440 c0010 = 3.00%",
         ),
         ("MANDATORY", f"C 47.00 {why}, but COREP_LR must contain it"),
+        *([("FORM", "filing indicators that no template has: C_99.99")] if "C_99.99" in indicator else []),
     ]
 
 
@@ -314,7 +316,7 @@ def test_an_amount_in_its_own_currency_is_sound(tmp_path):
 def test_a_hundredfold_ratio_is_doubted(tmp_path, figures, cell, reason):
     report = read(tmp_path, figures)
     doubts = [f for f in check_quality(report, CELLS) if f.rule_id == "PLAUSIBLE"]
-    assert [(doubt.cell, doubt.state) for doubt in doubts] == ([(cell, "warning")] if reason else [])
+    assert [(doubt.cell, doubt.state) for doubt in doubts] == ([(cell, "violated")] if reason else [])
     assert not reason or reason in doubts[0].reason
 
 
@@ -331,4 +333,70 @@ def test_facts_of_another_entity_or_date_are_ignored(tmp_path):
     assert findings == [
         ("PERIOD", "2025-12-31 instead of 2026-03-31: 1 fact: C 47.00 r0340 c0010 = 2.00%"),
         ("ENTITY", f"OTHER instead of {BANK.entity}.CON: 1 fact: C 47.00 r0340 c0010 = 1.00%"),
+    ]
+
+
+def bare(report, *changes, path="report.json", files=(), **more):
+    """Return the report with changed facts: (cell, {field: value}), read from a file with another name."""
+    facts = list(report.facts)
+    for cell, fields in changes:
+        facts = [dataclasses.replace(fact, **fields) if fact.cell == cell else fact for fact in facts]
+    return dataclasses.replace(report, facts=tuple(facts), path=pathlib.Path(path), files=files, **more)
+
+
+def errors(report):
+    return [(f.rule_id, f.legal, f.reason) for f in check_quality(report, CELLS) if f.state == "error"]
+
+
+BANK_LEI, OTHER_LEI = "5299000J2N45DDNE4Y28", "529900TTHRQFTT3H2W22"
+
+
+@pytest.mark.parametrize(
+    ("name", "entity", "period", "mentions"),
+    [
+        (f"{OTHER_LEI}.IND_DE_COREP040200_COREPLR_2026-03-31_20260415120000000.zip", BANK_LEI, PERIOD, OTHER_LEI),
+        (f"{BANK_LEI}.IND_DE_COREP040200_COREPLR_2026-03-31_20260415120000000.zip", BANK_LEI, "2026-03-30", PERIOD),
+        (f"{BANK_LEI}.CON_DE_COREP040200_COREPLR_2026-03-31_20260415120000000.zip", f"{BANK_LEI}.IND", PERIOD, "CON"),
+        (f"{BANK_LEI}.IND_DE_COREP040200_COREPLR_2026-03-31_20260415120000000.zip", f"{BANK_LEI}.IND", PERIOD, ""),
+        (f"{BANK_LEI}_{PERIOD}.zip", f"{BANK_LEI}.IND", PERIOD, ""),
+        ("lcr of the second quarter 20260415120000000.zip", BANK_LEI, PERIOD, ""),
+    ],
+)
+def test_file_name_agrees_with_content(name, entity, period, mentions):
+    report = report_of({"lcr 30": "130%"}, entity=entity, period=period)
+    for named in (bare(report, path=name), bare(report, files=(pathlib.Path("x.zip"), pathlib.Path(name)))):
+        found = errors(named)
+        assert len(found) == bool(mentions)
+        assert not found or (found[0][:2] == ("NAME", "EBA filing rules, file names") and mentions in found[0][2])
+
+
+@pytest.mark.parametrize(
+    ("cell", "fields", "rule", "legal"),
+    [
+        (LCR, {"unit": "iso4217:USD"}, "UNIT", "EBA filing rules 3.2"),
+        (BUFFER, {"unit": "xbrli:pure"}, "UNIT", "EBA filing rules 2.24"),
+        (BUFFER, {"unit": "iso4217:EUR*1000"}, "UNIT", "EBA filing rules 2.24"),
+        (LCR, {"value": Decimal("-0.95")}, "RANGE", "Delegated Reg. (EU) 2015/61 Art. 4(1)"),
+        (LR_EXPOSURE, {"value": Decimal(-5)}, "RANGE", "CRR Art. 429(2)"),
+        (LCR, {"entity": "another bank"}, "ENTITY", "EBA filing rules 2.9"),
+        (LCR, {"period": "2025-12-31"}, "PERIOD", "EBA filing rules 2.13"),
+        (LR, {"value": Decimal("-0.01")}, "", ""),  # Tier 1 may be lost
+    ],
+)
+def test_figures_that_cannot_be_are_errors(tmp_path, cell, fields, rule, legal):
+    report = read(tmp_path, SOUND)
+    assert errors(report) == []
+    found = errors(bare(report, (cell, fields)))
+    assert [entry[:2] for entry in found] == ([(rule, legal)] if rule else [])
+    assert not rule or f"{cell[0].replace('_', ' ')} {cell[1]} {cell[2]}" in found[0][2]
+
+
+def test_breaches_of_form_are_warnings(tmp_path):
+    report = read(tmp_path, SOUND)
+    report = bare(report, (LR_TIER1, {"value": None}), breaches=(("2.25", "2 footnotes"), ("2.10", "a time")))
+    found = [(f.rule_id, f.legal, f.state) for f in check_quality(report, CELLS)]
+    assert found == [
+        ("PERIOD", "EBA filing rules 2.10", "error"),
+        ("FORM", "EBA filing rules 2.19", "warning"),
+        ("FORM", "EBA filing rules 2.25", "warning"),
     ]
