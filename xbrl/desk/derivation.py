@@ -62,7 +62,7 @@ def unproven(letter: str, case: "Case", engine: "Examination", form: "Form") -> 
     report, law = case.report, load_basis(form.basis)
     yield from _disagreements(case)
     yield from _unusable(engine)
-    wrong = list(_wrong_decisions(report, engine.results, engine.decisions, law))
+    wrong = [*_wrong_decisions(report, engine.results, engine.decisions, law), *_wrong_before(case, law)]
     yield from (f"{sentence}; correct the file for --findings" for sentence in wrong)
     if not wrong:  # a letter on a wrong decision is kept back, and the sentence above names its cause
         yield from _Letter(letter, case, engine, load_blocks(form.language, True), law).problems()
@@ -71,17 +71,18 @@ def unproven(letter: str, case: "Case", engine: "Examination", form: "Form") -> 
 def _disagreements(case: "Case") -> Iterator[str]:
     """Yield a sentence for each disagreement of file names, content, register and notes on the bank, the date or the scope."""
     report, (bank, _, scope) = case.report, case.report.entity.partition(".")
+    differing: dict[tuple[str, str, str], str] = {}  # (what, in the name, in the content) -> the first file with this name
     for path in report.files or (report.path,):
         named, days = NAMED_ENTITY.search(path.name), NAMED_DAY.findall(path.name)
         if named and named[1] != bank:
-            yield f"the file name {path.name} has the entity {named[1]}, and its content {bank}: ask the bank which is right"
-        elif named and named[2] and scope and named[2] != scope:
-            yield f"the file name {path.name} has the scope {named[2]}, and its content {scope}: ask the bank which is right"
+            differing.setdefault(("entity", named[1], bank), path.name)
+        if named and named[2] and scope and named[2] != scope:
+            differing.setdefault(("scope", named[2], scope), path.name)
         if days and report.period not in days:
-            yield (
-                f"the file name {path.name} has the date {days[0]}, and its content {report.period} (a period that ends at "
-                "T00:00:00 ends on the day before): ask the bank which is right"
-            )
+            content = f"{report.period} (a period that ends at T00:00:00 ends on the day before)"
+            differing.setdefault(("date", days[0], content), path.name)
+    for (what, name, content), file in differing.items():
+        yield f"the file name {file} has the {what} {name}, and its content {content}: ask the bank which is right"
     if foreign := sorted({fact.entity for fact in report.facts} - {"", report.entity}):
         yield f"the report has facts of {foreign[0][:60]!r} beside {report.entity}: ask the bank whose report it is"
     if not case.is_registered or case.bank.entity not in (report.entity, bank):
@@ -166,6 +167,16 @@ def _wrong_lifting(
     elif line.rule not in law.row["lifting"].get(line.legal, ()):
         known = [legal for legal, rules in law.row["lifting"].items() if line.rule in rules]
         yield f"{line.where}, column legal: {line.legal or 'nothing'} does not lift {line.rule}; it is {' or '.join(known) or 'none'}"
+
+
+def _wrong_before(case: "Case", law: Basis) -> Iterator[str]:
+    """Yield a sentence for each line that lifts a rule of an earlier report, so that it does not count as repeated, without a note."""
+    notes = {(old.period, note.id) for old in case.earlier for note in old.notes}
+    for line in case.decisions:
+        is_before = line.state == "lifted" and line.period != case.report.period
+        is_proved = (line.period, line.note) in notes and line.rule in law.row["lifting"].get(line.legal, ())
+        if is_before and not is_proved:
+            yield f"{line.where} lifts {line.rule} in the report as of {line.period} without a note and an article that lift it"
 
 
 def _wrong_annotation(line: Finding, own: Sequence[RuleResult], law: Basis) -> Iterator[str]:
@@ -292,11 +303,12 @@ class _Letter:
         self.templates = {table_name(name) for name in context.templates}
         fixed = blocks.fixed_texts()
         self.fixed = {blocks.text("binding", name) for name in blocks.words["binding"]}
-        self.fixed |= {match for text in fixed for pattern in (CITATION, COUNTING) for match in pattern.findall(text)}
+        self.fixed |= {words for text in fixed for words in COUNTING.findall(text)}
         entries = (*law.row["powers"].values(), *(entry for entry in law.row.values() if "law" in entry))
         laws = [text for entry in entries for text in entry.values() if isinstance(text, str)]
         laws += [provision for text in laws for provision in text.split("; ")]
         self.laws = {blocks.law(text) for text in (*laws, *law.row["lifting"])}
+        self.laws |= {cited for text in fixed for cited in CITATION.findall(text)}
         self.past = [index_facts(old) for old in case.earlier]
         self.wanting = needs_hearing(measures) and not (case.hearing.day or case.hearing.urgent)
 
@@ -323,7 +335,7 @@ class _Letter:
     def _line(self, line: str, results: Sequence[RuleResult]) -> Iterator[str]:
         """Remove each statement that has a source from the line. Yield a sentence for each of the rest."""
         rest, missing = line, []
-        modules = [own.cell[0] for own in results if not own.cell[2]]
+        modules = [own.cell[0] for own in results if own.cell[0] and not own.cell[2]]
         for text in (*self.names, *modules, *sorted(self.fixed, key=len, reverse=True)):
             rest = rest.replace(text, " ")
         cells = CELL.findall(rest)
