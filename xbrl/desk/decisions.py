@@ -133,7 +133,7 @@ def limits_without(report: Report, results: Sequence[RuleResult], decisions: Seq
     """
     unknown = undecided(report, facts_of(decisions))
     open_kinds = {note_rules()[sentence.partition(":")[0]].kind for sentence in unknown}
-    violated = [line.note_rule for line in decisions if line.state == "violated" and line.note_rule]
+    violated = [line.note_rule for line in decisions if line.is_violation and line.note_rule]
     lifted = any(line.state == "lifted" and line.rule in WAIVED for line in decisions)
     missed = {rule.kind for rule in violated if not rule.counted}
     return {
@@ -145,7 +145,7 @@ def limits_without(report: Report, results: Sequence[RuleResult], decisions: Seq
 
 def counted(decisions: Iterable[Finding]) -> list[Finding]:
     """Select the decisions that a figure includes an amount that it must not include."""
-    return [line for line in decisions if line.state == "violated" and line.note_rule and line.note_rule.counted]
+    return [line for line in decisions if line.is_violation and line.note_rule and line.note_rule.counted]
 
 
 def facts_of(decisions: Iterable[Finding]) -> list[NoteFact]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from xbrl.desk.decisions import counted, facts_of, is_quoted
 from xbrl.desk.letters import Blocks, load_blocks, needs_hearing, plain_name
 from xbrl.read.filed_report import Note, Report
-from xbrl.read.render import PURE, cell_name, table_name
+from xbrl.read.render import PURE, cell_name, round_beside, table_name
 from xbrl.read.report_notes import one_line
 from xbrl.rules.findings import Finding, apply_findings, can_override, concerns, corrected, csv_line, note_rules
 from xbrl.rules.formula import keeps_to
@@ -71,7 +71,9 @@ def unproven(letter: str, case: "Case", engine: "Examination", form: "Form") -> 
 def _disagreements(case: "Case") -> Iterator[str]:
     """Yield a sentence for each disagreement of file names, content, register and notes on the bank, the date or the scope."""
     report, (bank, _, scope) = case.report, case.report.entity.partition(".")
-    differing: dict[tuple[str, str, str], str] = {}  # (what, in the name, in the content) -> the first file with this name
+    differing: dict[
+        tuple[str, str, str], str
+    ] = {}  # (what, in the name, in the content) -> the first file with this name
     for path in report.files or (report.path,):
         named, days = NAMED_ENTITY.search(path.name), NAMED_DAY.findall(path.name)
         if named and named[1] != bank:
@@ -135,7 +137,11 @@ def _wrong_decisions(
         note, results_of_rule = notes.get(line.note), [result for result in results if concerns(line, result)]
         if line.quote and not (note and is_quoted(line.quote, note)):
             yield f"{line.where}, column quote: these words, at least three, do not stand in the note"
-        if line.state == "override" and not any(can_override(line, result) for result in results_of_rule):
+        if (
+            line.state == "override"
+            and not line.note_rule
+            and not any(can_override(line, result) for result in results_of_rule)
+        ):
             yield f"{line.where} overrides {line.rule}, which does not apply to this report in that cell, or gets no figures"
         elif line.state == "lifted":
             yield from _wrong_lifting(line, results, decisions, law)
@@ -219,11 +225,11 @@ def _wrong_amounts(notes: dict[str, Note], decisions: Sequence[Finding]) -> Iter
     for rule in {line.rule: line for line in counted(decisions)}:
         lines = [line for line in counted(decisions) if line.rule == rule]
         own = [notes[name] for name in dict.fromkeys(line.note for line in lines) if name in notes]
-        if lines[0].value is None or lines[0].limit is None:
+        if lines[0].value is None or lines[0].limit is None or lines[0].state == "override":
             continue
         amount = lines[0].value - lines[0].limit
         if amount not in map(sum, itertools.product(*(amounts_in(note.text) for note in own))):
-            yield f"{lines[0].where}: the amount {amount:,f} does not stand in the note {', '.join(note.id for note in own)}"
+            yield f"{lines[0].where}: the amount {amount:,f} does not stand in the note {', '.join(note.id for note in own)}; correct it, or write an `override`"
 
 
 def _wrong_consequences(
@@ -231,7 +237,7 @@ def _wrong_consequences(
 ) -> Iterator[str]:
     """Yield a sentence for each decided finding that does not follow from the decided amounts, and for each missing one."""
     rules = note_rules()
-    stated = [line for line in decisions if line.state == "violated" and line.note_rule and line.rule != "LE_CONNECTED"]
+    stated = [line for line in decisions if line.is_violation and line.note_rule and line.rule != "LE_CONNECTED"]
     unknown = [rules[line.rule].kind for line in counted(stated) if line.limit is None]
     named = {rules[line.rule].kind: line.note for line in stated}
     follows = {
@@ -374,20 +380,21 @@ class _Letter:
 
     def _numbers(self, result: RuleResult) -> list[Decimal]:
         """Return the figures that a line on this result may state: value, limit, gap, and the values of earlier reports."""
-        numbers = [number for number in (result.value, result.limit) if number is not None]
-        if len(numbers) == 2 and result.state == "violated":
-            numbers.append(abs(numbers[0] - numbers[1]))
+        numbers: list[object] = [result.value, result.limit]
+        if result.value is not None and result.limit is not None and result.state == "violated":
+            gap, places = abs(result.value - result.limit), result.limit_decimals
+            numbers.append(gap)
+            if isinstance(places, int):
+                numbers += [round_beside(gap, Decimal(0), places)[0], round_beside(result.limit, result.value, places)[0]]
+        elif result.limit is not None and isinstance(result.limit_decimals, int):
+            numbers.append(round_beside(result.limit, None, result.limit_decimals)[0])
         if not result.row:
             numbers += [read_figure(old, result.cell).value for old in self.past]
         return [number for number in numbers if isinstance(number, Decimal)]
 
 
 def _prints(match: re.Match, number: Decimal) -> bool:
-    """Return whether a printed figure is this number, up to the rounding of its last digit. Percentage points have no unit."""
-    printed = Decimal(match["number"])
+    """Return whether a printed figure is this number. Percentage points are printed without a unit."""
     unit = (match["unit"] or "").strip()
-    for scale in (SCALES[unit], *([-2] if not unit else [])):
-        half = Decimal(1).scaleb(int(printed.as_tuple().exponent) + scale) / 2
-        if abs(printed.scaleb(scale) - number) <= half:
-            return True
-    return False
+    scales = (SCALES[unit],) if unit else (0, -2)
+    return any(Decimal(match["number"]).scaleb(scale) == number for scale in scales)

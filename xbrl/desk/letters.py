@@ -490,7 +490,12 @@ def _remarks(context: Context, blocks: Blocks) -> list[str]:
     for line, result in context.overrides:
         fields = _fields(corrected(result, line), blocks)
         is_lifted = line.value is None and line.limit is None
-        texts = {"rule": line.rule, "reported": _fields(result, blocks)["value"], "is_lifted": is_lifted}
+        texts = {
+            "rule": line.rule,
+            "reported": _fields(result, blocks)["value"],
+            "is_lifted": is_lifted,
+            "is_of_note": line.note_rule,
+        }
         people = {"reason": one_line(line.reason), "second": one_line(line.second)}
         remarks.append(blocks.text("remarks", "override", **fields | texts | people))
     return remarks

@@ -32,7 +32,7 @@ from xbrl.desk.verdicts import (
 from xbrl.read.filed_report import Report
 from xbrl.read.render import Addressee, cell_name
 from xbrl.read.report_notes import EMPTY_NOTE
-from xbrl.rules.findings import COLUMNS, Finding, apply_findings, can_override
+from xbrl.rules.findings import COLUMNS, Finding, apply_findings, can_override, note_rules
 from xbrl.rules.note_facts import NoteFact, consequences
 from xbrl.rules.remittance import RULE as LATE_FILING
 from xbrl.rules.rule_lines import describe_result
@@ -92,8 +92,8 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     overrides = tuple(
         (line, result)
         for line in engine.decisions
-        for result in engine.results
-        if line.state == "override" and can_override(line, result)
+        for result in (*engine.results, *engine.violated)
+        if line.state == "override" and (can_override(line, result) or line.rule == result.rule_id in note_rules())
     )
     engine = replace(
         engine, context=replace(engine.context, scope=case.scope, hearing=case.hearing, overrides=overrides)

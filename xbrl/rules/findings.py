@@ -4,7 +4,8 @@ The file has the columns `entity,period,rule,state,cell,value,limit,legal,kind,n
 
 - `state`: "violated" adds a finding, or replaces the engine's finding of the same rule and cell. "lifted" means that the
   engine's finding of this rule is no violation (a waiver, for example). "benign" means that the note changes nothing.
-  "override" replaces value and limit of a rule on figures by those of the line, or lifts the rule if the line has neither.
+  "override" replaces value and limit of a rule on figures by those of the line, or lifts the rule if the line has neither. On
+  a rule `..._COUNTED` it is "violated" with an amount that does not stand in the note (half of EUR 64 million).
 - `entity`: with or without its scope suffix, such as `.CON`. Without the suffix the bank must have only one report for the date.
 - `cell`: as an answer prints it (`C 76.00.a r0030 c0010`); the row of an open table is its key.
 - `value` and `limit`: fractions or amounts in units of the currency (0.95 is 95%).
@@ -82,6 +83,11 @@ class Finding:
     def note_rule(self) -> NoteRule | None:
         """Return the finding's rule if it is in note_rules.jsonl, else None."""
         return note_rules().get(self.rule)
+
+    @property
+    def is_violation(self) -> bool:
+        """Return whether the finding says that its rule is violated, for a rule on figures by the word "violated" alone."""
+        return self.state == "violated" or (self.state == "override" and self.note_rule is not None)
 
     @property
     def is_of_note(self) -> bool:
@@ -166,8 +172,8 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
         ("note", named, "the name of a note; without it nothing is decided: copy its 16 digits from the report's page"),
         (
             "state",
-            not (is_override and (finding.note or finding.is_of_note)),
-            "possible on a note: it replaces a figure",
+            not is_override or not finding.is_of_note or (finding.note_rule and finding.note_rule.counted),
+            "possible here: it replaces a figure, or the amount of a rule ..._COUNTED",
         ),
         (
             "reason",
@@ -188,7 +194,7 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
         if finding.state == "benign":
             continue
         same = [result for result in violated if concerns(finding, result)]
-        if finding.state == "override":
+        if finding.state == "override" and not finding.note_rule:
             violated = [result for result in violated if result not in same] + _overridden(finding, results)
         elif finding.state == "lifted":
             violated = [result for result in violated if result not in same]

@@ -338,6 +338,12 @@ def test_the_answer_of_an_example_is_confirmed(tmp_path, profile):
         decisions = load_findings(tmp_path / "decisions.csv") if lines else {}
         own = next(iter(decisions.values()), ())
         final = make_record(Case(report, bank, decisions=own, reply=reply, hearing=HEARD))
+        if any("does not stand in the note" in reason for reason in final["letter"]["reasons"]):
+            confirmed = {"state": "override", "reason": "a share that the note names", "second": "M. Weber"}
+            own = [replace(line, **confirmed if line.note_rule and line.note_rule.counted else {}) for line in own]
+            final = make_record(Case(report, bank, decisions=tuple(own), reply=reply, hearing=HEARD))
+            assert "Confirmed by M. Weber." in final["letter"]["text"]
+            final["draft"]["outside"] = []  # the model's letter has no override
         assert final["letter"]["state"] == "ready", final["letter"]["reasons"]
         covered = "not covered" not in final["counts"]  # otherwise the decision orders more than the profile covers
         assert final["draft"]["outside"] == [] or not covered
