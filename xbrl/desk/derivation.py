@@ -49,12 +49,13 @@ if TYPE_CHECKING:
 NAMED_ENTITY = re.compile(r"(?<![A-Z0-9])([A-Z0-9]{18}\d\d)(?:\.([A-Z]+))?(?![A-Z0-9])")
 NAMED_DAY = re.compile(r"(?<!\d)\d{4}-\d\d-\d\d(?!\d)")
 NEVER_NEGATIVE = (LCR, ("C_84.00.a", "r0220", "c0040"), SHARE, ("C_28.00", "*", "c230"))
-CELL = re.compile(r"[A-Z]{1,2} \d\d\.\d\d(?:\.[a-z])?(?: (?:[^\s;()]*[^\s;(),:.] ){1,12}?c\d{3,4}\b)?")
+CELL = re.compile(r"(?<!\w)[A-Z]{1,2} \d\d\.\d\d(?!\d)(?:\.[a-z])?(?: (?:[^\s;()]*[^\s;(),:.] ){1,12}?c\d{3,4}\b)?")
 CITATION = re.compile(r"(?:CRR|CRD) Art\. \d+\w*(?:\(\w+\))*")  # in a block
 COUNTING = re.compile(r"[^\W\d]+ ?\d\b(?![.,]?\d|%)")  # `Tier 1` and `CET1`, in a block
+CITED = re.compile(r"(?:\w+ )?(?:\bArt\.|§|\bAnnex\b|\bAnhang\b) ?[^\s;]*")  # in a letter
 QUOTED = re.compile(r"“([^”]*)”|„([^“]*)“")
-FIGURE = re.compile(r"(?P<number>[-+]?\d+(?:\.\d+)?)(?P<unit> ?%| thousand| million)?")
-SCALES = {"%": -2, "thousand": 3, "million": 6, "": 0}
+FIGURE = r"(?P<number>[-+]?\d+(?:\.\d+)?)(?P<unit> ?%| thousand| million|{points})?"
+SCALES = {"": 0, "thousand": 3, "million": 6}  # every other unit is per cent
 
 
 def unproven(letter: str, case: "Case", engine: "Examination", form: "Form") -> Iterator[str]:
@@ -315,6 +316,10 @@ class _Letter:
         laws += [provision for text in laws for provision in text.split("; ")]
         self.laws = {blocks.law(text) for text in (*laws, *law.row["lifting"])}
         self.laws |= {cited for text in fixed for cited in CITATION.findall(text)}
+        points = {
+            blocks.text("text", "points", number="0", is_one=is_one).removeprefix("0") for is_one in (True, False)
+        }
+        self.figure = re.compile(FIGURE.format(points="|".join(map(re.escape, sorted(points, key=len, reverse=True)))))
         self.past = [index_facts(old) for old in case.earlier]
         self.wanting = needs_hearing(measures) and not (case.hearing.day or case.hearing.urgent)
 
@@ -332,6 +337,10 @@ class _Letter:
             place, legal = self._place(result), self.blocks.law(self.law.cite(result))
             if not any(place in line and legal in line for line in findings):
                 yield f"the letter leaves out {result.rule_id} ({place})"
+        for result in self.engine.context.untested:
+            place = f"{self._place(result)}, {self.blocks.law(self.law.cite(result))}"
+            if place not in self.text:
+                yield f"the letter does not say that {result.rule_id} was not tested ({place})"
         if self.wanting:
             yield (
                 "the letter does not say when the bank was heard: add its line to a file for --hearings, with the day, or with "
@@ -360,6 +369,8 @@ class _Letter:
         }
         for text in sorted(filter(None, laws), key=len, reverse=True):
             rest = re.sub(rf"(?<!\w){re.escape(text)}(?![\w(]|, ?[\d(])", " ", rest)
+        missing += CITED.findall(rest)
+        rest = CITED.sub(" ", rest)
         rows = {plain_name(own.row) for own in bound}
         missing += [name for pair in QUOTED.findall(rest) if (name := "".join(pair)) not in rows]
         rest = QUOTED.sub(" ", rest)
@@ -367,34 +378,38 @@ class _Letter:
         missing += [term for term in re.findall(pattern, rest) if term not in self.terms]
         for day in self.days:
             rest = rest.replace(day, " ")
+        figures = list(self.figure.finditer(self.blocks.plain_figures(rest)))
+        readings = [Decimal(match["number"]).scaleb(SCALES.get((match["unit"] or "").strip(), -2)) for match in figures]
         known = {number for own in bound for number in self._numbers(own)}
-        known.add(Decimal(sum(own.rule_id == "LE_DEF" for own in bound)))
-        for match in FIGURE.finditer(self.blocks.plain_figures(rest)):
-            if not any(_prints(match, number) for number in known):
-                missing.append(match[0].strip())
+        known.add(Decimal(sum(own.rule_id == "LE_DEF" for own in bound) or -1))  # a remark counts large exposures
+        missing += [match[0].strip() for match, own in zip(figures, readings, strict=True) if own not in known]
         for text in dict.fromkeys(missing):
             yield f"the letter says {text!r} in {line[:80]!r}, and no source of it says so; analyse again, or mend the block"
+        lacking = [own for own in bound if not self._is_stated(own, {*readings})] if readings else []
+        if lacking and (results is self.violated or len(lacking) == len(bound)):
+            yield f"the letter does not state figure and limit of {lacking[0].rule_id} in {line[:80]!r}; analyse again"
 
     def _place(self, result: RuleResult) -> str:
         return cell_name(result.cell, plain_name(result.row)) if result.cell[2] else result.cell[0]
 
-    def _numbers(self, result: RuleResult) -> list[Decimal]:
+    def _is_stated(self, result: RuleResult, stated: set[Decimal]) -> bool:
+        """Return whether the figures of a line have the value of a result, unless it is missing, and its limit."""
+        has_value = result.missing or result.value in (None, *stated) or result.rule_id == "LE_DEF"
+        has_no_limit = result.limit is None or result.rule_id.endswith("_SIGN")  # its block prints no limit
+        return has_value and (has_no_limit or bool(stated.intersection(self._limits(result))))
+
+    def _limits(self, result: RuleResult) -> list[Decimal]:
+        """Return the limit as it is and as it is printed."""
+        if result.limit is None:
+            return []
+        reference, places = result.value if result in self.violated else None, result.limit_decimals
+        return [result.limit, *([round_beside(result.limit, reference, places)[0]] if isinstance(places, int) else [])]
+
+    def _numbers(self, result: RuleResult) -> set[Decimal]:
         """Return the figures that a line on this result may state: value, limit, gap, and the values of earlier reports."""
-        numbers: list[object] = [result.value, result.limit]
-        if result.value is not None and result.limit is not None and result.state == "violated":
+        numbers: list[object] = [result.value, *self._limits(result)]
+        if result.value is not None and result.limit is not None and result in self.violated:
             gap, places = abs(result.value - result.limit), result.limit_decimals
-            numbers.append(gap)
-            if isinstance(places, int):
-                numbers += [round_beside(gap, Decimal(0), places)[0], round_beside(result.limit, result.value, places)[0]]
-        elif result.limit is not None and isinstance(result.limit_decimals, int):
-            numbers.append(round_beside(result.limit, None, result.limit_decimals)[0])
-        if not result.row:
-            numbers += [read_figure(old, result.cell).value for old in self.past]
-        return [number for number in numbers if isinstance(number, Decimal)]
-
-
-def _prints(match: re.Match, number: Decimal) -> bool:
-    """Return whether a printed figure is this number. Percentage points are printed without a unit."""
-    unit = (match["unit"] or "").strip()
-    scales = (SCALES[unit],) if unit else (0, -2)
-    return any(Decimal(match["number"]).scaleb(scale) == number for scale in scales)
+            numbers += [gap, *([round_beside(gap, Decimal(0), places)[0]] if isinstance(places, int) else [])]
+        numbers += [] if result.row else [read_figure(old, result.cell).value for old in self.past]
+        return {number for number in numbers if isinstance(number, Decimal)}
