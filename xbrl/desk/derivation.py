@@ -25,7 +25,7 @@ from xbrl.read.render import PURE, cell_name, round_beside, table_name
 from xbrl.read.report_notes import one_line
 from xbrl.rules.findings import Finding, apply_findings, can_override, concerns, corrected, csv_line, note_rules
 from xbrl.rules.formula import keeps_to
-from xbrl.rules.measures import Basis, load_basis, plan_measures
+from xbrl.rules.measures import Basis, consequence, load_basis, plan_measures, topic_of
 from xbrl.rules.note_facts import (
     LCR,
     SHARE,
@@ -304,29 +304,36 @@ class _Letter:
         days = {days for measure in measures for days in (measure.deadline_days, measure.owners_days)}
         self.terms = {blocks.within(number) for number in (*days, law.row["hearing"]["working_days"]) if number}
         self.days = {blocks.day(day) for day in (report.period, case.hearing.day) if day}
-        names = [case.bank.name, plain_name(case.bank.name), one_line(case.bank.name), case.hearing.urgent]
+        # A name from the register is trusted. Without a register the name is the code that the report gives.
+        is_code = case.bank.name == case.bank.entity
+        self.addressee = [plain_name(case.bank.name) if is_code else one_line(case.bank.name)]
+        names = [*self.addressee, case.hearing.urgent]
         names += [words for line, _ in context.overrides for words in (line.reason, line.second, line.rule)]
         self.names = sorted({one_line(name) for name in names if name}, key=len, reverse=True)
         self.templates = {table_name(name) for name in context.templates}
         fixed = blocks.fixed_texts()
         self.fixed = {blocks.text("binding", name) for name in blocks.words["binding"]}
         self.fixed |= {words for text in fixed for words in COUNTING.findall(text)}
-        entries = (*law.row["powers"].values(), *(entry for entry in law.row.values() if "law" in entry))
-        laws = [text for entry in entries for text in entry.values() if isinstance(text, str)]
-        laws += [provision for text in laws for provision in text.split("; ")]
-        self.laws = {blocks.law(text) for text in (*laws, *law.row["lifting"])}
+        powers, hearing = law.power_for(measures, is_signed=True), law.row["hearing"]
+        laws = [powers, *powers.split("; "), hearing["law"], law.citation("objection")]
+        laws += [law.row["objection"].get("at_once", ""), hearing.get("urgent", "") if case.hearing.urgent else ""]
+        laws += [law.row["powers"][topic_of(measure)].get("plan", "") for measure in measures]
+        announced = consequence(self.violated, context.repeated)
+        laws += [law.citation(announced)] if announced != "none" else []
+        self.laws = {blocks.law(text) for text in laws}
         self.laws |= {cited for text in fixed for cited in CITATION.findall(text)}
         points = {
             blocks.text("text", "points", number="0", is_one=is_one).removeprefix("0") for is_one in (True, False)
         }
         self.figure = re.compile(FIGURE.format(points="|".join(map(re.escape, sorted(points, key=len, reverse=True)))))
+        self.stated: list[RuleResult] = []  # the findings that a line states with value, limit and citation
         self.past = [index_facts(old) for old in case.earlier]
         self.wanting = needs_hearing(measures) and not (case.hearing.day or case.hearing.urgent)
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each statement without a source, and for each violation that the letter leaves out."""
         address, *lines = self.text.splitlines()
-        if not any(name in address for name in self.names[:3] if name != self.case.hearing.urgent):
+        if not any(name in address for name in self.addressee):
             yield f"the letter is not addressed to {self.case.bank.name}"
         findings = [line for line in lines if re.match(r"\d+\. ", line)]
         for number, line in enumerate(findings, start=1):
@@ -334,9 +341,8 @@ class _Letter:
         for line in (address, *(line for line in lines if line not in findings)):
             yield from self._line(line, self.others)
         for result in self.violated:
-            place, legal = self._place(result), self.blocks.law(self.law.cite(result))
-            if not any(place in line and legal in line for line in findings):
-                yield f"the letter leaves out {result.rule_id} ({place})"
+            if result not in self.stated:
+                yield f"the letter leaves out {result.rule_id} ({self._place(result)}) or its figures; analyse again"
         for result in self.engine.context.untested:
             place = f"{self._place(result)}, {self.blocks.law(self.law.cite(result))}"
             if place not in self.text:
@@ -385,9 +391,10 @@ class _Letter:
         missing += [match[0].strip() for match, own in zip(figures, readings, strict=True) if own not in known]
         for text in dict.fromkeys(missing):
             yield f"the letter says {text!r} in {line[:80]!r}, and no source of it says so; analyse again, or mend the block"
-        lacking = [own for own in bound if not self._is_stated(own, {*readings})] if readings else []
-        if lacking and (results is self.violated or len(lacking) == len(bound)):
-            yield f"the letter does not state figure and limit of {lacking[0].rule_id} in {line[:80]!r}; analyse again"
+        stated = [own for own in bound if not readings or self._is_stated(own, {*readings})]
+        self.stated += [own for own in stated if self.blocks.law(self.law.cite(own)) in line]
+        if bound and not stated:
+            yield f"the letter does not state figure and limit of {bound[0].rule_id} in {line[:80]!r}; analyse again"
 
     def _place(self, result: RuleResult) -> str:
         return cell_name(result.cell, plain_name(result.row)) if result.cell[2] else result.cell[0]

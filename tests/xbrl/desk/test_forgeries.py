@@ -285,6 +285,8 @@ def test_every_digit_of_a_letter_is_proved(cases, letter_of, tmp_path, form):
             forged = text[:place] + digit + text[place + 1 :]
             assert list(unproven(forged, case, engine, form)), (name, forged[max(place - 60, 0) : place + 30])
         assert list(unproven(text.replace(NAMED.name, OTHER_BANK), case, engine, form))
+        for term in ("within five", "within ten", "binnen fünf", "binnen zehn"):
+            assert term not in text or list(unproven(text.replace(term, f"{term}zig"), case, engine, form))
         finding = re.search(r"^1\. .*\n", text, re.MULTILINE)
         assert not finding or list(unproven(text.replace(finding[0], ""), case, engine, form))
 

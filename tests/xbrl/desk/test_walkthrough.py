@@ -23,11 +23,13 @@ def test_the_commands_print_what_the_page_says(tmp_path, capsys):
     files, decisions, register = tuple(generated.files), tmp_path / "decisions.csv", tmp_path / "register.csv"
     write_findings(decisions, generated.findings)
     register.write_text(f"entity,name,country,type\n{bank.entity},{bank.name},{bank.country},{bank.model}\n")
+    hearings = tmp_path / "hearings.csv"
+    hearings.write_text(re.search(r"printf '(entity,period,heard,urgent.*)' > hearings.csv", PAGE)[1].replace("\\n", "\n"))
     sample = (ROOT / "tests/xbrl/read/eba_lcr_sample",)
     options = (
         Options(sample, tmp_path / "sample"),
         Options(files, tmp_path / "out", register=register),
-        Options(files, tmp_path / "out", register=register, findings=decisions),
+        Options(files, tmp_path / "out", register=register, findings=decisions, hearings=hearings),
     )
     assert [analyse(each) for each in options] == [1, 1, 1]
     printed = [line for line in capsys.readouterr().out.splitlines() if "index.html" not in line]
