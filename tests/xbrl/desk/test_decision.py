@@ -29,6 +29,7 @@ from tests.xbrl.desk.reports import (
 )
 from tests.xbrl.read.xbrl_documents import document, fact
 from xbrl.corpus.filing import write_reports
+from xbrl.desk import output
 from xbrl.desk.output import finish, folder_name
 from xbrl.desk.record import Case, Form, Reply, is_name, make_record
 from xbrl.desk.verdicts import flags
@@ -190,6 +191,21 @@ def test_facts_of_a_model_are_a_proposal(noted, tmp_path):
     nothing = record(noted, answer(COUNTED, facts=[FACT]), decisions=decide(tmp_path, note["if_not"]))
     assert verdicts(nothing) == [("refuted", "PLEDGED_COUNTED")] and nothing["letter"]["state"] == "ready"
     assert "no objection" in nothing["letter"]["text"]
+
+
+def test_page_offers_ready_lines_for_each_kind(noted, tmp_path):
+    """Without a model the lines have the amounts of the note, the cells and the limits. They are copied as they are."""
+    waived = Note("Our requirement is waived.")
+    breached = replace(read(tmp_path, {LCR: "0.93"}, SMALL), notes=(waived,))
+    offers = dict(record(noted)["notes"][0]["offers"])
+    assert offers["pledged, 40,000,000"] == [LINE, LCR_LINE.replace("0.62", "0.6200")]
+    assert [meaning.partition(",")[0] for meaning in offers] == ["pledged", "own_shares", "profit"]
+    assert record(noted, decisions=decide(tmp_path, *offers["pledged, 40,000,000"]))["letter"]["state"] == "ready"
+    lines = dict(record(breached)["notes"][0]["offers"])
+    assert lines["waiver"] == [f"{ALL}LCR_MIN,lifted,C 76.00.a r0030 c0010,,,CRR Art. 8,waiver,{waived.id}"]
+    assert record(breached, decisions=decide(tmp_path, *lines["waiver"]))["letter"]["state"] == "ready"
+    page = output.page(record(noted), "en")
+    assert "<p>If it means pledged, 40,000,000:</p>" in page and LINE in page
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ def test_the_commands_print_what_the_page_says(tmp_path, capsys):
     write_findings(decisions, generated.findings)
     register.write_text(f"entity,name,country,type\n{bank.entity},{bank.name},{bank.country},{bank.model}\n")
     hearings = tmp_path / "hearings.csv"
-    hearings.write_text(re.search(r"printf '(entity,period,heard,urgent.*)' > hearings.csv", PAGE)[1].replace("\\n", "\n"))
+    hearings.write_text(
+        re.search(r"printf '(entity,period,heard,urgent.*)' > hearings.csv", PAGE)[1].replace("\\n", "\n")
+    )
     sample = (ROOT / "tests/xbrl/read/eba_lcr_sample",)
     options = (
         Options(sample, tmp_path / "sample"),
