@@ -280,9 +280,7 @@ def test_every_digit_of_a_letter_is_proved(cases, letter_of, tmp_path, form):
         case = replace(case, decisions=tuple(decision for own in decisions for decision in own))
         engine = examine(case.report, (), case.decisions)
         assert list(unproven(text, case, engine, form)) == []
-        for place in rng.sample(
-            [match.start() for match in re.finditer(r"\d", text)], min(len(re.findall(r"\d", text)), 1000)
-        ):
+        for place in rng.sample([match.start() for match in re.finditer(r"\d", text)], 60):
             digit = rng.choice([other for other in "0123456789" if other != text[place]])
             forged = text[:place] + digit + text[place + 1 :]
             assert list(unproven(forged, case, engine, form)), (name, forged[max(place - 60, 0) : place + 30])
