@@ -20,6 +20,8 @@ from pathlib import Path
 from common.errors import UserError
 from common.sha256 import sha256
 from xbrl.answers.profiles import PROFILES, Profile
+from xbrl.desk.decisions import load_hearings
+from xbrl.desk.letters import Hearing
 from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, finish, folder_name, totals, write_overview
 from xbrl.desk.record import READY, Case, Form
 from xbrl.read.dpm import load_cells
@@ -28,8 +30,9 @@ from xbrl.read.folder import in_parallel, join_modules, passed_over, read_files,
 from xbrl.read.register import read_register
 from xbrl.read.render import Addressee
 from xbrl.read.replies import add_replies
-from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
+from xbrl.rules.findings import KNOWN, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis
+from xbrl.rules.note_facts import stands_in
 from xbrl.rules.rules import RULES_FILE, built_in_rules
 
 DATA_CARD = "dataset.json"  # beside the examples of a run; xbrl/scripts/make_reports.py writes it
@@ -49,6 +52,7 @@ class Options:
     draft: bool = False
     register: Path | None = None
     findings: Path | None = None
+    hearings: Path | None = None
     taxonomy: tuple[Path, ...] = ()
     form: Form = Form()
     workers: int = 1
@@ -91,6 +95,7 @@ class Analysis:
         options = self.options
         files, self.ignored = find_files(options.files, options.out)
         register = read_register(options.register) if options.register else {}
+        hearings = load_hearings(options.hearings) if options.hearings else {}
         self.decisions = load_findings(options.findings) if options.findings else {}
         try:
             options.out.mkdir(parents=True, exist_ok=True)
@@ -126,19 +131,28 @@ class Analysis:
             # The entity itself is the name of a bank that the register does not have.
             bank = register.get(report.entity) or register.get(code)
             self.unnamed += [] if bank else [report.entity]
+            is_registered = bool(bank) or not register
             bank = bank or Addressee(code, code, "", "")
+            texts = " ".join(note.text for note in report.notes)
+            others = tuple(
+                sorted({own.name for own in register.values() if own != bank and stands_in(own.name, texts)})
+            )
+            hearing = hearings.get((report.entity, report.period)) or hearings.get((code, report.period), Hearing())
             earlier = tuple(old for old in older if old.entity == report.entity and old.period < report.period)
             dates = [report.period, *(old.period for old in earlier)]
             keys = [(name, day) for day in dates for name in dict.fromkeys((code, report.entity))]
             decided = tuple(decision for key in keys for decision in self.decisions.get(key, ()))
             self.used.update(decided)
             known = names.intersection(member for fact in report.facts for member in fact.dimensions.values())
-            lines = [[str(getattr(decision, name)) for name in COLUMNS] for decision in decided]
+            lines = [[str(getattr(decision, name)) for name in KNOWN] for decision in decided]
             depends = {
                 "key": self.key,
                 "inputs": _file_hashes([report], hashes),
                 "earlier": _file_hashes(earlier, hashes),
-                "knowledge": [bank.name, bank.country, bank.type, lines, sorted(known), scope],
+                "knowledge": [
+                    *(bank.name, bank.country, bank.type, lines, sorted(known), scope),
+                    *(list(others), is_registered, hearing.day, hearing.urgent),
+                ],
                 "notes": [[note.id, *map(list, note.cells)] for note in report.notes],
                 "incomplete": list(report.incomplete),
             }
@@ -146,7 +160,8 @@ class Analysis:
             if finished := _finished(folder, depends):
                 self.records.append(finished)
             else:
-                cases.append(Case(report, bank, earlier, decided, scope=scope, known=frozenset(known), depends=depends))
+                case = Case(report, bank, earlier, decided, scope=scope, known=frozenset(known), depends=depends)
+                cases.append(replace(case, others=others, is_registered=is_registered, hearing=hearing))
         self.unchanged = len(self.records)
         return tuple(cases)
 

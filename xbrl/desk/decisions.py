@@ -1,33 +1,46 @@
-"""Notes of the bank, and a person's decisions on them: facts that the model proposes, lines to copy, doubts about decisions.
+"""Notes of the bank, and a person's decisions on them: facts that the model proposes, lines to copy, hearings of the bank.
 
 The model proposes facts (`rules/note_facts.py`). A fact whose words stand in no note is refuted. The consequences of the other
 facts follow by arithmetic and law. A person decides in a file for --findings whether the facts are true. That file is written by
-hand or copied from a page, and its figures may come from an earlier report. A letter with a statement that the report and its
-notes do not support is therefore not ready.
+hand or copied from a page, and its figures may come from an earlier report: `derivation.py` examines it.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
 
-from xbrl.desk.letters import has_figures
-from xbrl.read.filed_report import Note, Report
+from common.errors import UserError
+from xbrl.desk.letters import Hearing
+from xbrl.read.filed_report import Note, Report, is_day
 from xbrl.read.render import cell_name
-from xbrl.rules.findings import Finding, concerns, csv_line, note_rules
-from xbrl.rules.formula import keeps_to
-from xbrl.rules.note_facts import SHARE, NoteFact, consequences, undecided
-from xbrl.rules.reported_figures import index_facts, row_keys
-from xbrl.rules.rules import RuleResult, violations
+from xbrl.read.xbrl_csv import read_table_of
+from xbrl.rules.findings import Finding, csv_line, note_rules
+from xbrl.rules.note_facts import (
+    COUNTED,
+    KINDS,
+    LCR,
+    NoteFact,
+    amounts_in,
+    clients_in,
+    consequences,
+    percentages_in,
+    undecided,
+)
+from xbrl.rules.reported_figures import index_facts
+from xbrl.rules.rules import RuleResult
 
 WAIVED = ("LCR_MIN", "LCR_PLEDGED")  # the rules that a waiver lifts
+MAX_OFFERS = 3  # amounts or ratios of a note for which a page offers lines
 
 
 @dataclass(frozen=True)
 class ReadNote:
     """A note with the decisions on it and the facts that the model read in it.
 
-    `if_so` has the lines of a decision file if the facts hold, `if_not` the line if the note changes nothing. `open` lists
-    the consequences that the figures of the report cannot decide.
+    `if_so` has the lines of a decision file if the facts hold, `if_not` the line if the note changes nothing, and `offers` the
+    lines for each other meaning: [meaning, lines]. `open` lists the consequences that the figures of the report cannot decide.
     """
 
     id: str
@@ -36,6 +49,7 @@ class ReadNote:
     facts: tuple[NoteFact, ...]
     if_so: list[str]
     if_not: str
+    offers: list[tuple[str, list[str]]]
     open: list[str]
 
 
@@ -45,7 +59,7 @@ def read_notes(
     """Assign the facts of the model's answer to the notes of a report. Return (notes, facts whose words stand in no note)."""
     left, own = list(dict.fromkeys(facts)), {}
     for note in report.notes:
-        own[note] = [fact for fact in left if quotes(fact, note)]
+        own[note] = [fact for fact in left if is_quoted(fact.quote, note)]
         left = [fact for fact in left if fact not in own[note]]
     decided = {note: tuple(line for line in decisions if line.note == note.id) for note in report.notes}
     # The amounts of several notes are added up, without notes from which nothing follows by decision.
@@ -64,18 +78,42 @@ def read_notes(
                 facts=tuple(own[note]),
                 if_so=[csv_line(replace(line, note=note.id)) for line in follows if line.kind in applying],
                 if_not=csv_line(Finding(report.entity, report.period, "", "benign", kind=kind, note=note.id)),
+                offers=[] if decided[note] else list(_offers(report, results, note)),
                 open=undecided(report, own[note]),
             )
         )
     return read, left
 
 
-def quotes(fact: NoteFact, note: Note) -> bool:
-    """Return whether the quotation of a fact stands in the note, up to white space.
+def _offers(report: Report, results: Sequence[RuleResult], note: Note) -> Iterator[tuple[str, list[str]]]:
+    """Yield (meaning, lines) for each kind of note, with the amounts and the clients that stand in the note."""
+    amounts = amounts_in(note.text)[:MAX_OFFERS] or [None]
+    clients = tuple(clients_in(index_facts(report), note.text))
+    for kind in KINDS:
+        facts = [NoteFact(kind, True, amount) for amount in (amounts if kind in COUNTED else [None])]
+        for fact in facts:
+            applying = replace(fact, who=clients, quote=" ".join(note.text.split()))
+            lines = [
+                replace(line, entity=report.entity, note=note.id) for line in consequences(report, results, [applying])
+            ]
+            if kind == "pledged" and fact.amount is None and lines:
+                ratios = sorted(percentages_in(note.text))[:MAX_OFFERS]
+                missed = [ratio for ratio in ratios if ratio < 1]
+                lines += (
+                    [replace(lines[0], rule="LCR_PLEDGED", cell=cell_name(LCR), value=missed[0], limit=Decimal(1))]
+                    if missed
+                    else []
+                )
+            if lines:
+                yield kind if fact.amount is None else f"{kind}, {fact.amount:,f}", [csv_line(line) for line in lines]
+
+
+def is_quoted(quote: str, note: Note) -> bool:
+    """Return whether a quotation stands in the note, up to white space.
 
     A quotation of fewer than three words or ten characters proves nothing.
     """
-    words = " ".join(fact.quote.split())
+    words = " ".join(quote.split())
     proves = len(words.split()) >= 3 and len(words) >= 10
     return proves and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
 
@@ -95,7 +133,7 @@ def limits_without(report: Report, results: Sequence[RuleResult], decisions: Seq
     """
     unknown = undecided(report, facts_of(decisions))
     open_kinds = {note_rules()[sentence.partition(":")[0]].kind for sentence in unknown}
-    violated = [line.note_rule for line in decisions if line.state == "violated" and line.note_rule]
+    violated = [line.note_rule for line in decisions if line.is_violation and line.note_rule]
     lifted = any(line.state == "lifted" and line.rule in WAIVED for line in decisions)
     missed = {rule.kind for rule in violated if not rule.counted}
     return {
@@ -107,7 +145,7 @@ def limits_without(report: Report, results: Sequence[RuleResult], decisions: Seq
 
 def counted(decisions: Iterable[Finding]) -> list[Finding]:
     """Select the decisions that a figure includes an amount that it must not include."""
-    return [line for line in decisions if line.state == "violated" and line.note_rule and line.note_rule.counted]
+    return [line for line in decisions if line.is_violation and line.note_rule and line.note_rule.counted]
 
 
 def facts_of(decisions: Iterable[Finding]) -> list[NoteFact]:
@@ -120,65 +158,18 @@ def facts_of(decisions: Iterable[Finding]) -> list[NoteFact]:
     return [*facts, NoteFact("waiver", True, None)] if waived else facts
 
 
-def doubts(
-    report: Report, results: Sequence[RuleResult], violated: Sequence[RuleResult], decisions: Sequence[Finding]
-) -> Iterator[str]:
-    """Yield a sentence for each decision that cannot be right. `violated` has the violations, corrected by the decisions."""
-    by_rules = violations(results)
-    for line in decisions:
-        if line.state == "lifted" and line.rule not in WAIVED[1:] and not any(concerns(line, own) for own in by_rules):
-            yield f"{line.where} lifts {line.rule}, which the rules do not find: if a note changes nothing, decide `benign`"
-        elif line.state == "lifted" and not line.legal:
-            yield f"{line.where}, column legal: it is empty; name the article that lifts {line.rule}"
-        elif (line.state, line.rule) == ("violated", "LE_CONNECTED") and not _is_client(report, line):
-            yield f"{line.where}, column cell: {line.cell} is no client of C 28.00"
-        elif line.state == "violated" and any(
-            keeps_to(result.known_value, result.relation, result.known_limit)
-            for result in violated
-            if concerns(line, result) and has_figures(result)
-        ):
-            yield f"{line.where} says that {line.rule} is violated, and its value keeps to its limit"
-    for note in report.notes:
-        own = [line for line in decisions if line.note == note.id]
-        benign = next((line for line in own if line.state == "benign"), None)
-        finding = next((line for line in own if line.state != "benign"), None)
-        if benign and finding:
-            yield (
-                f"{benign.where} says that nothing follows from a note, and {finding.where} that {finding.rule} does; keep one"
+def load_hearings(path: Path) -> dict[tuple[str, str], Hearing]:
+    """Read a CSV with the columns `entity,period,heard,urgent`: the day of the hearing, or why the matter is too urgent for one.
+
+    Raise UserError with the line of a mistake.
+    """
+    hearings: dict[tuple[str, str], Hearing] = {}
+    for where, row in read_table_of(path, ("entity", "period", "heard", "urgent")):
+        case, day, reason = (row["entity"], row["period"]), row["heard"], row["urgent"]
+        if bool(day) == bool(reason) or (day and not (is_day(day) and day > row["period"])):
+            raise UserError(
+                f"{where}: give in heard a day (YYYY-MM-DD) after the reference date, or in urgent a reason"
             )
-    yield from _wrong_consequences(report, results, decisions)
-
-
-def _wrong_consequences(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> Iterator[str]:
-    """Yield a sentence for each decided finding that does not follow from the decided amounts, and for each missing one."""
-    rules = note_rules()
-    stated = [line for line in decisions if line.state == "violated" and line.note_rule and line.rule != "LE_CONNECTED"]
-    unknown = [rules[line.rule].kind for line in counted(stated) if line.limit is None]
-    notes = {rules[line.rule].kind: line.note for line in stated}
-    follows = {
-        finding.rule: replace(finding, entity=report.entity, note=notes[finding.kind])
-        for finding in consequences(report, results, facts_of(decisions))
-        if finding.state == "violated"
-    }
-    for line in stated:
-        right = follows.get(line.rule)
-        if right is None and rules[line.rule].kind in unknown:
-            continue  # the note states the ratio but no amount
-        if right is None:
-            yield (
-                f"{line.where}: {line.rule} does not follow from the figures of the report and a line that takes the amount out"
-            )
-        elif any(
-            own not in (None, "") and own != expected
-            for own, expected in ((line.cell, right.cell), (line.value, right.value), (line.limit, right.limit))
-        ):
-            yield f"{line.where} does not agree with the figures of the report, by which it is {csv_line(right)}"
-    for rule in sorted(follows.keys() - {line.rule for line in stated}):
-        unless = " (with the state `lifted` and CRR Art. 8 if a waiver covers it)" if rule in WAIVED else ""
-        yield f"{rule} follows from the amounts that are decided, and no line says so: add {csv_line(follows[rule])}{unless}"
-
-
-def _is_client(report: Report, finding: Finding) -> bool:
-    figures = index_facts(report)
-    rows = [" ".join(member for _, member in key) for key in row_keys(figures, (SHARE, ("C_28.00", "*", "c330")))]
-    return finding.cell in [cell_name(SHARE, row) for row in rows]
+        if hearings.setdefault(case, Hearing(day, reason)) != Hearing(day, reason):
+            raise UserError(f"{where}: {case[0]} as of {case[1]} occurs twice; keep one of the lines")
+    return hearings

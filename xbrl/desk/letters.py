@@ -21,7 +21,7 @@ from common.errors import UserError
 from xbrl.read.filed_report import CellKey
 from xbrl.read.render import PURE, Addressee, cell_name, format_figure, format_limit, table_name
 from xbrl.read.report_notes import one_line
-from xbrl.rules.findings import note_rules
+from xbrl.rules.findings import Finding, corrected, note_rules
 from xbrl.rules.measures import (
     ORDERS,
     Basis,
@@ -46,6 +46,14 @@ TEMPLATE, CURRENCY = re.compile(r"[A-Z]{1,2}_\d{2}\.\d{2}(?:\.[a-z])?"), re.comp
 
 
 @dataclass(frozen=True)
+class Hearing:
+    """How the bank was heard before the decision: the day (YYYY-MM-DD), or the reason why the matter is too urgent for it."""
+
+    day: str = ""
+    urgent: str = ""
+
+
+@dataclass(frozen=True)
 class Context:
     """Further facts that a letter may mention. A prompt contains all of them, except those marked as "desk".
 
@@ -63,6 +71,8 @@ class Context:
     untested: tuple[RuleResult, ...] = ()  # desk: rules that the figures cannot decide, without duties
     scope: str = ""  # desk: scope of the report (CON, IND) if the bank files several as of the same date
     unexamined: str = ""  # desk: "not applicable" or "undecided" if no rule could be decided
+    overrides: tuple[tuple[Finding, RuleResult], ...] = ()  # desk: overrides, each with the result that it replaces
+    hearing: Hearing = Hearing()  # desk
 
 
 def write_letter(
@@ -81,13 +91,13 @@ def write_letter(
     `basis` names a legal basis of `rules/bases.json`, because a directive binds a bank through national law alone. `short` gives
     the orders alone, in one line; small models learn this letter. `grouped` gives the letter that a person signs. It separates
     thousands (9,921; in German 9.921), while models learn plain digits as in their reports. It names the cells that count as
-    nil because they are not reported, and the basis of each duty. It leaves a place for the day on which the bank was heard,
-    which must be before the decision unless the matter is urgent. Raise UserError for an unknown basis, and for a block that is
-    missing or cannot be filled in.
+    nil because they are not reported, and the basis of each duty. It says when the bank was heard, or why the matter is too
+    urgent for that, and leaves a place if neither is known. Raise UserError for an unknown basis, and for a block that is missing
+    or cannot be filled in.
     """
-    blocks, law = _blocks(language, grouped), load_basis(basis)
+    blocks, law = load_blocks(language, grouped), load_basis(basis)
     measures = plan_measures(violated, context.repeated)
-    orders = [text for measure in measures for text in _orders(measure, blocks, short)]
+    orders = [text for measure in measures for text in _orders(measure, blocks, law, short)]
     if short:
         return " ".join(orders) or blocks.text("text", "no_measure")
 
@@ -95,18 +105,16 @@ def write_letter(
         return tuple(replace(result, legal=law.cite(result)) for result in results)
 
     with_basis = {name: cited(getattr(context, name)) for name in ("margins", "triggers", "untested")}
-    context, day = replace(context, **with_basis), datetime.date.fromisoformat(date)
+    context = replace(context, **with_basis)
     hearing, objection = law.row["hearing"], law.row["objection"]
     months, suspends = blocks.text("months", str(objection["months"])), objection["suspends"]
     suspended = [measure for measure in measures if suspends is True or measure.subject in (suspends or ())]
-    month = blocks.words["text"]["months"][day.month - 1]
-    when = blocks.text("text", "date", day=day.day, month=month, year=day.year)
     scope = blocks.words.get("scopes", {}).get(context.scope, "")
     fields: dict[str, Any] = {
         # A name from the register is trusted. Without a register the name is the code that the report gives.
         "bank": one_line(bank.name) if bank.name != bank.entity else plain_name(bank.name),
         "board": blocks.choose("boards", bank.type, "default"),
-        "date": f"{when} {scope}".strip(),
+        "date": f"{blocks.day(date)} {scope}".strip(),
         "findings": [_finding(group, context, blocks) for group in _by_figure(cited(violated))],
         "powers": blocks.law(law.power_for(measures, grouped)),
         "binding": blocks.text("binding", basis),
@@ -125,10 +133,12 @@ def write_letter(
         "objection_law": blocks.law(law.citation("objection")),
         "hearing": blocks.text(
             "rights",
-            "heard" if grouped else "hearing",
+            _hearing_block(measures, context.hearing) if grouped else "hearing",
             number=blocks.number(hearing["working_days"]),
             law=blocks.law(hearing["law"]),
             urgent=blocks.law(hearing.get("urgent", "")),
+            day=blocks.day(context.hearing.day) if context.hearing.day else "____________",
+            reason=one_line(context.hearing.urgent),
         ),
         "objection": blocks.text(
             "rights",
@@ -143,6 +153,18 @@ def write_letter(
     }
     lines = blocks.layout(fields).splitlines()
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _hearing_block(measures: Sequence[Measure], hearing: Hearing) -> str:
+    """Choose the sentence on the hearing. Corrections alone are no matter that is too urgent for one."""
+    if not needs_hearing(measures):
+        return "hearing"
+    return "urgent" if hearing.urgent else "heard"
+
+
+def needs_hearing(measures: Sequence[Measure]) -> bool:
+    """Return whether a measure goes beyond corrections and explanations, so that the bank is heard before the decision."""
+    return any(measure.order != "filing" for measure in measures)
 
 
 def required_measures(
@@ -169,7 +191,7 @@ def plain_name(text: str) -> str:
 
 def draft_mark(language: str) -> str:
     """Return the text above and below a letter that is not ready. Raise UserError if the block has no words."""
-    blocks = _blocks(language, False)
+    blocks = load_blocks(language, False)
     mark = blocks.text("text", "draft")
     if not mark:
         raise UserError(f"{blocks.files['text']}: [text] draft must be a text with words in it; mend the block")
@@ -181,7 +203,7 @@ def group_thousands(text: str, mark: str = ",") -> str:
     return re.sub(r"(?<![\d.,])\d{4,}", lambda digits: f"{Decimal(digits[0]):,}".replace(",", mark), text)
 
 
-class _Blocks:
+class Blocks:
     """The approved blocks of one language. `grouped` is as in `write_letter`."""
 
     def __init__(self, language: str, grouped: bool) -> None:
@@ -235,8 +257,32 @@ class _Blocks:
         """Write a number in words, or in digits if the blocks have no word for it."""
         return self.words["text"]["numbers"].get(str(number), str(number))
 
+    def day(self, date: str) -> str:
+        """Write a date (YYYY-MM-DD) in words."""
+        day = datetime.date.fromisoformat(date)
+        return self.text("text", "date", day=day.day, month=self.words["text"]["months"][day.month - 1], year=day.year)
+
+    def plain_figures(self, text: str) -> str:
+        """Undo the separators and the translation of the figures in a text: the inverse of `figure`."""
+        if self.thousands:
+            text = re.sub(rf"(?<=\d){re.escape(self.thousands)}(?=\d{{3}}(?!\d))", "", text)
+        for old, new in reversed(self.words.get("format", {}).items()):
+            text = text.replace(new, old)
+        return text
+
+    def fixed_texts(self) -> list[str]:
+        """Return the words of all blocks and of the layout, without the placeholders."""
+        texts, sections = [self.layout_file.read_text(encoding="utf-8")], [self.words]
+        for section in sections:  # sections of sections are appended while this runs
+            sections += [part for part in section.values() if isinstance(part, dict)]
+            texts += [part for part in section.values() if isinstance(part, str)]
+        return [re.sub(r"\{\{.*?\}\}|\{[%#].*?[%#]\}", " ", text, flags=re.DOTALL) for text in texts]
+
+    def within(self, days: int) -> str:
+        return self.text("text", "within", number=self.number(days))
+
     def deadline(self, days: int) -> str:
-        return self.text("text", "deadline", number=self.number(days))
+        return self.text("text", "deadline", within=self.within(days))
 
     def _replaced(self, section: str, text: str) -> str:
         for old, new in self.words.get(section, {}).items():
@@ -252,7 +298,7 @@ class _Blocks:
             raise UserError(f"{file}: {where} cannot be filled in: {error}; mend the block") from error
 
 
-_blocks = functools.cache(_Blocks)
+load_blocks = functools.cache(Blocks)
 
 
 def _read_toml(path: Path) -> dict:
@@ -262,14 +308,21 @@ def _read_toml(path: Path) -> dict:
         raise UserError(f"{path}: the blocks of letters cannot be read: {error}; mend the file") from error
 
 
-def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
+def _orders(measure: Measure, blocks: Blocks, law: Basis, short: bool) -> list[str]:
     """Return the texts that a measure demands: one text, and one for each rule that has its own block."""
     groups: dict[str, list[RuleResult]] = {}
     for result in measure.results:
         own = blocks.has("measures", result.rule_id)
         name = result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_")
         groups.setdefault(name, []).append(result)
-    fields, texts = {"deadline": blocks.deadline(measure.deadline_days), "several": False}, []
+    days, plan = measure.deadline_days, law.row["powers"][topic_of(measure)].get("plan", "")
+    fields = {
+        "deadline": blocks.deadline(days),
+        "within": blocks.within(days),
+        "law": blocks.law(plan),
+        "several": False,
+    }
+    texts = []
     parts = ["order"] if short else ["order", "detail"]
     if not short and measure.urgency == 2:
         parts.append("urgent")
@@ -285,7 +338,7 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
     return texts
 
 
-def _reporting(measures: Sequence[Measure], blocks: _Blocks) -> str:
+def _reporting(measures: Sequence[Measure], blocks: Blocks) -> str:
     """Write the duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
     worst = max((measure.order for measure in measures), key=ORDERS.index)
     subjects = dict.fromkeys(measure.subject for measure in measures if measure.subject not in WRONG)
@@ -297,7 +350,7 @@ def _reporting(measures: Sequence[Measure], blocks: _Blocks) -> str:
     return " ".join(parts)
 
 
-def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, blocks: _Blocks) -> str:
+def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, blocks: Blocks) -> str:
     """Write the announced consequence if the measures are not carried out. `measures.consequence` keeps it proportionate."""
     announced = consequence(violated, context.repeated)
     if announced == "none":
@@ -317,7 +370,7 @@ def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:
     return [sorted(group, key=lambda result: -ORDERS.index(requirement_of(result).order)) for group in groups.values()]
 
 
-def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> str:
+def _finding(group: Sequence[RuleResult], context: Context, blocks: Blocks) -> str:
     """Write one finding: the figure and its limit, further limits, the trend, repetition, and the finding in plain words."""
     result, *further = group
     fields = _fields(result, blocks)
@@ -346,7 +399,7 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     return " ".join(filter(None, parts))
 
 
-def _nil(result: RuleResult, blocks: _Blocks) -> list[CellKey]:
+def _nil(result: RuleResult, blocks: Blocks) -> list[CellKey]:
     """Return the unreported cells that a filing error reads as 0, besides its own cell: the error may be in one of them."""
     if not blocks.grouped or result.kind != "filing":
         return []
@@ -370,7 +423,7 @@ def has_figures(result: RuleResult) -> bool:
     return result.value is not None and result.limit is not None
 
 
-def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
+def _fields(result: RuleResult, blocks: Blocks) -> dict[str, Any]:
     """Return the values of a block's placeholders. blocks/en/findings.toml lists the placeholders."""
     row = plain_name(result.row)
     fields: dict[str, Any] = {
@@ -398,7 +451,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
     return fields
 
 
-def _amount(result: RuleResult, printed: str, blocks: _Blocks) -> str:
+def _amount(result: RuleResult, printed: str, blocks: Blocks) -> str:
     """Translate a printed figure; put the currency before an amount."""
     currency = CURRENCY.fullmatch(result.unit or "")
     return f"{currency[1] if currency else ''} {blocks.figure(printed)}".strip()
@@ -410,7 +463,7 @@ def _parts(result: RuleResult) -> tuple[Figure, ...]:
     return next(own, ())
 
 
-def _tightest(context: Context, blocks: _Blocks) -> str:
+def _tightest(context: Context, blocks: Blocks) -> str:
     """Write the minimum ratio that is met most narrowly; "" if no ratio is met."""
     ratios = [result for result in context.margins if result.relation == "min" and result.unit in PURE and result.limit]
     if not ratios:
@@ -419,7 +472,7 @@ def _tightest(context: Context, blocks: _Blocks) -> str:
     return blocks.text("text", "tightest", **_fields(tightest, blocks))
 
 
-def _untested(context: Context, blocks: _Blocks) -> str:
+def _untested(context: Context, blocks: Blocks) -> str:
     """Write the list of rules that the figures of the report could not test; "" if all rules were tested."""
     rules = [
         blocks.text("text", "untested_rule", **_fields(result, blocks), has_name=blocks.has("limits", result.rule_id))
@@ -428,9 +481,21 @@ def _untested(context: Context, blocks: _Blocks) -> str:
     return blocks.text("text", "untested", rules="; ".join(dict.fromkeys(rules))) if rules else ""
 
 
-def _remarks(context: Context, blocks: _Blocks) -> list[str]:
+def _remarks(context: Context, blocks: Blocks) -> list[str]:
     """Write the remarks, which are no violations: on limits that a note lifts, and on duties that the figures trigger."""
     large = [duty for duty in context.triggers if duty.rule_id == "LE_DEF"]
     duties = [duty for duty in context.triggers if duty.rule_id != "LE_DEF" and blocks.has("remarks", duty.rule_id)]
     named = [("lifted", limit) for limit in context.lifted] + [(duty.rule_id, duty) for duty in (*large[:1], *duties)]
-    return [blocks.text("remarks", name, **_fields(result, blocks), number=len(large)) for name, result in named]
+    remarks = [blocks.text("remarks", name, **_fields(result, blocks), number=len(large)) for name, result in named]
+    for line, result in context.overrides:
+        fields = _fields(corrected(result, line), blocks)
+        is_lifted = line.value is None and line.limit is None
+        texts = {
+            "rule": line.rule,
+            "reported": _fields(result, blocks)["value"],
+            "is_lifted": is_lifted,
+            "is_of_note": line.note_rule,
+        }
+        people = {"reason": one_line(line.reason), "second": one_line(line.second)}
+        remarks.append(blocks.text("remarks", "override", **fields | texts | people))
+    return remarks

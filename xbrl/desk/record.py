@@ -14,8 +14,9 @@ from typing import Any
 from xbrl.answers.answer_reader import Claim, letter_in, parse_answer, read_facts, read_lines
 from xbrl.answers.answers import write_fact
 from xbrl.answers.profiles import PROFILES
-from xbrl.desk.decisions import ReadNote, doubts, read_notes
-from xbrl.desk.letters import LANGUAGES, draft_mark, plain_name, write_letter
+from xbrl.desk.decisions import ReadNote, read_notes
+from xbrl.desk.derivation import unproven
+from xbrl.desk.letters import LANGUAGES, Hearing, draft_mark, plain_name, write_letter
 from xbrl.desk.verdicts import (
     BY_RULE,
     CONFIRMED,
@@ -31,7 +32,7 @@ from xbrl.desk.verdicts import (
 from xbrl.read.filed_report import Report
 from xbrl.read.render import Addressee, cell_name
 from xbrl.read.report_notes import EMPTY_NOTE
-from xbrl.rules.findings import COLUMNS, Finding, apply_findings
+from xbrl.rules.findings import COLUMNS, Finding, apply_findings, can_override, note_rules
 from xbrl.rules.note_facts import NoteFact, consequences
 from xbrl.rules.remittance import RULE as LATE_FILING
 from xbrl.rules.rule_lines import describe_result
@@ -70,6 +71,9 @@ class Case:
     # CON or IND if the bank files several reports as of this date, so that their letters differ; else "".
     scope: str = ""
     known: frozenset[str] = frozenset()  # names in the report that stand in the register, so a person has checked them
+    others: tuple[str, ...] = ()  # names of other banks of the register that stand in a note
+    is_registered: bool = True  # False if there is a register and it does not have the bank
+    hearing: Hearing = Hearing()
     depends: dict = field(default_factory=dict, hash=False)  # hashes of all inputs of the analysis, for the audit
 
 
@@ -85,7 +89,15 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     """Examine a report, judge the model's answer if there is one, and write the letter. Return the record."""
     report, reply = case.report, case.reply
     engine = examine(report, case.earlier, case.decisions)
-    engine = replace(engine, context=replace(engine.context, scope=case.scope))
+    overrides = tuple(
+        (line, result)
+        for line in engine.decisions
+        for result in (*engine.results, *engine.violated)
+        if line.state == "override" and (can_override(line, result) or line.rule == result.rule_id in note_rules())
+    )
+    engine = replace(
+        engine, context=replace(engine.context, scope=case.scope, hearing=case.hearing, overrides=overrides)
+    )
     text = reply.text if reply and reply.text else ""
     facts, void_facts = read_facts(text) or ([], 0)
     notes, unquoted = read_notes(report, engine.results, engine.decisions, facts)
@@ -109,7 +121,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         if reply.control_tokens:
             named = ", ".join(reply.control_tokens)
             warnings.append(f"it spells control tokens of the model: {named}; see who wrote them, and why")
-    reasons = list(_reasons(case, engine, verdicts, notes, letter))
+    reasons = [*_reasons(case, engine, verdicts, notes, letter), *unproven(letter, case, engine, form)]
     mark = draft_mark(form.language)  # read for every report, so that a wrong block fails before a letter needs it
     lifted = [own for own in verdicts if own.claim and (own.claim.state, own.verdict) == ("lifts", CONFIRMED)]
     findings = [own for own in verdicts if own.verdict != REFUTED and own not in lifted]
@@ -133,8 +145,8 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "skipped": [{"rule": rule.rule_id, "reason": rule.reason} for rule in engine.of_state("not applicable")],
         "met": [result.rule_id for result in engine.of_state("ok")],
         "decisions": [
-            {name: getattr(decision, name) for name in ("rule", "state", "cell", "legal", "where")}
-            for decision in engine.decisions
+            {name: getattr(line, name) for name in ("rule", "state", "cell", "legal", "where", "reason", "second")}
+            for line in engine.decisions
         ],
         "notes": [_note(note) for note in notes],
         "columns": ",".join(COLUMNS),
@@ -200,10 +212,6 @@ def _reasons(
                 f"{decision.where or 'a decision'} decides nothing: it is on note {name}, which the "
                 "report does not have in these words; read the note again and correct the line"
             )
-    yield from (
-        f"{doubt}; correct the file for --findings"
-        for doubt in doubts(report, engine.results, engine.violated, engine.decisions)
-    )
     for own in verdicts:
         is_violated = own.claim is not None and own.claim.state == "violated"
         if own.verdict == OPEN and is_violated and own.result and own.result.kind != "note":
@@ -222,9 +230,6 @@ def _reasons(
         )
     for reason in report.incomplete:
         yield f"the report is incomplete: {reason}; then analyse again"
-    for result in engine.about:
-        if result.state == "error":
-            yield f"the report has an error ({result.rule_id}, {result.legal}: {result.reason}); ask the bank to file it again"
     if any(result.rule_id != LATE_FILING for result in engine.violated):
         return
     if context.unexamined:
@@ -241,7 +246,7 @@ def _reasons(
         if UNREADABLE in warning:
             yield f"{doubt} a figure cannot be read ({warning}); ask the bank to correct it first"
     for result in engine.about:
-        if result.state == "violated" and result.rule_id != "MANDATORY":  # the letter judges no figure that is missing
+        if result.state == "violated" and result.rule_id in ("ACCURACY", "PLAUSIBLE"):  # `derivation` names the others
             yield f"{doubt} the report is doubtful ({result.rule_id}: {result.reason}); ask the bank to correct it first"
 
 

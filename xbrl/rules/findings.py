@@ -1,15 +1,21 @@
 """Read and apply findings.csv: findings that the rules cannot compute, because they follow from a note or a supervisor made them.
 
-The file has the columns `entity,period,rule,state,cell,value,limit,legal,kind,note`:
+The file has the columns `entity,period,rule,state,cell,value,limit,legal,kind,note`, and may have `quote,reason,second`:
 
 - `state`: "violated" adds a finding, or replaces the engine's finding of the same rule and cell. "lifted" means that the
   engine's finding of this rule is no violation (a waiver, for example). "benign" means that the note changes nothing.
+  "override" replaces value and limit of a rule on figures by those of the line, or lifts the rule if the line has neither. On
+  a rule `..._COUNTED` it is "violated" with an amount that does not stand in the note (half of EUR 64 million).
 - `entity`: with or without its scope suffix, such as `.CON`. Without the suffix the bank must have only one report for the date.
 - `cell`: as an answer prints it (`C 76.00.a r0030 c0010`); the row of an open table is its key.
 - `value` and `limit`: fractions or amounts in units of the currency (0.95 is 95%).
+- `legal`: empty, or a citation of the rules or of a legal basis (`measures.citations`). Free text is refused.
 - `kind`: the kind of the note from which the finding follows (`pledged`), or empty for an annotation of a supervisor.
 - `note`: the 16 digits that name the note (`Note.id`), as the desk's page prints them. Every line that interprets a note
   (state `benign`, a kind, or a rule of note_rules.jsonl) names its note; the other lines are annotations of the figures.
+- `quote`: words of the note that prove the line.
+- `reason` and `second`: an override needs a reason and the name of a second person, and the letter prints both. On a line
+  about a note `second` confirms that the note is about this bank.
 
 Rules whose breach only a note can show have no formula; note_rules.jsonl has their titles and articles.
 """
@@ -30,10 +36,12 @@ from common.errors import UserError
 from xbrl.read.filed_report import CellKey, is_day, parse_number
 from xbrl.read.render import cell_name
 from xbrl.read.xbrl_csv import read_table_of
+from xbrl.rules.formula import keeps_to
+from xbrl.rules.measures import citations
 from xbrl.rules.rules import RuleResult, built_in_rules, violations
 
 NOTE_RULES_FILE = pathlib.Path(__file__).with_name("note_rules.jsonl")
-STATES = ("violated", "lifted", "benign")
+STATES = ("violated", "lifted", "benign", "override")
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ class Finding:
     legal: str = ""
     kind: str = ""
     note: str = ""
+    quote: str = ""
+    reason: str = ""
+    second: str = ""
     where: str = field(default="", compare=False)  # "FILE, line N", for messages
 
     @property
@@ -74,13 +85,19 @@ class Finding:
         return note_rules().get(self.rule)
 
     @property
+    def is_violation(self) -> bool:
+        """Return whether the finding says that its rule is violated, for a rule on figures by the word "violated" alone."""
+        return self.state == "violated" or (self.state == "override" and self.note_rule is not None)
+
+    @property
     def is_of_note(self) -> bool:
         """Return whether the finding interprets a note. It must then name the note, because a refiled note has a new name."""
         return bool(self.kind) or self.state == "benign" or self.note_rule is not None
 
 
-COLUMNS = tuple(field.name for field in fields(Finding) if field.name != "where")
-REQUIRED = COLUMNS[:4]
+KNOWN = tuple(field.name for field in fields(Finding) if field.name != "where")
+COLUMNS = KNOWN[:10]  # the columns of a file that the project writes
+REQUIRED = KNOWN[:4]
 CELL = re.compile(r"([A-Z] \S+) (?:(.*) )?(\S+)")
 NOTE = re.compile(r"[0-9a-f]{16}")
 
@@ -109,7 +126,7 @@ def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ..
     """Read findings.csv. Return the findings by (entity, period). Raise `UserError` with line and column of a mistake."""
     by_case: dict[tuple[str, str], list[Finding]] = {}
     stated: dict[tuple[str, ...], Finding] = {}
-    for where, row in read_table_of(path, REQUIRED, COLUMNS):
+    for where, row in read_table_of(path, REQUIRED, KNOWN):
         finding = _parse_finding(where, row)
         if finding.state != "benign":
             first = stated.setdefault((finding.entity, finding.period, finding.rule, finding.cell), finding)
@@ -124,7 +141,7 @@ def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ..
 
 def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     """Make a finding from its row. Raise `UserError` that names the column at fault."""
-    texts = dict.fromkeys(COLUMNS, "") | row
+    texts = dict.fromkeys(KNOWN, "") | row
     numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
     kinds = sorted({"waiver"} | {rule.kind for rule in note_rules().values()})
     rules = {rule.id for rule in built_in_rules()} | set(note_rules())
@@ -133,6 +150,11 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     filled: dict[str, Any] = {**texts, **numbers, "where": where}
     finding = Finding(**filled)
     named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
+    laws, is_override = (
+        sorted({*citations(), *(rule.legal for rule in note_rules().values())}),
+        finding.state == "override",
+    )
+    nearest = "; ".join(difflib.get_close_matches(finding.legal, laws, n=3, cutoff=0))
     for column, valid, expected in (
         ("entity", texts["entity"], "the code of a bank, as in its reports"),
         ("period", is_day(finding.period), "a reference date (YYYY-MM-DD)"),
@@ -146,7 +168,19 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
         ("cell", not finding.cell or CELL.fullmatch(finding.cell), "a cell such as C 76.00.a r0030 c0010"),
         ("value", finding.value is not None or not texts["value"], "a number; 0.95 is 95%"),
         ("limit", finding.limit is not None or not texts["limit"], "a number; 0.95 is 95%"),
+        ("legal", finding.legal in ("", *laws), f"a citation of the legal bases; the nearest are {nearest}"),
         ("note", named, "the name of a note; without it nothing is decided: copy its 16 digits from the report's page"),
+        (
+            "state",
+            not is_override or not finding.is_of_note or (finding.note_rule and finding.note_rule.counted),
+            "possible here: it replaces a figure, or the amount of a rule ..._COUNTED",
+        ),
+        (
+            "reason",
+            bool(finding.reason) == is_override,
+            "what the state needs: an override has a reason, other lines none",
+        ),
+        ("second", finding.second or not is_override, "the name of a second person, whom an override needs"),
     ):
         if not valid:
             raise UserError(f"{where}, column {column}: {texts[column]!r} is not {expected}")
@@ -160,10 +194,12 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
         if finding.state == "benign":
             continue
         same = [result for result in violated if concerns(finding, result)]
-        if finding.state == "lifted":
+        if finding.state == "override" and not finding.note_rule:
+            violated = [result for result in violated if result not in same] + _overridden(finding, results)
+        elif finding.state == "lifted":
             violated = [result for result in violated if result not in same]
         elif same:
-            violated = [_corrected(result, finding) if result in same else result for result in violated]
+            violated = [corrected(result, finding) if result in same else result for result in violated]
         else:
             violated.append(_added(finding, results))
     return violated
@@ -181,7 +217,26 @@ def concerns(finding: Finding, result: RuleResult) -> bool:
     return result.rule_id == finding.rule and finding.cell in ("", cell_name(result.cell, result.row))
 
 
-def _corrected(result: RuleResult, finding: Finding) -> RuleResult:
+def _overridden(finding: Finding, results: Sequence[RuleResult]) -> list[RuleResult]:
+    """Return the results of the overridden rule that miss their limit with the figures of the line."""
+    if finding.value is None and finding.limit is None:
+        return []
+    own = [corrected(result, finding) for result in results if can_override(finding, result)]
+    missed = [result for result in own if not keeps_to(result.known_value, result.relation, result.known_limit)]
+    return [replace(result, state="violated") for result in missed]
+
+
+def can_override(finding: Finding, result: RuleResult) -> bool:
+    """Return whether the line overrides this result: the rule applies, may be violated, and gets a value and a limit."""
+    has_figures = all(
+        getattr(finding, name) is not None or getattr(result, name) is not None for name in ("value", "limit")
+    )
+    is_open = result.state in ("violated", "ok", "undecided") and result.kind in ("breach", "filing")
+    return concerns(finding, result) and is_open and (has_figures or finding.value is finding.limit is None)
+
+
+def corrected(result: RuleResult, finding: Finding) -> RuleResult:
+    """Return a result with the figures and the citation of a line, where the line has them."""
     value = result.value if finding.value is None else finding.value
     limit = result.limit if finding.limit is None else finding.limit
     return replace(result, value=value, limit=limit, legal=finding.legal or result.legal)

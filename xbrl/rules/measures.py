@@ -5,7 +5,8 @@ A breach is as severe in law as the requirement that it misses. The order, from 
 - `pillar1`: a requirement of the CRR itself (own funds, leverage, liquidity, large exposures, output floor);
 - `pillar2`: the bank's own requirement on top, TSCR or TSLRR (CRD Art. 104(1)(a), 104a);
 - `buffer`: the combined buffer or the leverage ratio buffer. Distributions are limited to the maximum distributable
-  amount, and a capital conservation plan is due within five working days (CRD Art. 141 to 142);
+  amount, and a capital conservation plan is due five working days after the bank identified the failure, or up to ten days
+  if the authority authorises them (CRD Art. 141 to 142);
 - `filing`: figures that are wrong, contradict each other, or came late.
 
 Within an order the measures follow from gravity and duration (CRD Art. 70(1)(a), 104(1)): `urgency` grades both.
@@ -21,6 +22,8 @@ CRD and says so, and "de" as an example of a national basis. Add your own there,
 - `powers`: {subject of a measure: provisions that entitle the authority to demand it}. `law` is cited by default. A letter
   that a person signs cites `urgent` for an urgent measure, or else `signed`, if these keys are present. The two also name the
   basis of frequent reports (CRD Art. 104(1)(j)) and of limits on business (e), which the letters that models learn leave out;
+  `plan` is the term of the capital conservation plan;
+- `lifting`: {provision: rules whose limit does not bind a bank to which the provision applies};
 - `penalty`, `licence`: the provisions that a letter cites when it announces a penalty or the withdrawal of the authorisation;
 - `hearing`: `working_days`, and `urgent`, the law that lets the authority decide first, if there is such a law;
 - `objection`: `months`; `suspends`, whether an objection suspends the measures, or on which subjects; `at_once`, the law by
@@ -38,7 +41,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
-from xbrl.rules.rules import RuleResult
+from xbrl.rules.rules import RuleResult, built_in_rules
 
 BASES_FILE = Path(__file__).with_name("bases.json")
 ORDERS = ("filing", "buffer", "pillar2", "pillar1")  # ascending severity
@@ -91,6 +94,7 @@ DEADLINES = {
 OWNERS = {("capital", "pillar1"): (0, 60, 40), ("capital", "pillar2"): (0, 0, 60)}
 NEEDED = (  # keys that a legal basis must have besides its powers
     "requirements",
+    "lifting",
     "penalty law",
     "licence law",
     "hearing law",
@@ -243,3 +247,12 @@ def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
                 raise UserError(f"{path}, {name}: {keys} is missing; xbrl/rules/measures.py describes the keys")
             value = value[key]
     return Basis(bases[name])
+
+
+def citations() -> frozenset[str]:
+    """Return every citation of the rules and of the legal bases: the texts that a person may cite in a file of findings."""
+    texts = {text for rule in built_in_rules() for _, text in rule.citations}
+    for basis in json.loads(BASES_FILE.read_text(encoding="utf-8")).values():
+        laws = [entry["law"] for entry in (*basis["powers"].values(), *basis.values()) if "law" in entry]
+        texts.update(laws, basis["lifting"], basis["requirements"].values())
+    return frozenset(texts)

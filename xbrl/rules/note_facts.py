@@ -4,7 +4,7 @@ The model or a person reads the facts from the note; this module reads no words.
 has these consequences:
 
 - `pledged`, `own_shares`, `profit`: the reported figure is wrong by the amount and must be filed again, whether or not a
-  limit is missed: PLEDGED_COUNTED (Delegated Reg. (EU) 2015/61 Art. 7(2)), OWN_SHARES_COUNTED (CRR Art. 28(1)(b), 36(1)(f)),
+  limit is missed: PLEDGED_COUNTED (Delegated Reg. (EU) 2015/61 Art. 7(2)), OWN_SHARES_COUNTED (CRR Art. 36(1)(f), 28(1)(b)),
   PROFIT_COUNTED (CRR Art. 26(2)). A requirement that is missed without the amount is a second finding: LCR_PLEDGED for
   liquidity, and for capital the most severe requirement that is missed: the minimum (`..._MIN`), TSCR (`..._TSCR`) or the
   overall requirement (OWN_SHARES, INTERIM_PROFIT).
@@ -15,6 +15,7 @@ A fact that does not apply changes nothing. The effect of lower Tier 1 capital o
 is not computed; it shows in the report that the bank files again.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -42,6 +43,29 @@ LIMIT_RULES = {"_MIN": "{}_MIN", "_TSCR": "TSCR_{}", "": "OCR_{}"}
 SHARE, NAME, TYPE = ("C_28.00", "*", "c350"), ("C_27.00", "*", "c021"), ("C_27.00", "*", "c070")
 INSTITUTION, LIMIT_FOR_INSTITUTIONS = "qx2056", ("C_26.00", "r030", "c010")
 LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
+# Amounts and percentages as people write them: EUR 85 million, 85,000,000, 85 Mio. EUR, TEUR 85.000, 39,5 Millionen Euro.
+POWERS = {
+    **dict.fromkeys(("t", "k", "thousand", "tsd", "tausend"), 3),
+    **dict.fromkeys(("m", "mn", "mio", "million", "millions", "millionen"), 6),
+    **dict.fromkeys(("bn", "mrd", "billion", "milliarde", "milliarden"), 9),
+}
+NUMBER = r"\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
+SCALE = "|".join(sorted(POWERS, key=len, reverse=True))
+AMOUNT = re.compile(
+    rf"(?<![\w.,])(?:(?P<before>{SCALE})?(?:EUR|€|euros?) ?)?(?P<number>{NUMBER})(?:[ \u00a0-]?(?P<after>{SCALE})\b)?",
+    re.IGNORECASE,
+)
+ONES = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+EINER = "ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn achtzehn neunzehn"
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+ZEHNER = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig"
+WORDS = {"eine": 1} | {word: number for words in (ONES, EINER) for number, word in enumerate(words.split(), start=1)}
+for ten, (english, german) in enumerate(zip(TENS.split(), ZEHNER.split(), strict=True), start=2):
+    WORDS |= {english: 10 * ten, german: 10 * ten}
+    WORDS |= {f"{english}-{word}": 10 * ten + number for number, word in enumerate(ONES.split()[:9], start=1)}
+    WORDS |= {f"{word}und{german}": 10 * ten + number for number, word in enumerate(EINER.split()[:9], start=1)}
+IN_WORDS = re.compile(rf"(?<![\w-])({'|'.join(WORDS)}) ({SCALE})\b", re.IGNORECASE)
+PERCENTAGE = re.compile(rf"(?<![\w.,])({NUMBER})[ \u00a0]?(?:%|per ?cent\b|Prozent\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -239,6 +263,46 @@ def connected_shares(figures: Figures, fact: NoteFact) -> tuple[list[tuple[str, 
         else:
             of_non_institutions += share.value
     return shares, limit if of_non_institutions <= LARGEST_SHARE else LARGEST_SHARE
+
+
+def amounts_in(text: str) -> list[Decimal]:
+    """Return the amounts that a text may state, the largest first. A number with one separator may have two readings."""
+    amounts = set()
+    for match in AMOUNT.finditer(text):
+        power = POWERS.get((match["before"] or match["after"] or "").casefold(), 0)
+        amounts |= {number.scaleb(power).normalize() for number in _readings(match["number"])}
+    for word, scale in IN_WORDS.findall(text):
+        amounts.add(Decimal(WORDS[word.casefold()]).scaleb(POWERS[scale.casefold()]).normalize())
+    return sorted((amount for amount in amounts if amount >= 1000), reverse=True)
+
+
+def percentages_in(text: str) -> set[Decimal]:
+    """Return the percentages that a text may state, as fractions."""
+    return {number.scaleb(-2) for match in PERCENTAGE.finditer(text) for number in _readings(match[1])}
+
+
+def _readings(printed: str) -> set[Decimal]:
+    """Read a number with the decimal point, and with the decimal comma. Return the readings in which all groups have three digits."""
+    digits = re.sub(r"['’ \u00a0\u202f]", "", printed)
+    marks = [
+        mark for mark, point in (",.", ".,") if re.fullmatch(rf"(\d{{1,3}}(\{mark}\d{{3}})+|\d+)(\{point}\d+)?", digits)
+    ]
+    return {Decimal(digits.replace(mark, "").replace(",", ".")) for mark in marks}
+
+
+def clients_in(figures: Figures, text: str) -> list[str]:
+    """Return the clients of C 28.00 whose code, or whose name in C 27.00, stands in a text."""
+    clients = []
+    for key in row_keys(figures, (SHARE, ("C_28.00", "*", "c330"))):
+        name = read_figure(figures, NAME, key).value
+        names = [member for _, member in key] + ([name] if isinstance(name, str) else [])
+        clients += [member for member in names if stands_in(member, text)][:1]
+    return clients
+
+
+def stands_in(name: str, text: str) -> bool:
+    """Return whether a name stands in a text as whole words, in any case."""
+    return bool(name) and bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE))
 
 
 def _row_of(figures: Figures, client: str) -> Key | None:

@@ -40,6 +40,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--draft", action="store_true", help=draft)
     parser.add_argument("--register", type=Path, help="a CSV with the names of the banks: entity,name,country,type")
     parser.add_argument("--findings", type=Path, help="the desk's decisions on notes, in the form of findings.csv")
+    hearings = "a CSV with the day on which each bank was heard, or why that is too urgent: entity,period,heard,urgent"
+    parser.add_argument("--hearings", type=Path, help=hearings)
     parser.add_argument(
         "--basis", default="model", help="legal basis of the letters, in xbrl/rules/bases.json (%(default)s)"
     )
@@ -66,6 +68,7 @@ def main() -> int:
         draft=arguments.draft,
         register=arguments.register,
         findings=arguments.findings,
+        hearings=arguments.hearings,
         taxonomy=tuple(arguments.taxonomy),
         form=Form(arguments.basis, arguments.language),
         workers=arguments.workers,

@@ -136,7 +136,7 @@ def test_own_shares_show_each_ratio_until_one_misses():
         "Tier 1 ratio 120 - 10 = 110, 110 / 1000 = 11% >= 11%: met",
         "Total capital ratio 150 - 10 = 140, 140 / 1000 = 14% >= 14%: met",
     ]
-    assert lines(report, fact("own_shares", 10_000_001))[2].endswith(": OWN_SHARES, CRR Art. 28(1)(b)")
+    assert lines(report, fact("own_shares", 10_000_001))[2].endswith(": OWN_SHARES, CRR Art. 36(1)(f)")
 
 
 @pytest.mark.parametrize(

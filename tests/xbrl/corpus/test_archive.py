@@ -149,7 +149,7 @@ def test_findings_change_labels_and_contradicting_letters_are_listed(archive, tm
     lifted, unread = before[breached][0], filings[0].bank.entity
     scope = next(filing.bank.scope for filing in filings if filing.bank.entity == breached[:20])
     lines = [
-        f"{breached[:20]}.{scope},{breached[21:]},{lifted},lifted,,,,CRR Art. 7,waiver,{16 * '0'}",
+        f"{breached[:20]}.{scope},{breached[21:]},{lifted},lifted,,,,CRR Art. 8,waiver,{16 * '0'}",
         f"{sound[:20]},{sound[21:]},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged,{16 * '0'}",
         f"{sound[:20]},{sound[21:]},LR_MIN,lifted,,,,,,",
         f"{unread},{filings[0].period},LCR_MIN,lifted,,,,,,",

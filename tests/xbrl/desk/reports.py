@@ -7,6 +7,7 @@ from pathlib import Path
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
+from xbrl.desk.letters import Hearing
 from xbrl.desk.record import Case, Reply, make_record
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note, Report
@@ -17,6 +18,7 @@ CELLS = load_cells()
 BANK = dataclasses.replace(make_bank(0, 0), currency="EUR", decimals=-3, ratio_decimals=4, scope="IND")
 NAMED = Addressee(BANK.entity, BANK.name, BANK.country, BANK.model)
 PERIOD = "2026-03-31"
+HEARD = Hearing("2026-05-20")
 CET1, T1, TC = (("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050"))
 LR, LCR, NSFR = ("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")
 CLIENT = ("C_28.00", "A12", "c350")
@@ -73,7 +75,7 @@ def contradict(files: list[Path]) -> list[Path]:
 def record(report: Report, answer: str | None = None, profile: str = "full", decisions=(), bank=NAMED, **reply):
     """Make the record of a report, with a model's answer or by the engine alone."""
     replied = None if answer is None and not reply else Reply(profile, (), answer, **reply)
-    return make_record(Case(report, bank, (), tuple(decisions), replied))
+    return make_record(Case(report, bank, (), tuple(decisions), replied, hearing=HEARD))
 
 
 def verdicts(outcome: dict) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.desk.reports import BANK, CELLS, CET1, LCR, NAMED, SMALL, write
+from tests.xbrl.desk.reports import BANK, CELLS, CET1, HEARD, LCR, NAMED, SMALL, write
 from xbrl.answers.profiles import PROFILES
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
@@ -26,8 +26,14 @@ RIGHT = (
 )
 
 
+PERIODS = ("2025-12-31", "2026-03-31", "2026-06-30")
+
+
 def run(tmp_path, files, ask=None, more="", **options):
-    all_options = Options((files,), tmp_path / "out", register=tmp_path / "register.csv", **options)
+    lists = {name: tmp_path / f"{name}.csv" for name in ("register", "hearings")}
+    heard = [f"{BANK.entity},{period},2026-10-01," for period in PERIODS]
+    lists["hearings"].write_text("\n".join(["entity,period,heard,urgent", *heard]))
+    all_options = Options((files,), tmp_path / "out", **lists, **options)
     (tmp_path / "register.csv").write_text(f"entity,name,country,type\n{BANK.entity},{BANK.name},ES,bank\n{more}")
     analysis = Analysis(all_options, {"rules": "r"}, {"profile": "full"} if ask else {})
     cases = analysis.prepare()
@@ -197,7 +203,7 @@ def test_decision_applies_to_one_scope(tmp_path):
     note = "The individual requirement is waived."
     for scope, notes in (("IND", [note]), ("CON", [])):
         write(tmp_path / "files", {LCR: "0.93"}, SMALL, notes, replace(BANK, scope=scope))
-    lines = "entity,period,rule,state,cell,legal,note\n{0},2026-03-31,LCR_MIN,lifted,,CRR Art. 8,\n{0},2026-03-31,,benign,,,{1}\n"
+    lines = "entity,period,rule,state,cell,legal,note\n{0},2026-03-31,LCR_MIN,lifted,,CRR Art. 8,{1}\n"
     decisions = tmp_path / "decisions.csv"
     decisions.write_text(lines.format(f"{BANK.entity}.IND", Note(note).id))
     _, outcomes = run(tmp_path, tmp_path / "files", findings=decisions)
@@ -220,15 +226,15 @@ def test_decision_applies_to_one_scope(tmp_path):
 
 def test_violation_lifted_earlier_is_not_repeated(tmp_path):
     """Violations that a waiver lifted in earlier reports are not counted as repeated."""
-    periods = ("2025-12-31", "2026-03-31", "2026-06-30")
-    for period in periods:
-        write(tmp_path / "files", {LCR: "0.89"}, SMALL, period=period)
+    note = Note("Our LCR requirement is waived.")
+    for period in PERIODS:
+        write(tmp_path / "files", {LCR: "0.89"}, SMALL, [note.text] if period < PERIODS[2] else [], period=period)
     decisions = tmp_path / "decisions.csv"
-    lines = [f"{BANK.entity},{period},LCR_MIN,lifted,CRR Art. 8" for period in periods[:2]]
+    lines = [f"{BANK.entity},{period},LCR_MIN,lifted,CRR Art. 8,{note.id}" for period in PERIODS[:2]]
     for lifted, words in ((0, "The two previous reports"), (1, "The previous report showed"), (2, "fallen")):
-        decisions.write_text("\n".join(["entity,period,rule,state,legal", *lines[:lifted]]) + "\n")
+        decisions.write_text("\n".join(["entity,period,rule,state,legal,note", *lines[:lifted]]) + "\n")
         _, outcomes = run(tmp_path, tmp_path / "files", findings=decisions)
-        (last,) = [outcome for outcome in outcomes if outcome["period"] == periods[2]]
+        (last,) = [outcome for outcome in outcomes if outcome["period"] == PERIODS[2]]
         assert last["letter"]["state"] == "ready" and (words in last["letter"]["text"]) == (lifted < 2)
         assert ("showed the same" in last["letter"]["text"]) == (lifted < 2)
 
@@ -324,7 +330,7 @@ def test_the_answer_of_an_example_is_confirmed(tmp_path, profile):
         *prompt, answer = example["messages"]
         assert PROFILES[profile].question(report, bank, CELLS, ()) == prompt and PROFILES[profile].why_not(report) == ""
         reply = Reply(profile, tuple(prompt), answer["content"])
-        first = make_record(Case(report, bank, reply=reply))
+        first = make_record(Case(report, bank, reply=reply, hearing=HEARD))
         assert {entry["verdict"] for entry in first["findings"]} <= {
             "confirmed",
             "not decidable by rule",
@@ -335,8 +341,14 @@ def test_the_answer_of_an_example_is_confirmed(tmp_path, profile):
         (tmp_path / "decisions.csv").write_text("\n".join([first["columns"], *lines]) + "\n")
         decisions = load_findings(tmp_path / "decisions.csv") if lines else {}
         own = next(iter(decisions.values()), ())
-        final = make_record(Case(report, bank, decisions=own, reply=reply))
-        assert final["letter"]["state"] == "ready"
+        final = make_record(Case(report, bank, decisions=own, reply=reply, hearing=HEARD))
+        if any("does not stand in the note" in reason for reason in final["letter"]["reasons"]):
+            confirmed = {"state": "override", "reason": "a share that the note names", "second": "M. Weber"}
+            own = [replace(line, **confirmed if line.note_rule and line.note_rule.counted else {}) for line in own]
+            final = make_record(Case(report, bank, decisions=tuple(own), reply=reply, hearing=HEARD))
+            assert "Confirmed by M. Weber." in final["letter"]["text"]
+            final["draft"]["outside"] = []  # the model's letter has no override
+        assert final["letter"]["state"] == "ready", final["letter"]["reasons"]
         covered = "not covered" not in final["counts"]  # otherwise the decision orders more than the profile covers
         assert final["draft"]["outside"] == [] or not covered
         assert {entry["verdict"] for entry in final["findings"]} <= {"confirmed", "not covered"}

@@ -14,7 +14,7 @@ from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, OTHER_CLIENT, 
 from tests.xbrl.rules.figures import report_of
 from xbrl.answers.answers import write_violation
 from xbrl.desk import letters
-from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
+from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, Hearing, plain_name, required_measures, write_letter
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import Finding, apply_findings, note_rules
 from xbrl.rules.measures import DEADLINES, OWNERS, load_basis
@@ -69,28 +69,30 @@ def test_letter_has_each_part_of_a_decision(breaches):
 
 
 @pytest.mark.parametrize(
-    ("language", "basis", "heard", "urgent"),
+    ("hearing", "english", "german"),
     [
-        (
-            "en",
-            "model",
-            "We heard you on the facts, the reasons and the measures on ____________ (Charter",
-            "Art. 52(1)): you",
-        ),
-        (
-            "de",
-            "de",
-            "Wir haben Sie am ____________ zum Sachverhalt",
-            "VwVfG): Sie können sich binnen zehn Arbeitstagen",
-        ),
+        (Hearing(), "the measures on ____________ (Charter", "Wir haben Sie am ____________ zum"),
+        (Hearing("2026-05-20"), "the measures on 20 May 2026 (Charter", "Wir haben Sie am 20. Mai 2026 zum"),
+        (Hearing(urgent="a run"), "The matter is urgent, so", "Die Sache ist eilig"),
     ],
 )
-def test_signed_letter_has_place_for_the_hearing(breaches, language, basis, heard, urgent):
-    signed, learned = (
-        write_letter(breaches, NAMED, PERIOD, basis=basis, language=language, grouped=is_signed)
-        for is_signed in (True, False)
-    )
-    assert heard in signed and urgent in signed and "____________ (" not in learned
+def test_signed_letter_says_how_the_bank_was_heard(breaches, hearing, english, german):
+    """A refiling is not urgent, and a model does not learn the day of a hearing."""
+    for language, basis, sentence in (("en", "model", english), ("de", "de", german)):
+        form, context = {"language": language, "basis": basis, "context": Context(hearing=hearing)}, Context()
+        signed = write_letter(breaches, NAMED, PERIOD, grouped=True, **form)
+        assert sentence in signed and ("urgent" in signed or "eilig" in signed) == bool(hearing.urgent)
+        assert sentence not in write_letter(breaches, NAMED, PERIOD, **form | {"context": context})
+        assert sentence not in write_letter([PLEDGED], NAMED, PERIOD, grouped=True, **form)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_conservation_plan_runs_from_identification(breaches, language):
+    """CRD Art. 142(1): five working days after the bank identified the failure, and up to ten if the authority authorises them."""
+    english = "within five working days after you identified that the combined buffer is not met (CRD Art. 142(1))."
+    german = "binnen fünf Arbeitstagen, nachdem Sie festgestellt haben, dass die Kapitalpuffer nicht erfüllt sind (CRD Art. 142(1))."
+    text = write_letter(breaches, NAMED, PERIOD, language=language, grouped=True)
+    assert {"en": english, "de": german}[language] in text and ("up to ten days" in text or "bis zu zehn Tage" in text)
 
 
 def ratio(rule, row, value, limit):
@@ -224,10 +226,10 @@ def test_short_letter_has_orders_of_long_letter(breaches):
     """The deadlines come from measures.py. A late return must be explained, not filed again."""
     short = write_letter(breaches, NAMED, PERIOD, short=True)
     long = write_letter(breaches, NAMED, PERIOD)
-    orders = [order for order in re.split(r"(?<=\.) ", short) if order]
+    orders = [order for order in re.split(r"(?<=\.)(?<!Art\.) ", short) if order]
     assert len(orders) == 6 and all(order in long for order in orders) and "\n" not in short
     words = {2: "two", 3: "three", 5: "five", 7: "seven", 10: "ten", 15: "fifteen", 20: "twenty", 30: "thirty"}
-    deadlines = re.findall(r"within (\w+) working days of receipt", short)
+    deadlines = re.findall(r"within (\w+) working days", short)
     assert deadlines == [words[int(measure["deadline_days"])] for measure in required_measures(breaches)]
     assert write_letter([], NAMED, PERIOD, short=True) == "No measure is required."
     late = write_letter([LATE], NAMED, PERIOD)
@@ -402,9 +404,9 @@ def test_every_duty_has_its_legal_basis(tmp_path, cell, value, basis):
 def own_blocks(tmp_path, monkeypatch):
     """A copy of the blocks for a supervisor to edit."""
     monkeypatch.setattr(letters, "BLOCKS", shutil.copytree(BLOCKS, tmp_path / "blocks"))
-    letters._blocks.cache_clear()
+    letters.load_blocks.cache_clear()
     yield tmp_path / "blocks"
-    letters._blocks.cache_clear()
+    letters.load_blocks.cache_clear()
 
 
 def test_signed_letter_does_not_depend_on_separators(own_blocks, tmp_path):
@@ -430,7 +432,7 @@ def test_wrong_block_is_one_sentence(own_blocks):
         ("[", "the blocks of letters cannot be read"),
     ):
         measures.write_text(text)
-        letters._blocks.cache_clear()
+        letters.load_blocks.cache_clear()
         with pytest.raises(UserError, match=r"measures\.toml.*" + re.escape(problem)):
             write_letter([PLEDGED], NAMED, PERIOD)
     measures.write_text(good)
@@ -439,7 +441,7 @@ def test_wrong_block_is_one_sentence(own_blocks):
     for line in lines:  # without this line the letter is written, or the error names the block
         if line.startswith(("[", "and =", "months =", "numbers =", "thousands =")):
             words.write_text("\n".join(kept for kept in lines if kept != line))
-            letters._blocks.cache_clear()
+            letters.load_blocks.cache_clear()
             with suppress(UserError):
                 write_letter([PLEDGED], NAMED, PERIOD, grouped=True)
 
@@ -456,7 +458,7 @@ def test_letter_not_ready_always_has_its_mark(tmp_path, own_blocks):
     good = words.read_text()
     for line in ("", 'draft = " "', 'draft = ""', "draft = \"{{ '' }}\"", "draft = 5"):
         words.write_text(good.replace(f'draft = "{draft}"', line))
-        letters._blocks.cache_clear()
+        letters.load_blocks.cache_clear()
         for report in reports:
             with pytest.raises(UserError, match=r"en/words\.toml: \[text\] .*draft"):
                 record(report)

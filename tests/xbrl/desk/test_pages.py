@@ -110,7 +110,9 @@ def test_overview_and_csv_are_complete_and_well_formed(written, tmp_path):
                 stack.append(name)
         assert stack == [] and "{{" not in text and "{%" not in text
     assert "<script" not in index and "<b>" not in index and "&lt;b&gt;x&lt;/b&gt;.zip: damaged" in index
-    assert f'href="{written[1].name}/report.html"' in index
+    assert f'href="{written[1].name}/report.html"' in index and index.index("</table>") < index.index(
+        "Refused files (1)"
+    )
     rows = list(csv.DictReader(io.StringIO((tmp_path / "findings.csv").read_text())))
     about = [row for row in rows if row["verdict"] == "about the report"]
     assert [(row["rule"], row["cell"], row["value"]) for row in about] == [

@@ -25,11 +25,15 @@ def test_the_commands_print_what_the_page_says(tmp_path, capsys):
     write_findings(decisions, generated.findings)
     write_replies(tmp_path / "replies.csv", generated.filings[0].replies)
     register.write_text(f"entity,name,country,type\n{bank.entity},{bank.name},{bank.country},{bank.model}\n")
+    hearings = tmp_path / "hearings.csv"
+    hearings.write_text(
+        re.search(r"printf '(entity,period,heard,urgent.*)' > hearings.csv", PAGE)[1].replace("\\n", "\n")
+    )
     sample = (ROOT / "tests/xbrl/read/eba_lcr_sample",)
     options = (
         Options(sample, tmp_path / "sample"),
         Options(files, tmp_path / "out", register=register),
-        Options(files, tmp_path / "out", register=register, findings=decisions),
+        Options(files, tmp_path / "out", register=register, findings=decisions, hearings=hearings),
     )
     assert [analyse(each) for each in options] == [1, 1, 1]
     printed = [line for line in capsys.readouterr().out.splitlines() if "index.html" not in line]
