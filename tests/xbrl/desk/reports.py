@@ -49,7 +49,11 @@ def write(
     numbers: dict = {cell: Decimal(value) for cell, value in merged.items() if value is not None}
     replies = [BankReply(f"{bank.entity}.{bank.scope}", period, Note(text, (LCR,))) for text in notes]
     if replies:
-        write_replies(folder / "replies.csv", replies)
+        path = folder / "replies.csv"
+        before = path.read_text() if path.is_file() else ""  # of other dates
+        write_replies(path, replies)
+        _, header, rows = path.read_text().partition(path.read_text().splitlines()[0] + "\n")
+        path.write_text((before or header) + rows)
     return write_reports(folder, bank, period, numbers, CELLS, (), "json")
 
 

@@ -442,7 +442,7 @@ def test_undecided_violation_keeps_the_letter_back(tmp_path):
     assert ("not decidable by rule", "LR_MIN") in verdicts(outcome)
     first, second = outcome["letter"]["reasons"]
     assert first.startswith("the model says that LR_MIN is violated, and the figures do not decide it (")
-    assert second.startswith("the report has an error (DUPLICATE: ")
+    assert second.startswith("the report has an error (DUPLICATE, EBA filing rules 2.16: ")
 
 
 def test_doubtful_report_keeps_back_a_clean_letter(tmp_path):
@@ -455,7 +455,7 @@ def test_doubtful_report_keeps_back_a_clean_letter(tmp_path):
     twice = "C 47.00 r0340 c0010 is reported as 5.00% and as 2.00%"
     for outcome, reason in (
         (doubtful, f"the letter objects to nothing, but LR_MIN, LR_TSLRR, LR_OLRR cannot be tested ({twice})"),
-        (doubtful, f"the report has an error (DUPLICATE: {twice})"),
+        (doubtful, f"the report has an error (DUPLICATE, EBA filing rules 2.16: {twice})"),
         (unreadable, "the letter objects to nothing, but a figure cannot be read ("),
     ):
         assert outcome["letter"]["state"] == "not ready"

@@ -120,12 +120,12 @@ def test_free_text_is_no_citation(cases, letter_of, legal):
 @pytest.mark.parametrize(
     ("forge", "words"),
     [
-        (lambda report: replace(report, files=(Path(f"{OTHER_LEI}.IND_x_{PERIOD}.json"),)), "has the entity SYNB00HUL"),
-        (lambda report: replace(report, files=(Path(f"{BANK.entity}.CON_x_{PERIOD}.json"),)), "has the scope CON"),
-        (lambda report: changed(report, {"entity": OTHER_LEI}), f"has facts of '{OTHER_LEI}' beside"),
-        (lambda report: replace(report, period="2026-03-30"), "has the date 2026-03-31, and its content 2026-03-30"),
-        (lambda report: changed(report, {"unit": "iso4217:USD"}, 3), "is a ratio and has the unit iso4217:USD"),
-        (lambda report: changed(report, {"value": Decimal("-0.95")}, 3), "this ratio cannot be negative"),
+        (lambda report: replace(report, files=(Path(f"{OTHER_LEI}.IND_x_{PERIOD}.json"),)), "is named for SYNB00HUL"),
+        (lambda report: replace(report, files=(Path(f"{BANK.entity}.CON_x_{PERIOD}.json"),)), "is named for CON, but its content is of IND"),
+        (lambda report: changed(report, {"entity": OTHER_LEI}), f"{OTHER_LEI} instead of"),
+        (lambda report: replace(report, period="2026-03-30"), "is named for 2026-03-31, but its content is of 2026-03-30"),
+        (lambda report: changed(report, {"unit": "iso4217:USD"}, 3), "ratios and numbers in iso4217:USD"),
+        (lambda report: changed(report, {"value": Decimal("-0.95")}, 3), "cannot be below zero"),
     ],
 )  # fmt: skip
 def test_forged_file_keeps_the_letter_back(cases, letter_of, forge, words):
