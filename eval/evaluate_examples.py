@@ -108,7 +108,10 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     shots = random.Random(0).sample(answered, options.shots)  # the same shots in every evaluation
     _encode(encoder, shots)  # raises an error that names the line of a shot
     max_new_tokens, length_from = _answer_length(options, training, tokenizer)
-    max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
+    max_positions = getattr(
+        AutoConfig.from_pretrained(options.model).get_text_config(), "max_position_embeddings", None
+    )
+    max_positions = max_positions or math.inf
     room = max_positions - max_new_tokens
     prompts = [_prompt(encoder, example, [shot for _, shot in shots], room) for example in asked]
     longest = max([len(ids) for ids, _ in sequences] + [len(ids) + max_new_tokens for ids, _ in prompts])

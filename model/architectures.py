@@ -61,7 +61,8 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
         raise UserError(f"{name} is not a model directory: it has no config.json")
     # transformers would build such a model for minutes, and of more layers fill the memory, before a weight is missing.
     with suppress(OSError, ValueError, AttributeError, RecursionError):  # which read_model_config names
-        for setting, number in json.loads(Path(path, "config.json").read_text(encoding="utf-8")).items():
+        settings = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
+        for setting, number in [*settings.items(), *settings.get("text_config", {}).items()]:
             if "layer" in setting and isinstance(number, int) and number > MOST_LAYERS:
                 raise UserError(f"{path}/config.json: {setting}={number}, and no model has over {MOST_LAYERS} layers")
 

@@ -20,7 +20,7 @@ from model.language_model import (
     trained_parameters,
 )
 from model.rope import check_length
-from model.text_part import is_part
+from model.text_part import is_part, processors
 
 
 def build(config: Config) -> tuple[PackedLanguageModel, PretrainedConfig, PreTrainedTokenizerBase]:
@@ -49,6 +49,8 @@ def model_config_of(settings: Model) -> PretrainedConfig:
             f"model.path={settings.path}: model type {config.whole.model_type} also reads images; model.part=text trains its text "
             "part, and exports the whole model with the other parts as they are"
         )
+    if is_part(config):
+        processors(settings.path)  # which the export repeats
     if settings.part and not is_part(config):
         raise UserError(f"model.part=text: {settings.path} has no other parts than text; leave it out")
     return config

@@ -241,6 +241,8 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, StoredPart
     """
     stored, shapes, parameters = dequantized(stored_tensors(path), path), stored_shapes(model), parameter_names(model)
     sources, _ = _find_sources(model, stored)
+    if model.part:
+        _check_other_parts(model, stored, path)
     for name, shape in shapes.items():
         if name not in sources or not sources[name].has_shape(shape):
             form = model.stored_form
@@ -256,6 +258,18 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, StoredPart
                     f"the model's original weights ({', '.join(TRAINABLE)})"
                 )
     return sources
+
+
+def _check_other_parts(model: PackedLanguageModel, stored: dict[str, StoredTensor], path: str) -> None:
+    """Raise UserError if a tensor of a part that is not trained is missing or has another shape."""
+    assert model.part
+    tensors = model.part.whole.state_dict()
+    found, _ = find_sources(model.part.whole, tensors.keys(), stored)
+    own = {model.part.name(name) for name, _ in model.causal_lm.named_parameters(remove_duplicate=False)}
+    for name in tensors.keys() - own - {model.part.name(name) for name in persistent_buffers(model.causal_lm)}:
+        if name not in found:
+            raise UserError(f"{path} has no tensor {name}; the files do not match its config.json")
+        found[name].check_shape(tuple(tensors[name].shape))
 
 
 def untrained_tensors(model: PackedLanguageModel, path: str | Path, with_ignored: bool) -> dict[str, StoredTensor]:

@@ -23,6 +23,7 @@ import transformers
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from common.durable_files import write_json
 from common.errors import UserError
@@ -108,6 +109,7 @@ def _key(small: PretrainedConfig, device: torch.device) -> str:
 
 def _prove(small: PretrainedConfig, device: torch.device) -> Proof:
     kind = small.model_type
+    transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         theirs = _random_model(small)
         theirs.save_pretrained(folder)

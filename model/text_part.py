@@ -1,7 +1,7 @@
 """The text part of a model that also reads images: `model.part=text` trains it, and the export is the whole model again."""
 
 import copy
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,13 @@ class TextPart:
 
     def __init__(self, causal_lm: PreTrainedModel, whole_config: PretrainedConfig) -> None:
         """Find the decoder of `causal_lm` in the model of `whole_config`."""
-        with torch.device("meta"):
-            self.whole = AutoModelForImageTextToText.from_config(copy.deepcopy(whole_config), dtype=torch.float32)
+        try:
+            with torch.device("meta"):
+                self.whole = AutoModelForImageTextToText.from_config(copy.deepcopy(whole_config), dtype=torch.float32)
+        except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"transformers cannot build the whole {whole_config.model_type} model of config.json: {error}"
+            ) from error
         self.prefix = f"{causal_lm.base_model_prefix}."
         self.place = _decoder_name(self.whole, causal_lm)
 
@@ -55,8 +60,8 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
         return config
     if config.model_type not in COMPOSITES or text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
-            f"model type {config.model_type} has more parts than text, and its text part, {text.model_type}, cannot be trained by "
-            f"itself here; types whose text part can: {', '.join(COMPOSITES)}"
+            f"model type {config.model_type} has more parts than text, and its text part, {text.model_type}, is not supported by "
+            f"itself; types whose text part is: {', '.join(COMPOSITES)}"
         )
     text.tie_word_embeddings, text.whole = config.tie_word_embeddings, config
     return text
@@ -93,7 +98,12 @@ def load_causal_lm(path: str | Path, **options: Any) -> PreTrainedModel:
     return causal_lm
 
 
-def copy_processors(source: str | Path, target: Path) -> None:
-    """Copy the files by which transformers prepares images for the whole model."""
-    for path in [path for pattern in PROCESSORS for path in Path(source).glob(pattern)]:
-        shutil.copyfile(path, target / path.name)
+def processors(directory: str | Path) -> list[Path]:
+    """Return the files by which transformers prepares images for the whole model. Raises UserError if one is no JSON."""
+    paths = [path for pattern in PROCESSORS for path in sorted(Path(directory).glob(pattern))]
+    for path in paths:
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as JSON: {error}; copy it again") from error
+    return paths

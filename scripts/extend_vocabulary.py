@@ -71,7 +71,11 @@ def main() -> int:
     if patterns == ["none"]:
         patterns = []
     check_patterns(patterns)
+    config = read_model_config(str(arguments.model))
+    if is_part(config):
+        raise UserError(f"{arguments.model} also reads images, and the vocabulary of such a model cannot be extended")
     base = read_base_tokenizer(arguments.model)
+    first = first_new_id(base)
     texts = {str(path): read_texts([path]) for path in arguments.held_out}
     texts["general text"] = general_text.held_out_texts()
     corpus = read_texts(arguments.corpus)
@@ -89,9 +93,6 @@ def main() -> int:
     )
     if not new_tokens:
         raise UserError("no string of the corpus is worth a token; give more text or lower --min-count")
-    config, first = read_model_config(str(arguments.model)), first_new_id(base)
-    if is_part(config):
-        raise UserError(f"{arguments.model} also reads images, and the vocabulary of such a model cannot be extended")
     with new_directory(arguments.out) as directory:
         extended = write_extension(arguments.model, directory, config, base, new_tokens)
     print(f"{len(new_tokens)} new tokens, ids {first} to {first + len(new_tokens) - 1}")

@@ -359,8 +359,14 @@ def verify(out: Path, export: Export) -> tuple[bool, str]:
     differing = [
         name for name in exported.shapes if not torch.equal(tensors[name].float(), exported.read(name).float())
     ]
+    files = stored_tensors(out)
+    differing += [
+        name
+        for name, tensor in export.copied.items()
+        if name not in files or not torch.equal(files[name].copy(), tensor.copy())
+    ]
     if not difference <= tolerance or differing:
-        which = f"; {len(differing)} tensors are not the trained ones: {', '.join(differing[:3])}" if differing else ""
+        which = f"; {len(differing)} tensors are not as they must be: {', '.join(differing[:3])}" if differing else ""
         return False, (
             f"{out} is NOT the weights that were trained: its logits, computed in fp32 by transformers, differ by up to "
             f"{difference:.3g} from theirs, where rounding explains {tolerance:.1g}{which}; remove it and export again"

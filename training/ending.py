@@ -5,6 +5,7 @@ scripts/export.py writes and checks the same files (training/checkpoint_export.p
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from model.architectures import copy_licences, randomness
 from model.dtypes import dtype_name
 from model.language_model import merged, stored_form, tensors_in_files, trained_parameters, untrained_tensors
 from model.rope import window
-from model.text_part import copy_processors, is_part, whole_config
+from model.text_part import is_part, processors, whole_config
 from training.checkpointer import Record, RunRecord
 from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, is_better
@@ -340,7 +341,8 @@ def write_files(
         setattr(model_config, name, value)
     if is_part(model_config):
         model_config = whole_config(model_config)
-        copy_processors(config.model.path, folder)
+        for path in processors(config.model.path):
+            shutil.copyfile(path, folder / path.name)
     model_config.save_pretrained(folder)
     name_rope_as_before(folder / CONFIG)
     save_tokenizer(tokenizer, folder)

@@ -194,6 +194,8 @@ def cut_model(path: Path, layers: int, out: Path) -> str:
     """
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if "text_config" in settings:
+        raise UserError(f"{path} has other parts than text, and only a text model can be cut; leave out --layers")
     num_layers = settings["num_hidden_layers"]
     # Cut lists with a value for each layer (layer_types, no_rope_layers), but no other list that happens to be as long.
     for key, value in settings.items():
@@ -252,6 +254,8 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
         "run.export": "last",
         "run.check": "off",
         "data.validation": "",
+        # As resolved: without its data.validation, a config such as sft.py would hold out a share of the examples.
+        "data.validation_share": check.config.data.validation_share,
         "optimizer.max_steps": STEPS,
         "optimizer.warmup_steps": 0,
         "optimizer.min_lr_ratio": 1.0,

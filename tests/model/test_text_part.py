@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from common.errors import UserError
@@ -13,7 +14,7 @@ from configs.config import Model
 from data.batches import collate
 from model.architectures import read_model_config
 from model.build import model_config_of
-from model.language_model import build_on_meta, load_weights, tensors_in_files, untrained_tensors
+from model.language_model import build_on_meta, check_weights, load_weights, tensors_in_files, untrained_tensors
 from model.loss import chunked, negative_log_likelihood
 from model.text_part import COMPOSITES, load_causal_lm
 from model.weights import weights_of_directory, write_weights
@@ -88,3 +89,19 @@ def test_text_part_is_trained_only_if_named(tmp_path) -> None:
     with pytest.raises(UserError, match="qwen3_5 also reads images; model.part=text trains its text part"):
         model_config_of(Model(path=str(base)))
     assert model_config_of(Model(path=str(base), part="text")).model_type == "qwen3_5_text"
+
+
+def test_damage_of_other_parts_is_one_sentence(tmp_path) -> None:
+    base = write_tiny_composite(tmp_path, "qwen3_5")
+    tensors = load_file(base / "model.safetensors")
+    name = next(name for name in tensors if "visual" in name and tensors[name].dim() == 2)
+    for damaged, words in (
+        ({key: tensor for key, tensor in tensors.items() if key != name}, f"has no tensor {name}"),
+        (tensors | {name: torch.ones(3, 3)}, r"has shape \(3, 3\), but config.json needs"),
+    ):
+        save_file(damaged, base / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=words):
+            check_weights(build_on_meta(read_model_config(str(base))), str(base))
+    (base / "preprocessor_config.json").write_text('{"size": ')
+    with pytest.raises(UserError, match="preprocessor_config.json cannot be read as JSON"):
+        model_config_of(Model(path=str(base), part="text"))

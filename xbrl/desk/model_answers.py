@@ -29,7 +29,7 @@ class Questions:
         model = str(options.model)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(model))
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model).get_text_config()
         self.context = getattr(config, "max_position_embeddings", None) or math.inf
 
     def question(self, case: Case) -> tuple[Reply, list[int]]:

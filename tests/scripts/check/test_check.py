@@ -294,3 +294,5 @@ def test_other_ranks_are_skipped_with_auxiliary_loss(folder, monkeypatch) -> Non
     assert result.status == SKIPPED and "the routers' auxiliary loss counts choices" in result.text
     assert changed_settings(check, "straight")["lora.dropout"] == 0.0  # as in the reference
     assert changed_settings(check, "straight")["run.stop_at"] is None  # a run that stops exports nothing
+    # or a config with a share, like sft.py, would hold out examples of the reference when data.validation is taken away
+    assert changed_settings(check, "straight")["data.validation_share"] == config.data.validation_share == 0.0
