@@ -20,12 +20,12 @@ from model.language_model import (
     PackedLanguageModel,
     PersistentBuffers,
     check_weights,
-    ignored_tensors,
     load_weights,
     materialize,
     persistent_buffers,
     tensors_in_files,
     trained_parameters,
+    untrained_tensors,
 )
 from model.quantized_files import dequantized
 from model.weight_files import stored_tensors
@@ -238,7 +238,7 @@ def test_tensors_that_transformers_ignores_are_copied(tmp_path, ranks) -> None:
     save_file(tensors | {f"{mtp}.enorm.weight": norm, "model.unknown": norm.clone()}, file, metadata={"format": "pt"})
     model, path = packed("deepseek_v3"), str(tmp_path / "base")
     load_weights(model, path, torch.device("cpu"))
-    copied = ignored_tensors(model, path)
+    copied = untrained_tensors(model, path, with_ignored=True)
     expected = (quantised.float() * scale.repeat_interleave(8, 1)).bfloat16()
     options = {"form": StoredForm(model.causal_lm), "copied": copied, "max_file_bytes": 10_000}
     export_model(tmp_path / "export", tensors_in_files(model), torch.bfloat16, ranks, lambda folder: None, **options)

@@ -203,7 +203,9 @@ def test_ignored_tensors_are_exported_unless_switched_off(tmp_path, ranks, monke
     exports = []
     for name in ("tensors_in_files", "merged", "stored_form"):
         monkeypatch.setattr(ending, name, lambda *arguments: {})
-    monkeypatch.setattr(ending, "ignored_tensors", lambda model, path: {"mtp.weight": path})
+    monkeypatch.setattr(
+        ending, "untrained_tensors", lambda model, path, with_ignored: {"mtp.weight": path} if with_ignored else {}
+    )
     monkeypatch.setattr(ending, "export_model", lambda *arguments, **options: exports.append(options["copied"]))
     run = run_of(tmp_path, ranks, replace(CONFIG, run=replace(CONFIG.run, export_mtp=export_mtp)))
     export_run(run, {"step": 8, "updates": 8}, Evaluations(CONFIG, None), RunRecord(tmp_path, Corpus(()), ranks))
@@ -222,7 +224,7 @@ def test_adapter_gets_its_name_after_its_entry(tmp_path, ranks, monkeypatch) -> 
         arguments[3](start_directory(directory))  # type: ignore[operator]  (write_rest)
 
     monkeypatch.setattr("model.lora.save_adapter", write)
-    for name in ("write_files", "tensors_in_files", "ignored_tensors", "merged", "stored_form"):
+    for name in ("write_files", "tensors_in_files", "untrained_tensors", "merged", "stored_form"):
         monkeypatch.setattr(ending, name, lambda *arguments: {})
     monkeypatch.setattr(ending, "export_model", export_model)
     record, weights_at_entry = RunRecord(tmp_path, Corpus(()), ranks), []

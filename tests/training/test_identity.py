@@ -122,7 +122,7 @@ def test_changed_deciding_settings_are_refused_by_name(folder, of) -> None:
         if name == "lora.rank":
             expected.insert(0, "lora.alpha=None, now it is 8.0")
         assert [difference for difference in phrases if "=" in difference] == expected
-    rest = ("ewc.", "forgetting.", "lora.", "model.rope_", "data.chat_date", "batch.global_tokens")
+    rest = ("ewc.", "forgetting.", "lora.", "model.part", "model.rope_", "data.chat_date", "batch.global_tokens")
     assert set(DECIDES) == {*OTHER, *(name for name in DECIDES if name.startswith(rest))}
 
 
