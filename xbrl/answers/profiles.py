@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 from xbrl.answers.answer_reader import Claim, read_line
 from xbrl.answers.answers import write_violation
-from xbrl.answers.checks import check_of
 from xbrl.read.dpm import Cells
 from xbrl.read.filed_report import CellKey, Report
 from xbrl.read.render import Addressee, cell_name, render_earlier, render_report
-from xbrl.rules.findings import Finding, note_rules
+from xbrl.rules.findings import Finding
 from xbrl.rules.note_facts import NAME, SHARE
 from xbrl.rules.rules import Rule, RuleResult, built_in_rules
 
@@ -53,6 +52,11 @@ class Profile:
     instruction: str = ""  # stands before each report; may be empty
     system: str = ""  # system message; may be empty
     filing_errors: float = 0.0  # probability that a planted problem is a filing error
+
+    @property
+    def states_facts_alone(self) -> bool:
+        """Return whether answers consist of the facts of the note. The rules compute everything else from them."""
+        return self.name == "quickstart"
 
     @property
     def is_short(self) -> bool:
@@ -98,17 +102,10 @@ class Profile:
         )
 
     def claim_of(self, result: RuleResult) -> Claim | None:
-        """Return the line that a right answer has about a result, as a claim that can be compared.
-
-        Return None if answers have no line about it: for a result without figures, and in the quickstart for a rule on notes.
-        """
+        """Return the line that a right answer has about a result, as a claim. Return None for a result without figures."""
         if result.value is None or result.limit is None:
             return None
-        if not self.is_short:
-            return read_line(write_violation(result))
-        if self.name == "quickstart" and result.rule_id in note_rules():
-            return None
-        return read_line(str(check_of(replace(result, inputs=()))))  # a claim has no computation
+        return read_line(write_violation(result, self.style))
 
 
 def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, list[Finding]]:
@@ -157,7 +154,7 @@ SHORT = Profile(  # xbrl/scripts/make_reports.py --style short
     name="short",
     style="labels",
     rules=short_rules(),
-    answer_tokens=896,
+    answer_tokens=512,
     cells=SHORT_CELLS,
     system="Check the report and its note.",
     filing_errors=0.25,
@@ -166,8 +163,8 @@ QUICKSTART = Profile(
     name="quickstart",
     style="labels",
     rules=QUICKSTART_RULES,
-    answer_tokens=256,
+    answer_tokens=128,
     cells=QUICKSTART_CELLS,
-    system="Find violations.",
+    system="What does the note say?",
 )
 PROFILES = {profile.name: profile for profile in (FULL, SHORT, QUICKSTART)}

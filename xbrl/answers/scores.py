@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common.errors import UserError
-from eval.asked_examples import UNREADABLE
+from eval.asked_examples import UNREADABLE, report_of
 from eval.rouge import mean, rouge_l
-from xbrl.answers.answer_reader import Answer, Claim, facts_of_checks, letter_in, parse_answer, read_facts
-from xbrl.answers.letter_scores import score_letters, score_measures
-from xbrl.answers.note_scores import score_notes, true_facts
+from xbrl.answers.answer_reader import Answer, Claim, letter_in, parse_answer, read_facts
+from xbrl.answers.composed import printed_report, rules_that_follow
+from xbrl.answers.note_scores import note_of, score_notes, true_facts
 
 FIELDS = ("where", "value", "limit", "legal")  # the parts of a finding, besides its rule
 Rules = Sequence[str]
@@ -34,16 +34,17 @@ def score_answers(
     from xbrl.answers.baselines import score_baselines  # which imports this module
 
     true = true_answers(examples, where)
-    read = [parse_answer(text) for text in texts]
+    read = [read_answer(text, example) for text, example in zip(texts, examples, strict=True)]
+    has_letters = any(truth.directive for truth in true)
     letters = [answer.directive if answer else "" for answer in read]
     labels = [labels_of(answer) for answer in read]
     known, fitted_on = labelled(examples, where), labelled(training or (), train_where)
     rouge = rouge_l([truth.directive for truth in true], letters)
     pairs = pairs_right(known, labels)
-    answer_notes = [read_facts(text) or (facts_of_checks(text), 0) for text in texts]
-    references = [example["messages"][-1]["content"] for example in examples]
-    states_notes = any(read_facts(text) or facts_of_checks(text) for text in references)
-    void = sum(answer.void for answer in read if answer) + sum(lines for _, lines in answer_notes)
+    answer_notes = [read_facts(text) or ([], 0) for text in texts]
+    states_notes = any(read_facts(example["messages"][-1]["content"]) for example in examples)
+    void = sum(answer.void for answer in read if answer)
+    void += sum(lines for _, lines in answer_notes)
     claims = [claim for answer in read if answer for claim in answer.claims]
     return {
         "violations": score_violations([truth.rule_ids for truth in true], labels)
@@ -60,12 +61,10 @@ def score_answers(
             "pairs": {"n": len(pairs), "right": mean(pairs)},
         },
         "notes": score_notes(examples, [facts for facts, _ in answer_notes]) if states_notes else None,
-        "facts": score_facts(true, read),
-        "letters": score_letters(examples, true, letters),
-        "measures": score_measures(examples, letters),
-        "rouge_l": {"of": "directive", "n": len(rouge), "f": mean(rouge), "baselines": {}},
+        "facts": score_facts(true, read) if any(truth.claims for truth in true) else None,
+        **({"rouge_l": {"of": "directive", "n": len(rouge), "f": mean(rouge), "baselines": {}}} if has_letters else {}),
         "answers": [
-            _row(example, truth, answer, text) | {"rouge_l": score}
+            _row(example, truth, answer, text) | ({"rouge_l": score} if has_letters else {})
             for example, truth, answer, text, score in zip(examples, true, read, texts, rouge, strict=True)
         ],
     }
@@ -80,7 +79,9 @@ def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict
         "true": list(truth.rule_ids),
         "predicted": list(answer.rule_ids) if answer else None,
         "unreadable": UNREADABLE in labels_of(answer),
-        "facts": [len(facts & claimed), len(facts), len(claimed)],  # right, true, claimed
+        **(
+            {"facts": [len(facts & claimed), len(facts), len(claimed)]} if truth.directive else {}
+        ),  # right, true, claimed
         **{key: example[key] for key in ("kind", "pair") if example.get(key)},
         "answer": text,
     }
@@ -113,13 +114,29 @@ def true_answers(examples: Sequence[dict], where: str) -> list[Answer]:
 
 def _true_answer(example: dict) -> Answer | None:
     message = example["messages"][-1]["content"]
-    parsed = parse_answer(message)
+    parsed = read_answer(message, example)
     if "violations" not in example:
         return parsed
     rules = tuple(example["violations"])
     if parsed:
         return Answer(rules, parsed.directive, parsed.claims, parsed.void)
     return Answer(rules, letter_in(message) or message)
+
+
+def read_answer(text: str, example: dict) -> Answer | None:
+    """Read an answer to `example`. If the example's own answer states facts alone, the rules compute the violations.
+
+    Return None if the answer cannot be read.
+    """
+    reference = example["messages"][-1]["content"]
+    if parse_answer(reference) or read_facts(reference) is None:
+        return parse_answer(text)
+    if (stated := read_facts(text)) is None:
+        return None
+    facts, void = stated
+    report = report_of(example)
+    rules = rules_that_follow(printed_report(report), note_of(report), facts, example.get("engine", ()))
+    return Answer(tuple(rules), "", (), void)
 
 
 def labels_of(answer: Answer | None) -> tuple[str, ...]:
@@ -216,15 +233,12 @@ def pairs_right(examples: Sequence[dict], predicted: Sequence[Rules]) -> list[bo
     return [all(right) for right in members.values() if len(right) == 2]
 
 
-_WRONG = Claim("violated", UNREADABLE, "", None, "", None, frozenset())
+_WRONG = Claim(UNREADABLE, "", "", "", "", frozenset())
 
 
 def facts_of(answer: Answer | None) -> frozenset[Claim]:
-    """Return the claims of an answer, each with all of its facts, without checks of requirements that are met.
-
-    An answer also has the wrong claim `_WRONG` if the whole answer or any line cannot be read.
-    """
-    claims = frozenset(claim for claim in (answer.claims if answer else ()) if claim.state != "met")
+    """Return the claims of an answer, and the wrong claim `_WRONG` if the whole answer or any line cannot be read."""
+    claims = frozenset(answer.claims if answer else ())
     return claims | {_WRONG} if answer is None or answer.void else claims
 
 
@@ -245,7 +259,7 @@ def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dic
 
 def _closest(claim: Claim, predicted: Iterable[Claim]) -> Claim | None:
     """Return the predicted claim on the same rule that agrees in the most fields; None without one."""
-    candidates = [guess for guess in predicted if (guess.rule, guess.state) == (claim.rule, claim.state)]
+    candidates = [guess for guess in predicted if guess.rule == claim.rule]
     return max(candidates, key=lambda guess: sum(_same(field, claim, guess) for field in FIELDS), default=None)
 
 
@@ -255,22 +269,15 @@ def _same(field: str, claim: Claim, guess: Claim) -> bool:
     return getattr(claim, field) == getattr(guess, field)
 
 
-def _list_of(kind: type, is_right: Callable[[Any], bool] = lambda entry: True) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(isinstance(entry, kind) and is_right(entry) for entry in value)
-
-
-def _is_measure(entry: dict) -> bool:
-    subject, days = entry.get("subject"), entry.get("deadline_days")
-    return isinstance(subject, str) and subject != "" and type(days) is int and days >= 0  # True is no number of days
+def _list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
 
 _RULES = ("a list of ids of rules", _list_of(str))
 _TEXT = ("a text", lambda value: isinstance(value, (str, int, type(None))))
-_MEASURES = "a list of objects with a text as `subject` and a whole number, 0 or more, as `deadline_days`"
 _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # field of an example -> its form in words, and its test
     "violations": _RULES,
     "engine": _RULES,
-    "measures": (_MEASURES, _list_of(dict, _is_measure)),
     "kind": _TEXT,
     "pair": _TEXT,
     "bank": _TEXT,

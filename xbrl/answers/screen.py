@@ -7,13 +7,17 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import UserError, run_script
 from data.formats import read_examples
 from eval.asked_examples import UNREADABLE, report_of
 from eval.report import aligned
+from xbrl.answers.answer_reader import read_facts
 from xbrl.answers.baselines import COMPOSED, ENGINE, NGRAMS, PROBE, THRESHOLDS, baseline_predictions
+from xbrl.answers.note_scores import score_notes
 from xbrl.answers.scores import micro_f1, pairs_right, score_kinds
+from xbrl.rules.note_facts import NoteFact
 
 PROGRAMS = {COMPOSED: "note words", PROBE: "note states", NGRAMS: "n-grams", ENGINE: "engine", THRESHOLDS: "thresholds"}
 MEANING = (
@@ -22,11 +26,18 @@ MEANING = (
 )
 RESULTS = {  # file in eval/ -> the keys that the screen shows
     "before": ("answers",),
-    "after": ("answers", "facts", "rouge_l"),
+    "after": ("answers", "notes"),
     "forgetting": ("perplexity_per_byte", "questions", "kl"),
 }
 PAIRS = ("in words", "in figures")  # the last words of the names of minimal pairs
-Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules predicted for each
+
+
+class Column(NamedTuple):
+    """The predictions of one model or program for some test examples."""
+
+    examples: list[dict]
+    rules: list[Sequence[str]]  # of each example
+    facts: Sequence[Sequence[NoteFact]] | None = None  # of each example's note; None if no facts are predicted
 
 
 def screen(run: Path, data: Path, base: str | None = None) -> str:
@@ -38,7 +49,11 @@ def screen(run: Path, data: Path, base: str | None = None) -> str:
     test, training, validation = (read_examples(data / f"{split}.jsonl") for split in ("test", "train", "validation"))
     models = {"base model": of_result(before, test), "tuned model": of_result(after, test)}
     predictions = baseline_predictions(training, test, validation, base)
-    models |= {title: (test, list(predictions[name].rules)) for name, title in PROGRAMS.items() if name in predictions}
+    models |= {
+        title: Column(test, list(predictions[name].rules), predictions[name].facts)
+        for name, title in PROGRAMS.items()
+        if name in predictions
+    }
     per_byte, questions = forgetting["perplexity_per_byte"], forgetting["questions"]["all"]
     return f"""One report of the test, and the tuned model's answer:
 
@@ -47,7 +62,6 @@ def screen(run: Path, data: Path, base: str | None = None) -> str:
 {table(models)}
 {MEANING}
 
-tuned model: F1 of rule, figure, limit and article together {after["facts"]["f1"]:.3f}, directive ROUGE-L {after["rouge_l"]["f"]:.3f}
 general text, perplexity per byte: {per_byte["base"]["value"]:.3f} -> {per_byte["tuned"]["value"]:.3f}; \
 KL {forgetting["kl"]["value"]:.2f} nats per token; \
 general questions right: {questions["base"]["value"]:.0%} -> {questions["tuned"]["value"]:.0%}
@@ -60,7 +74,7 @@ next            a task that this model does not solve in minutes: configs/xbrl.p
 
 def table(columns: Mapping[str, Column]) -> str:
     """Return a table with a row per measure and a column per model or program."""
-    scores = [_scores(*column) for column in columns.values()]
+    scores = [_scores(column) for column in columns.values()]
     return "\n".join(aligned([("", *columns), *((name, *(s[name] for s in scores)) for name in scores[0])], last=">"))
 
 
@@ -74,13 +88,16 @@ def one_report(after: dict, test: Sequence[dict]) -> str:
     return f"{report_of(shown)}\n\n{answers[shown['id']]}\n(true violations: {true})"
 
 
-def _scores(examples: list[dict], predicted: list[Sequence[str]]) -> dict[str, str]:
+def _scores(column: Column) -> dict[str, str]:
+    examples, predicted = column.examples, column.rules
+    of_notes = score_notes(examples, column.facts) if column.facts else None
     kinds, true = score_kinds(examples, predicted), [example["violations"] for example in examples]
     rows = {"reports": str(len(examples)), "F1, all rules": f"{micro_f1(predicted, true)['f1']:.3f}"}
     for kind in ("with a note", "pledged", "connected", "waiver"):
         f1 = kinds.get(kind, {}).get("note_f1")
         name = "F1, rules decided by notes (unseen wordings)" if kind == "with a note" else f"  {kind}"
         rows[name] = "-" if f1 is None else f"{f1:.3f}"
+    rows["facts of notes: kind and applies right, F1"] = f"{of_notes['decided_f1']:.3f}" if of_notes else "-"
     for part in PAIRS:
         chosen = [i for i, example in enumerate(examples) if example.get("pair", "").endswith(part)]
         right = pairs_right([examples[i] for i in chosen], [predicted[i] for i in chosen])
@@ -97,8 +114,11 @@ def of_result(result: dict, test: Sequence[dict]) -> Column:
         answer["id"]: [*(answer["predicted"] or ()), *[UNREADABLE] * answer["unreadable"]]
         for answer in result["answers"]
     }
+    facts = {answer["id"]: (read_facts(answer["answer"]) or ([], 0))[0] for answer in result["answers"]}
     answered = [example for example in test if example["id"] in rules]
-    return answered, [rules[example["id"]] for example in answered]
+    return Column(
+        answered, [rules[example["id"]] for example in answered], [facts[example["id"]] for example in answered]
+    )
 
 
 def _read(path: Path, keys: Sequence[str]) -> dict:

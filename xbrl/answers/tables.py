@@ -16,7 +16,6 @@ def figures(result: dict) -> list[Figure]:
         *_note_figures(result),
         *_fact_figures(result),
         *report.text_figures(result),
-        *_letter_figures(result),
         *report.run_figures(result),
     ]
 
@@ -101,17 +100,3 @@ def _fact_figures(result: dict) -> Iterator[Figure]:
         n = f"{facts['n_named']} findings whose rule is named, of {facts['n_true']}"
         yield _score("facts F1: all of a finding right", facts["f1"], f"{facts['n_true']} findings", "fact_f1")
         yield from (_share(f"  {name} right", facts["right"][field], n) for field, name in FIELDS.items())
-
-
-def _letter_figures(result: dict) -> Iterator[Figure]:
-    letters, measures = result.get("letters"), result.get("measures")
-    if letters and letters["n"]:
-        yield _share(
-            "letters: statements with support", letters["supported"], f"{letters['n']} figures, dates and articles"
-        )
-        for kind, scores in letters["by_kind"].items():
-            if scores["n"]:
-                yield _share(f"  {kind}", scores["supported"], str(scores["n"]))
-    if measures and measures["n"]:
-        yield _share("letters: measures demanded in time", measures["right"], f"{measures['n']} measures")
-        yield _share("  all measures of a letter right", measures["reports"], f"{measures['n_reports']} reports")

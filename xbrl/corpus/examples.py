@@ -6,7 +6,6 @@ evaluation, `id`, `bank`, `period`, `split` and
 - `violations`: the ids of all violated rules; `engine`: the ids that the engine finds without reading notes;
 - `note_facts`: kind, applies, amount, who, since and quote of each fact of the note; `note`: the id of the note, or "";
 - `kind`: the kind of the note in the report, "nothing" if it states no fact, or "" without a note;
-- `measures`: subject and deadline in days of each measure that the letter demands;
 - `pair`, in tests with minimal pairs: an id shared by two reports that differ in their notes alone.
 
 Only the note comes from the generator. Everything else is read from the files, so that a real archive and an invented one are
@@ -17,13 +16,11 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from xbrl.answers.answers import write_answer, write_checks
-from xbrl.answers.checks import check_of, fact_checks, report_checks
+from xbrl.answers.answers import write_answer, write_facts
 from xbrl.answers.profiles import Profile
-from xbrl.corpus import quickstart
 from xbrl.corpus.note_texts import NO_NOTE, HandNote
 from xbrl.desk.letter_context import letter_context
-from xbrl.desk.letters import required_measures, write_letter
+from xbrl.desk.letters import write_letter
 from xbrl.read.dpm import Cells
 from xbrl.read.filed_report import Report
 from xbrl.read.render import Addressee
@@ -59,16 +56,13 @@ def make_example(
     report, findings = profile.as_seen(report, findings)
     results = evaluate(report, profile.rules)
     violated = apply_findings(results, findings)
-    context = letter_context(report, results, profile.earlier_shown(earlier), profile.rules, findings)
-    if letter is None:
-        letter = write_letter(violated, bank, report.period, context, short=profile.is_short)
-    if profile.name == "quickstart":
-        answer = write_checks([*map(check_of, results), *quickstart.note_checks(note)], letter)
-    elif profile.name == "short":
-        checks = [*report_checks(report, results), *fact_checks(report, note.facts)]
-        answer = write_checks(checks, letter, note.facts)
+    if profile.states_facts_alone:
+        answer = write_facts(note.facts)
     else:
-        answer = write_answer(violated, letter, note.facts)
+        if letter is None:
+            context = letter_context(report, results, profile.earlier_shown(earlier), profile.rules, findings)
+            letter = write_letter(violated, bank, report.period, context, short=profile.is_short)
+        answer = write_answer(violated, letter, note.facts, profile.style)
     entity = report.entity.partition(".")[0]  # without the EBA's suffix for the scope of consolidation
     example = {
         "messages": [*profile.question(report, bank, cells, earlier), {"role": "assistant", "content": answer}],
@@ -79,6 +73,5 @@ def make_example(
         "engine": list(dict.fromkeys(result.rule_id for result in violations(results))),
     }
     kind = note.kind if note.id else next((finding.kind for finding in findings if finding.kind), "")
-    measures = required_measures(violated, context)
     stated = [asdict(fact) | {"amount": None if fact.amount is None else int(fact.amount)} for fact in note.facts]
-    return example | {"kind": kind, "note": note.id, "note_facts": stated, "measures": measures}
+    return example | {"kind": kind, "note": note.id, "note_facts": stated}

@@ -19,7 +19,6 @@ from xbrl.desk.derivation import unproven
 from xbrl.desk.letters import LANGUAGES, Hearing, draft_mark, plain_name, write_letter
 from xbrl.desk.verdicts import (
     BY_RULE,
-    CONFIRMED,
     OPEN,
     REFUTED,
     VERDICTS,
@@ -123,8 +122,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
             warnings.append(f"it spells control tokens of the model: {named}; see who wrote them, and why")
     reasons = [*_reasons(case, engine, verdicts, notes, letter), *unproven(letter, case, engine, form)]
     mark = draft_mark(form.language)  # read for every report, so that a wrong block fails before a letter needs it
-    lifted = [own for own in verdicts if own.claim and (own.claim.state, own.verdict) == ("lifts", CONFIRMED)]
-    findings = [own for own in verdicts if own.verdict != REFUTED and own not in lifted]
+    findings = [own for own in verdicts if own.verdict != REFUTED]
     return {
         "entity": report.entity,
         "period": report.period,
@@ -213,8 +211,7 @@ def _reasons(
                 "report does not have in these words; read the note again and correct the line"
             )
     for own in verdicts:
-        is_violated = own.claim is not None and own.claim.state == "violated"
-        if own.verdict == OPEN and is_violated and own.result and own.result.kind != "note":
+        if own.verdict == OPEN and own.claim and own.result and own.result.kind != "note":
             yield (
                 f"the model says that {own.rule} is violated, and the figures do not decide it ({own.describe()['reason']}): "
                 "ask the bank, or decide in a file for --findings"
@@ -271,7 +268,10 @@ def _problems(reply: Reply, lines: Sequence[tuple[str, Claim | None]], void_fact
         return
     if reply.cut_short:
         yield "the answer was cut short; analyse again with a larger --max-new-tokens"
-    if parse_answer(reply.text) is None:
+    if PROFILES[reply.profile].states_facts_alone:
+        if read_facts(reply.text) is None:
+            yield "the answer has no section `Note:`"
+    elif parse_answer(reply.text) is None:
         yield "the answer has no findings that can be read, not even `none`"
     void = [f"{void_facts} lines of the section Note"] if void_facts else []
     for line in [*(line for line, claim in lines if claim is None), *void]:

@@ -9,19 +9,20 @@ that no approved block contains is listed, with words of `blocks/LANGUAGE/flags.
 words makes a text safe, so the letter that is sent is made of blocks alone (`letters.py`).
 """
 
+import functools
 import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from xbrl.answers.answer_reader import Claim
-from xbrl.answers.letter_scores import flagged_words
 from xbrl.answers.profiles import FULL, Profile
 from xbrl.answers.statements import quantities, sentences, statements
 from xbrl.desk.decisions import in_force, limits_without
 from xbrl.desk.letter_context import letter_context
-from xbrl.desk.letters import Context
+from xbrl.desk.letters import BLOCKS, Context
 from xbrl.read.filed_report import Report
 from xbrl.read.render import PURE, cell_name, format_figure, format_limit
 from xbrl.rules.findings import Finding, apply_findings, concerns, note_rules
@@ -31,7 +32,7 @@ from xbrl.rules.rules import RuleResult
 
 CONFIRMED, REFUTED, OPEN, MISSED = "confirmed", "refuted", "not decidable by rule", "missed"
 NOT_COVERED = "not covered"  # an engine finding that the profile of the model does not ask about
-BY_RULE = "found by rule"  # a finding in an analysis without a model
+BY_RULE = "found by rule"  # a finding in an analysis without a model, or with a model that reads notes alone
 VERDICTS = (CONFIRMED, REFUTED, OPEN, MISSED, NOT_COVERED, BY_RULE)
 DECIDE = "a person reads the note and decides in a file for --findings"
 WHY_NOT_VIOLATED = {
@@ -125,7 +126,6 @@ def judge_answer(
     `is_decided` says that a person has decided on every note.
     """
     read = list(dict.fromkeys((line, claim) for line, claim in lines if claim))
-    lifts = {claim.rule for _, claim in read if claim.state == "lifts"}
     by_rule: dict[str, list[RuleResult]] = {}
     for result in engine.results:
         by_rule.setdefault(result.rule_id, []).append(result)
@@ -134,14 +134,8 @@ def judge_answer(
         return [decision for decision in engine.decisions if decision.rule == rule]
 
     def truths(rule: str) -> list[tuple[Claim | None, RuleResult]]:
-        """Return the violations of a rule, each with the claim of a right answer.
-
-        If the answer says that a note lifts the rule, its line on the rule is compared with the figures alone.
-        """
-        violated = [result for result in engine.violated if result.rule_id == rule]
-        if not violated and rule in lifts:
-            violated = [result for result in by_rule.get(rule, ()) if result.state == "violated"]
-        return [(profile.claim_of(result), result) for result in violated]
+        """Return the violations of a rule, each with the claim of a right answer."""
+        return [(profile.claim_of(result), result) for result in engine.violated if result.rule_id == rule]
 
     def nearest(claim: Claim) -> RuleResult | None:
         """Return the engine's result on the rule of a claim, on the row that the model names if the engine has that row.
@@ -162,7 +156,7 @@ def judge_answer(
             truth, result = min(same, key=lambda pair: len(_differences(claim, *pair)))
             if wrong := _differences(claim, truth, result):
                 return REFUTED, f"the rule is violated, but {'; '.join(wrong)}", result
-            reason = "by the figures; the answer says that a note lifts it" if claim.rule in lifts else ""
+            reason = ""
             for decision in decided(claim.rule):
                 if decision.state == "violated" and concerns(decision, result):
                     reason = f"the desk has decided: violated ({decision.where})"
@@ -187,8 +181,6 @@ def judge_answer(
             return REFUTED, "only a note of the bank can show this, and the report has none", None
         if is_decided:
             return REFUTED, "the desk has decided on the note, and not that", None
-        if profile.name == "quickstart":  # its answers state no facts
-            return OPEN, f"only a note shows it; {DECIDE}", None
         follows = [finding for finding in proposed if (finding.rule, finding.state) == (claim.rule, "violated")]
         if not follows:
             return REFUTED, "it does not follow from the facts that the model read in the note", None
@@ -199,34 +191,19 @@ def judge_answer(
             return REFUTED, f"{reason}, but {'; '.join(wrong)}", result
         return OPEN, f"{reason}; {DECIDE}", result
 
-    def judge_lifting(claim: Claim) -> Judgement:
-        """Judge the claim that a note lifts a rule."""
-        violated = next((result for result in by_rule.get(claim.rule, ()) if result.state == "violated"), None)
-        if own := decided(claim.rule):
-            verdict = CONFIRMED if own[0].state == "lifted" else REFUTED
-            return verdict, f"the desk has decided: {own[0].state} ({own[0].where})", violated
-        if not report.notes:
-            return REFUTED, "only a note can lift it, and the report has none", violated
-        changes = "" if violated else " it changes nothing, for the rule is not violated;"
-        return OPEN, f"the model says that a note lifts it;{changes} {DECIDE}", violated
-
-    judges = {"violated": judge_violation, "lifts": judge_lifting}
     verdicts = []
     for line, claim in read:
-        if claim.state in judges:
-            verdict, reason, result = judges[claim.state](claim)
-            verdicts.append(Verdict(verdict, claim.rule, reason, line, claim, result))
-    # Answers of the quickstart name a violation in one line and lift it in another.
-    skip = {own.rule for own in verdicts if own.claim and own.claim.state == "lifts" and own.verdict != REFUTED}
+        verdict, reason, result = judge_violation(claim)
+        verdicts.append(Verdict(verdict, claim.rule, reason, line, claim, result))
     lifted = {finding.rule for finding in proposed if finding.state == "lifted"}  # as the model reads the note
     covered = {rule.id for rule in profile.rules} | set(note_rules())
     for result in engine.violated:
         rule, truth = result.rule_id, profile.claim_of(result)
-        claims = [claim for _, claim in read if (claim.state, claim.rule) == ("violated", rule)]
+        claims = [claim for _, claim in read if claim.rule == rule]
         if rule not in covered:
             reason = f"the profile {profile.name} does not cover this rule: the model was not asked about it"
             verdicts.append(Verdict(NOT_COVERED, rule, reason, result=result))
-        elif rule in skip or any(truth is None or truth.where == claim.where for claim in claims):
+        elif any(truth is None or truth.where == claim.where for claim in claims):
             continue
         elif rule in lifted:
             reason = f"the model read in the note that this limit does not bind the bank; {DECIDE}"
@@ -234,7 +211,13 @@ def judge_answer(
         else:
             own = decided(rule)
             reason = f"the desk has decided that it is violated ({own[0].where})" if own else ""
-            verdicts.append(Verdict(MISSED, rule, reason, result=result))
+            verdicts.append(Verdict(BY_RULE if profile.states_facts_alone else MISSED, rule, reason, result=result))
+    if profile.states_facts_alone and not is_decided:
+        computed = {result.rule_id for result in engine.violated}
+        for result in apply_findings(engine.results, proposed):
+            if result.rule_id not in computed and not decided(result.rule_id):
+                reason = f"it follows from the facts that the model read in the note; {DECIDE}"
+                verdicts.append(Verdict(OPEN, result.rule_id, reason, result=result))
     return verdicts
 
 
@@ -245,10 +228,10 @@ def _differences(claim: Claim, truth: Claim | None, result: RuleResult) -> list[
     differences = []
     if claim.value != value:
         differences.append(f"the value is {known['value'] or 'not known'}, not {_printed(claim.value, result)}")
-    if claim.limit != limit or (truth and claim.relation != truth.relation and truth.state == claim.state):
+    if claim.limit != limit or (truth and claim.relation != truth.relation):
         wrong = f"{claim.relation} {_printed(claim.limit, result)}".strip()
         differences.append(f"the limit is {known['limit'] or 'not known'}, not {wrong}")
-    if truth and truth.state == claim.state and claim.legal != truth.legal:
+    if truth and claim.legal != truth.legal:
         cited = ", ".join(sorted(" ".join(filter(None, article)) for article in claim.legal)) or "nothing"
         differences.append(f"the article is {result.legal}, and the model cites {cited}")
     return differences
@@ -296,6 +279,16 @@ def flags(sentence: str, relations: Iterable[str]) -> tuple[str, ...]:
             f"{word} ({name})" for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.I)
         ]
     return tuple(flagged)
+
+
+@functools.cache
+def flagged_words() -> dict[str, list[str]]:
+    """Return class -> words that may reverse a finding or a demand, of all languages, from `blocks/LANGUAGE/flags.toml`."""
+    words_by_class: dict[str, list[str]] = {}
+    for path in sorted(BLOCKS.glob("*/flags.toml")):
+        for name, words in tomllib.loads(path.read_text(encoding="utf-8"))["flags"].items():
+            words_by_class.setdefault(name.replace("_", " "), []).extend(words)
+    return words_by_class
 
 
 def _sentences(text: str) -> list[str]:
