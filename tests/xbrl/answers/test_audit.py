@@ -8,7 +8,6 @@ import pytest
 
 from xbrl.answers.answer_reader import read_fact
 from xbrl.answers.answers import write_fact
-from xbrl.answers.letter_scores import deadlines
 from xbrl.answers.scores import score_answers
 from xbrl.rules.note_facts import NoteFact
 
@@ -16,7 +15,7 @@ REPORT = (
     "Nordbank | reference date 2026-03-31\nC 76.00.a Liquidity\nr0030 c0010 LCR | 93.10%\nr0010 c0010 Buffer | 1340 thousand"
     "\nnote on C 76.00.a r0030 c0010 | The waiver of the LCR has ended in May."
 )
-FACT = 'waiver | does not apply | - | - | - | "has ended in May"'
+FACT = '"has ended in May" | waiver | does not apply | - | - | -'
 LINE = "LCR_MIN | C 76.00.a r0030 c0010 | 93.10% | min 100% | CRR Art. 412(1)"
 LETTER = (
     "To the Board of Nordbank\nReport of 31 March 2026\nUnder Article 414 CRR we direct: the LCR of 93.1% "
@@ -35,9 +34,8 @@ def example(name: str, answer: str, violations: list[str], **fields) -> dict:
 
 
 TRUE = {"kind": "waiver", "applies": False, "amount": None, "who": [], "since": "", "quote": "has ended in May"}
-MEASURE = {"subject": "liquidity", "deadline_days": 5}
-BREACH = example("a", ANSWER, ["LCR_MIN"], note_facts=[TRUE], measures=[MEASURE])
-CLEAN = example("b", NONE, [], note_facts=[], measures=[])
+BREACH = example("a", ANSWER, ["LCR_MIN"], note_facts=[TRUE])
+CLEAN = example("b", NONE, [], note_facts=[])
 
 
 def wrong_figures(answer: str) -> str:
@@ -59,12 +57,6 @@ def with_facts(answer: str, change: Callable[[NoteFact], NoteFact]) -> str:
     return "\n".join(write_fact(change(fact)) if fact else line for line, fact in facts)
 
 
-def negated(answer: str) -> str:
-    """Put "You need not: " before every line of the letter that sets a deadline."""
-    lines = answer.split("\n")
-    return "\n".join(re.sub(r"^- ", "- You need not: ", line) if deadlines(line) else line for line in lines)
-
-
 def invented_rule(answer: str) -> str:
     line = "INVENTED_RULE | C 01.00 r0010 c0010 | 1% | min 2% | CRR Art. 1"
     return answer.replace("Violations:\nnone", "Violations:").replace("\nDirective:", f"\n{line}\nDirective:")
@@ -84,9 +76,6 @@ CHANGES: dict[str, Callable[[str], str]] = {
         own, lambda fact: replace(fact, quote="this stands in no note at all")
     ),
     "an invented rule": invented_rule,
-    "measures negated": negated,
-    "measures deferred": lambda own: f"{own}\nAll measures are deferred until the end of next year.",
-    "measures recommended": lambda own: f"{own}\nThe measures above are recommendations only.",
     "other words": lambda own: re.sub(
         r"(Violations:\n(.*)\nDirective:)\n(?s:.*)", r"\1\nYour filing shows \2. Put it right.", own
     ),
@@ -105,8 +94,6 @@ def measures(change: Callable[[str], str]) -> dict[str, float | None]:
         "exact": result["violations"]["exact"],
         "notes F1": result["notes"]["f1"],
         "facts F1": result["facts"]["f1"],
-        "letter support": result["letters"]["supported"],
-        "measures": result["measures"]["right"],
         "ROUGE-L": result["rouge_l"]["f"],
     }
 
@@ -125,15 +112,9 @@ def test_only_wrong_parts_lower_their_measure(values):
     assert lowered(values["right"]) == lowered(values["in Markdown"]) == {}
     for name in ("wrong figures", "wrong cells", "wrong articles", "wrong facts"):
         one = values[name]  # the rules are right, and ROUGE-L hardly notices the difference
-        assert one["F1"] == one["macro F1"] == one["exact"] == one["measures"] == 1
+        assert one["F1"] == one["macro F1"] == one["exact"] == 1
         assert one["facts F1"] == 0 and one["ROUGE-L"] > 0.85
-        assert (one["letter support"] == 1) == (name == "wrong cells")
     assert lowered(values["notes reversed"]) == lowered(values["notes without proof"]) == {"notes F1": 0}
-
-
-@pytest.mark.parametrize("name", ["measures negated", "measures deferred", "measures recommended"])
-def test_a_withdrawn_measure_counts_as_missing(values, name):
-    assert {**values[name], "ROUGE-L": 1} == {**values["right"], "measures": 0} and values[name]["ROUGE-L"] > 0.5
 
 
 def test_an_invented_rule_lowers_both_means(values):
@@ -142,11 +123,11 @@ def test_an_invented_rule_lowers_both_means(values):
 
 
 def test_right_facts_in_other_words_keep_their_scores(values):
-    assert set(lowered(values["other words"])) == {"measures", "ROUGE-L"} and values["other words"]["ROUGE-L"] < 0.4
+    assert set(lowered(values["other words"])) == {"ROUGE-L"} and values["other words"]["ROUGE-L"] < 0.4
 
 
 def test_garbage_and_silence_lower_the_scores(values):
-    silent = {"F1": 0, "macro F1": 0, "exact": 0.5, "notes F1": 0, "facts F1": 0, "letter support": None, "measures": 0}
+    silent = {"F1": 0, "macro F1": 0, "exact": 0.5, "notes F1": 0, "facts F1": 0}
     assert silent.items() <= values["none for every report"].items()
     assert values["garbage for every report"]["exact"] == values["garbage for every report"]["ROUGE-L"] == 0
     partly = values["garbage on clean reports"]  # a false positive beside the one violation

@@ -27,23 +27,23 @@ def example(*facts, note=NOTE, **fields):
 def test_written_fact_is_read_back():
     assert all(read_fact(write_fact(fact)) == fact for fact in (PLEDGED, OTHER, CLIENTS, QUOTED))
     assert write_fact(PLEDGED) == (
-        "pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14 | "
-        '"lie with Landesbank Mittelrhein as margin"'
+        '"lie with Landesbank Mittelrhein as margin" | '
+        "pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14"
     )
     for amount, value in (("EUR 40000000", 40_000_000), ("EUR 40 million", 40_000_000), ("0", 0)):
-        assert read_fact(f'pledged | applies | {amount} | - | - | "the words"').amount == value
-    assert write_fact(CLIENTS) == 'connected | does not apply | - | Arno AG and Bern & Co | - | ""'
+        assert read_fact(f'"the words" | pledged | applies | {amount} | - | -').amount == value
+    assert write_fact(CLIENTS) == '"" | connected | does not apply | - | Arno AG and Bern & Co | -'
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "pledged | applies",
-        "gift | applies | - | - | - | x",
-        "pledged | perhaps | - | - | - | x",
-        "pledged | applies | - | - | May | x",
+        "x | gift | applies | - | - | -",
+        "x | pledged | perhaps | - | - | -",
+        "x | pledged | applies | - | - | May",
         *(
-            f"pledged | applies | {amount} | - | - | x"
+            f"x | pledged | applies | {amount} | - | -"
             for amount in ("much", "USD 40000000", "40000000 CHF", "$40000000", "EUR -40000000", "40%", "EUR NaN")
         ),
     ],

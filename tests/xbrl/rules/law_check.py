@@ -57,7 +57,7 @@ MISSTATED = {
 }
 CASES = (
     *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
-    *("leverage_buffer", "guideline", "late", "verdict"),
+    *("leverage_buffer", "guideline", "late"),
 )
 # Label that the style "labels" prints -> cell
 LABELS: dict[str, Cell] = {
@@ -85,10 +85,6 @@ _LABELLED = re.compile(rf"({'|'.join(LABELS)}|Client .+) (-?\d+(?:\.\d+)?(?:%| b
 _TABLE = re.compile(r"([A-Z] \d\d\.\d\d(?:\.[a-z])?)(?: .*)?")
 _LINE = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million| bn| mn| k|)")
-_FIGURE = r"-?\d+(?:\.\d+)?(?:%| thousand| million| bn| mn| k|)"
-_VERDICT = re.compile(r"(.*): (?:met|([A-Z][A-Z0-9_]+), (.*))")
-_COMPARED = re.compile(rf"(\S.*?)(?: {_FIGURE} [-+/] [^<>]* =)? ({_FIGURE}) ([<>]=?|!=|min|max) ({_FIGURE})")
-_TAKEN_OFF = re.compile(rf"(\S.*?) ({_FIGURE}) - {_FIGURE} = ({_FIGURE})")
 _UNITS = {"%": "0.01", "": 1, " k": 10**3, " thousand": 10**3, " mn": 10**6, " million": 10**6, " bn": 10**9}
 
 
@@ -110,7 +106,7 @@ class PrintedReport:
 
 @dataclass(frozen=True)
 class Violation:
-    """A violation in an answer: a line below `Violations:`, or a violated check below `Checks:`."""
+    """A line below `Violations:` in an answer."""
 
     rule: str
     cell: str
@@ -125,7 +121,6 @@ class Answer:
 
     facts: tuple[Mapping[str, Any], ...] | None
     violations: tuple[Violation, ...]
-    checks: tuple[tuple[str, bool], ...] = ()  # (comparison, whether its verdict is `met`)
 
 
 def read_report_text(text: str) -> PrintedReport:
@@ -165,46 +160,22 @@ def _number(text: str) -> tuple[Decimal, Decimal] | None:
 
 
 def read_answer(text: str) -> Answer:
-    """Read an answer: its sections `Note:`, `Violations:` (or `Checks:`) and `Directive:`."""
-    parts = re.split(r"^(Note|Violations|Checks|Directive):[ \t]*\n?", text, flags=re.MULTILINE)
+    """Read an answer: its sections `Note:`, `Violations:` and `Directive:`."""
+    parts = re.split(r"^(Note|Violations|Directive):[ \t]*\n?", text, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     facts = sections.get("Note")
-    violations = [Violation(*row) for row in _rows(sections.get("Violations", ""), 5)]
-    figure, checks = "", []
-    for line in sections.get("Checks", "").splitlines():
-        if re.match(r"(?:>=|<|min|max) ", line):  # compares the figure of the line above
-            line = f"{figure} {line}"
-        figure = re.split(r" (?:[<>]|(?:min|max) \d)", line)[0]
-        if verdict := _VERDICT.fullmatch(line):
-            comparison, rule, legal = verdict.groups()
-            checks.append((comparison, rule is None))
-            violations += [_violation_of_check(comparison, rule, legal)] if rule else []
     return Answer(
         None if facts is None else tuple(_fact(*row) for row in _rows(facts, 6)),
-        tuple(violations),
-        tuple(checks),
+        tuple(Violation(*row) for row in _rows(sections.get("Violations", ""), 5)),
     )
 
 
-def _violation_of_check(comparison: str, rule: str, legal: str) -> Violation:
-    """Read the violation in `LCR 93% < 100%`, `CET1 90 k - 20 k = 70 k` or `LCR 55 / 50 = 110% != 108%`."""
-    if compared := _COMPARED.fullmatch(comparison):
-        figure, value, sign, limit = compared.groups()
-        if sign == "!=":
-            return Violation(rule, figure, limit, f"expected {value}", legal)
-        relation = {"<": "min", ">": "max"}.get(sign, sign)
-        return Violation(rule, figure, value, f"{relation} {limit}", legal)
-    if deduction := _TAKEN_OFF.fullmatch(comparison):
-        return Violation(rule, deduction[1], deduction[2], f"max {deduction[3]}", legal)
-    return Violation(rule, comparison, "", "", legal)
-
-
 def _rows(section: str, width: int) -> list[list[str]]:
-    rows = ([part.strip() for part in line.split(" | ", width - 1)] for line in section.splitlines())
+    rows = ([part.strip() for part in line.rsplit(" | ", width - 1)] for line in section.splitlines())
     return [row for row in rows if len(row) == width]
 
 
-def _fact(kind: str, applies: str, amount: str, who: str, since: str, quote: str) -> dict[str, Any]:
+def _fact(quote: str, kind: str, applies: str, amount: str, who: str, since: str) -> dict[str, Any]:
     number = amount.removeprefix("EUR ")
     return {
         "kind": kind,
@@ -218,7 +189,7 @@ def judge(example: Mapping[str, Any]) -> list[Complaint]:
     """Return the complaints about an example, each with its case, one of `CASES`.
 
     The facts of its note are read from the answer, or else from the field `note_facts`. If a note has neither, only the
-    citations and verdicts of the answer are judged.
+    citations of the answer are judged.
     """
     report = next(message["content"] for message in example["messages"] if message["role"] == "user")
     answer, printed = read_answer(example["messages"][-1]["content"]), read_report_text(report)
@@ -227,7 +198,7 @@ def judge(example: Mapping[str, Any]) -> list[Complaint]:
     facts = answer.facts if answer.facts is not None else stated
     if facts is None and not _NOTE.search(report):
         facts = ()
-    complaints = [*_citations(printed, answer), *_verdicts(answer)]
+    complaints = list(_citations(printed, answer))
     if facts is not None:
         applying = [fact for fact in facts if fact["applies"]]
         complaints += [*_findings(printed, violated, applying), *_facts(printed, violated, applying, answer)]
@@ -355,21 +326,6 @@ def _citations(printed: PrintedReport, answer: Answer) -> Iterator[Complaint]:
             yield "guideline", f"{line.rule} cites a guideline as law: {line.legal}"
         if line.rule == "LATE_FILING" and re.match(r"[A-Z] \d\d\.\d\d", line.cell):
             yield "late", f"a late return is a matter of its date, not of {line.cell}"
-
-
-def _verdicts(answer: Answer) -> Iterator[Complaint]:
-    """Yield checks whose two numbers contradict their verdict or their sign."""
-    for comparison, is_met in answer.checks:
-        compared = _COMPARED.fullmatch(comparison)
-        value, limit = (_number(compared[2]), _number(compared[4])) if compared else (None, None)
-        if compared and value and limit:
-            sign, difference = compared[3], value[0] - limit[0]
-            holds = {
-                **{"min": (difference >= 0) == is_met, "max": (difference <= 0) == is_met, "!=": difference != 0},
-                **{"<": difference < 0, ">": difference > 0, "<=": difference <= 0, ">=": difference >= 0},
-            }
-            if not holds[sign]:
-                yield "verdict", f"{comparison} is called {'met' if is_met else 'violated'}"
 
 
 def _ratios(printed: PrintedReport) -> Iterator[LimitCheck]:
