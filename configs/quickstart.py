@@ -16,12 +16,12 @@ config = Config(
         validation=("artifacts/quickstart/validation.jsonl",),
         # Replay against forgetting: 5% of the target tokens are general text.
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
-        sequence_length=320,  # the longest training example has 282 tokens
+        sequence_length=160,  # the longest training example has 143 tokens
     ),
-    # 544 examples make 68 steps of 8. Tokens per step: 8 x 169 on average, about 1,350, plus the replay.
+    # 544 examples make 68 steps of 8 in an epoch. Tokens per step: 8 x 105 on average, plus the replay.
     batch=Batch(global_examples=8, micro_batch=8),
-    # Warm-up: 5% of 68 steps, rounded up to 4. A small model takes a larger learning rate than an 8B one (2e-5).
-    optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
+    # Warm-up: 5% of 136 steps, rounded up to 7. A small model takes a larger learning rate than an 8B one (2e-5).
+    optimizer=Optimizer(learning_rate=3e-4, epochs=2, warmup_ratio=0.05, min_lr_ratio=0.1),
     # The gathered bf16 parameters are small (270 MB), and grad_op gathers them once per step instead of twice.
     sharding=Sharding(strategy="grad_op"),
     # The task that scores the answers of run.eval_generate=N.

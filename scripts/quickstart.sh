@@ -31,7 +31,7 @@ evaluate() { # MODEL RESULT [options]
 mkdir -p "$run/eval"
 if [ ! -e "$run/eval/before.json" ]; then
   echo "== 4/6 the base model, with four solved examples before each question, on 20 of the test's reports"
-  evaluate "$model" "$run/eval/before.json" --shots 4 --limit 20 --max-new-tokens 110
+  evaluate "$model" "$run/eval/before.json" --shots 4 --limit 20 --max-new-tokens 60
 fi
 
 echo "== 5/6 full fine-tuning on $processes processes"

@@ -277,7 +277,7 @@ def _problems(reply: Reply, lines: Sequence[tuple[str, Claim | None]], void_fact
     for line in [*(line for line, claim in lines if claim is None), *void]:
         yield f"a part of the answer cannot be read: {line[:200]!r}"
     for line in (line for line, claim in lines if claim and claim.contradicts_itself):
-        yield f"a verdict contradicts the figures of its own line: {line[:200]!r}"
+        yield f"the figures of a line meet its rule: {line[:200]!r}"
 
 
 def _note(note: ReadNote) -> dict:

@@ -46,7 +46,7 @@ NOTE = (
 )
 NOTE_OF_THE_PAGE = "f76e7f627d2967f6"
 QUOTE = "were pledged to Landesbank Mittelrhein and have not come back"
-FACT = f'pledged | applies | EUR 40000000 | Landesbank Mittelrhein | - | "{QUOTE}"'
+FACT = f'"{QUOTE}" | pledged | applies | EUR 40000000 | Landesbank Mittelrhein | -'
 ID = Note(NOTE).id
 ENTITY = f"{BANK.entity}.{BANK.scope}"
 COUNTED = "PLEDGED_COUNTED | C 76.00.a r0010 c0010 | 102000 thousand | max 62000 thousand | Delegated Reg. (EU) 2015/61 Art. 7(2)"
@@ -131,7 +131,7 @@ def test_a_draft_is_compared_with_the_blocks(breach, noted):
 
 
 def test_note_waits_for_a_person_with_any_model(noted):
-    for text in (None, answer(), answer(COUNTED, facts=[FACT]), "Checks: met"):
+    for text in (None, answer(), answer(COUNTED, facts=[FACT]), "The bank is fine."):
         outcome = record(noted, text)
         letter, (note,) = outcome["letter"], outcome["notes"]
         first, *_, last = letter["text"].splitlines()
@@ -147,8 +147,8 @@ def test_the_letter_of_the_page(tmp_path):
     """The answer of the tuned model in docs/xbrl.md, without and with the decision of a person."""
     page = (Path(__file__).parents[3] / "docs" / "xbrl.md").read_text(encoding="utf-8")
     (text,) = re.findall(r'^Its LCR is 132.00%. The note says: "(.*)"$', page, re.MULTILINE)
-    lines = re.findall(r"^    (A clearing house .*|LCR without them .*)$", page, re.MULTILINE)
-    written = "\n".join(["Checks:", "Leverage ratio 5% >= 3%: met", "LCR 132% >= 100%: met", *lines, "Directive:", ""])
+    (line,) = re.findall(r'^    ("A clearing house .*)$', page, re.MULTILINE)
+    written = f"Note:\n{line}"
     report = read(tmp_path, figures={LR: "0.05", LCR: "1.32"}, notes=[text])
     decisions = decide(
         tmp_path,
@@ -158,8 +158,8 @@ def test_the_letter_of_the_page(tmp_path):
     before = record(report, written, "quickstart")
     after = record(report, written, "quickstart", decisions)
     assert f"nobody has decided on note {NOTE_OF_THE_PAGE}" in page
-    assert (before["counts"], before["letter"]["state"]) == ({"not decidable by rule": 2}, "not ready")
-    assert (after["counts"], after["letter"]["state"]) == ({"confirmed": 2}, "ready")
+    assert (before["counts"], before["letter"]["state"]) == ({}, "not ready")
+    assert (after["counts"], after["letter"]["state"]) == ({"found by rule": 2}, "ready")
     assert after["letter"]["text"] == record(report, decisions=decisions)["letter"]["text"]
     shown = re.findall(r"^    (2\. Liquidity coverage ratio: .*)$", page, re.MULTILINE)
     assert len(shown) == 1 and not [line for line in shown if line not in after["letter"]["text"]]
@@ -393,7 +393,7 @@ def test_no_part_of_a_note_is_passed_over(breach):
 def test_amounts_of_two_notes_count_together(noted, tmp_path):
     """Each note gets lines with the sum of both amounts. If one note is decided as benign, only the other amount counts."""
     more = "A further EUR 10 million of the buffer serve as margin at the clearing house."
-    fact = 'pledged | applies | EUR 10000000 | - | - | "serve as margin at the clearing house"'
+    fact = '"serve as margin at the clearing house" | pledged | applies | EUR 10000000 | - | -'
     two = replace(noted, notes=(*noted.notes, Note(more)))
     outcome = record(two, answer(facts=[FACT, fact]))
     assert [",102000000,52000000," in note["if_so"][0] for note in outcome["notes"]] == [True, True]
@@ -404,7 +404,7 @@ def test_amounts_of_two_notes_count_together(noted, tmp_path):
 def test_words_of_or_to_a_model_change_nothing(tmp_path):
     text = "By letter of 3 May 2024 the requirement was waived for us under Article 8."
     report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=[text])
-    fact = 'waiver | applies | - | - | 2024-05-03 | "the requirement was waived for us under Article 8"'
+    fact = '"the requirement was waived for us under Article 8" | waiver | applies | - | - | 2024-05-03'
     outcome = record(report, answer(facts=[fact]))
     assert verdicts(outcome) == [("not decidable by rule", "LCR_MIN")]
     assert outcome["letter"]["state"] == "not ready" and "93.00%" in outcome["letter"]["text"]
@@ -428,9 +428,9 @@ def test_wrong_answer_does_not_keep_the_letter_back(breach):
         assert outcome["letter"]["state"] == "ready" and outcome["draft"]["problems"]
     problems = record(breach, problem="too long")["draft"]["problems"]
     assert problems[0] == "the model was not asked: too long"
-    outcome = record(breach, "Checks:\nLCR 93% min 100%: met\nDirective:\nNo measure is required.", profile="short")
+    outcome = record(breach, "Violations:\nLCR_MIN | LCR | 103% | min 100% | CRR Art. 412(1)", profile="short")
     assert outcome["draft"]["problems"] == [
-        "a verdict contradicts the figures of its own line: 'LCR 93% min 100%: met'"
+        "the figures of a line meet its rule: 'LCR_MIN | LCR | 103% | min 100% | CRR Art. 412(1)'"
     ]
     assert verdicts(outcome)[0] == ("missed", "LCR_MIN")
 

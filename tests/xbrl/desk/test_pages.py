@@ -20,8 +20,8 @@ from xbrl.read.render import Addressee
 
 HOSTILE = '=<script>alert("1")</script> | `x` [link](javascript:x) & "quoted" <img src=x onerror=y>'
 ANSWER = f"""Note:
-waiver | applies | - | - | - | "{HOSTILE[HOSTILE.index("[link]") :]}"
-own_shares | applies | EUR 5 | {HOSTILE[:10]} | - | "<b>not in the note</b>"
+"{HOSTILE[HOSTILE.index("[link]") :]}" | waiver | applies | - | - | -
+"<b>not in the note</b>" | own_shares | applies | EUR 5 | {HOSTILE[:10]} | -
 Violations:
 LCR_MIN | C 76.00.a r0030 c0010 | 93.00% | min 100% | CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)
 Directive:

@@ -1,4 +1,4 @@
-"""Each verdict on reports from files: confirmed, refuted, not decidable by rule, missed, not covered; in both answer styles."""
+"""Each verdict on reports from files: confirmed, refuted, not decidable by rule, missed, not covered."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -17,7 +17,6 @@ LCR_LINE = (
     "LCR_MIN | C 76.00.a r0030 c0010 | 93.00% | min 100% | CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)"
 )
 LE_LINE = "LE_LIMIT | C 28.00 A12 c350 | 27.00% | max 25% | CRR Art. 395(1)"
-CHECK = "LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)"
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +30,9 @@ def judge(report, *lines, **options):
     return outcome, {finding["rule"]: finding for finding in outcome["findings"]}
 
 
-def check(report, *lines, **options):
-    outcome = record(report, "\n".join(["Checks:", *lines, "Directive:", "x"]), "quickstart", **options)
+def read_note(report, *facts, **options):
+    """Judge an answer of the quickstart, which states facts alone."""
+    outcome = record(report, "\n".join(["Note:", *facts]), "quickstart", **options)
     return outcome, {finding["rule"]: finding for finding in outcome["findings"]}
 
 
@@ -67,14 +67,10 @@ def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
         (LCR_LINE.replace("LCR_MIN", "LCR_MAX"), "no rule has this id"),
         (LCR_LINE.replace("LCR_MIN", "OF_SUM"), "C 01.00 has no filing indicator"),
         (LCR_LINE.replace("LCR_MIN", "LCR_PLEDGED"), "the report has none"),
-        (CHECK.replace("93", "94"), "the value is 93.00%, not 94%"),  # from here on in the style of the quickstart
-        (CHECK.replace("412(1)", "413(1)"), "the model cites CRR 413(1)"),
-        ("Waiver: lifts LCR_MIN, CRR Art. 8", "only a note can lift it, and the report has none"),
-        ("Pledged assets 90% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)", "the report has none"),
     ],
 )
 def test_refuted_with_the_reason_and_the_right_figure(breach, line, reason):
-    outcome, _ = judge(breach, line, LE_LINE) if " | " in line else check(breach, line)
+    outcome, _ = judge(breach, line, LE_LINE)
     (refuted,) = [finding for finding in outcome["findings"] if finding["verdict"] == "refuted"]
     assert reason in refuted["reason"] and refuted["line"] == line
 
@@ -90,42 +86,41 @@ def test_finding_on_another_client_is_refuted(breach, tmp_path):
     assert client["reason"] == "the figures meet the rule" and "A12" not in " ".join(client["details"])
 
 
-def test_check_of_a_note_waits_for_the_desk(tmp_path):
+def test_facts_alone_are_a_proposal(tmp_path):
     noted = read(tmp_path, figures=SMALL, notes=[PLEDGED])
-    line = "Pledged assets 130% - 31% = 99% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)"
-    outcome, by_rule = check(noted, line)
-    assert verdicts(outcome) == [("not decidable by rule", "LCR_PLEDGED")] and outcome["letter"]["state"] == "not ready"
-    outcome, by_rule = check(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
-    assert verdicts(outcome) == [("confirmed", "LCR_PLEDGED")]
-    assert by_rule["LCR_PLEDGED"]["reason"] == "the desk has decided: violated (findings.csv, line 2)"
+    fact = '"Bonds of 31% of the outflows in the buffer are pledged" | pledged | applies | - | - | -'
+    outcome, by_rule = read_note(noted, fact)
+    assert verdicts(outcome) == [("not decidable by rule", "PLEDGED_COUNTED")]
+    assert "follows from the facts that the model read" in by_rule["PLEDGED_COUNTED"]["reason"]
+    assert outcome["letter"]["state"] == "not ready"
+    outcome, by_rule = read_note(noted, fact, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
+    assert verdicts(outcome) == [("found by rule", "LCR_PLEDGED")]
+    assert by_rule["LCR_PLEDGED"]["reason"] == "the desk has decided that it is violated (findings.csv, line 2)"
     assert by_rule["LCR_PLEDGED"]["title"] == note_rules()["LCR_PLEDGED"].title
-    outcome, by_rule = check(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.95", "1")])
-    assert "the value is 95.00%, not 99%" in by_rule["LCR_PLEDGED"]["reason"]
-    for rule in ("LCR_PLEDGED", ""):
-        outcome, by_rule = check(noted, line, decisions=[decision(rule, "benign")])
-        assert verdicts(outcome) == [("refuted", "LCR_PLEDGED")]
-        assert "the desk has decided" in by_rule["LCR_PLEDGED"]["reason"]
-    outcome, _ = check(noted, "LCR 130% >= 100%: met", decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
-    assert verdicts(outcome) == [("missed", "LCR_PLEDGED")]
+    outcome, _ = read_note(noted, fact, decisions=[decision("", "benign")])
+    assert verdicts(outcome) == []
+    outcome, _ = read_note(noted, "pledged, surely")
+    assert verdicts(outcome) == [] and "lines of the section Note" in outcome["draft"]["problems"][0]
+    assert read_note(noted)[0]["draft"]["problems"] == []
 
 
-def test_waiver_lifts_violation_if_the_desk_agrees(tmp_path):
+def test_waiver_read_in_a_note_leaves_the_violation_open(tmp_path):
     note = "Our LCR requirement is waived until 2027-12-31."
     report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=[note])
-    lines = (CHECK, "Waiver: lifts LCR_MIN, CRR Art. 8")
-    outcome, _ = check(report, *lines)
-    assert verdicts(outcome) == [("confirmed", "LCR_MIN"), ("not decidable by rule", "LCR_MIN")]
-    assert verdicts(check(report, lines[1])[0]) == [("not decidable by rule", "LCR_MIN")]
-    for state, verdict in (("lifted", "confirmed"), ("benign", "refuted")):
-        outcome, _ = check(report, *lines, decisions=[decision("LCR_MIN", state, legal="CRR Art. 8", note=note)])
-        assert verdicts(outcome) == [("confirmed", "LCR_MIN"), (verdict, "LCR_MIN")]
-    assert verdicts(check(report, "Leverage ratio 5% >= 3%: met")[0]) == [("missed", "LCR_MIN")]
+    fact = '"Our LCR requirement is waived until 2027-12-31" | waiver | applies | - | - | -'
+    outcome, by_rule = read_note(report, fact)
+    assert verdicts(outcome) == [("not decidable by rule", "LCR_MIN")]
+    assert "the model read in the note that this limit does not bind" in by_rule["LCR_MIN"]["reason"]
+    for state, verdict in (("lifted", []), ("benign", [("not decidable by rule", "LCR_MIN")])):
+        lines = [decision("LCR_MIN", state, legal="CRR Art. 8", note=note)]
+        assert verdicts(read_note(report, fact, decisions=lines)[0]) == verdict
+    assert verdicts(read_note(report, fact.replace("applies", "does not apply"))[0]) == [("found by rule", "LCR_MIN")]
 
 
 def test_findings_outside_the_profile_are_listed(tmp_path):
     report = read(tmp_path, {LR: "0.02", NSFR: "0.99"}, SMALL)
-    outcome, _ = check(report, "Leverage ratio 2% < 3%: LR_MIN, CRR Art. 92(1)(d)")
-    assert verdicts(outcome) == [("confirmed", "LR_MIN"), ("not covered", "NSFR_MIN")]
+    outcome, _ = read_note(report, "none")
+    assert verdicts(outcome) == [("found by rule", "LR_MIN"), ("not covered", "NSFR_MIN")]
 
 
 def test_decision_on_another_client_gives_no_reason(breach):

@@ -109,12 +109,6 @@ CASES = {
     "FIN_BS": ({"ass 380": 1_000, "equ 300": 90, "lia 300": 910}, [{"ass 380": 1_001}], [{"ass 380": 1_002}, {"lia 300": 908}], {"equ 300": "violated"}),
     "FIN_PL": ({"equ 250": 40, "pl 690": 40}, [{"pl 690": 41}], [{"pl 690": 42}, {"equ 250": -40}], {"pl 690": "violated"}),
     "LE_DEF": ({"le * c230": "9.99%"}, [{"le * c230": "0%"}], [{"le * c230": "10%"}, {"le * c230": "26%"}], {"le * c230": None}),
-    "LE_GSII": (
-        {"le * c350": "15%", "who * c070": "eba_qTE:qx2056", "lelim 040 010": 18_000},
-        [{"le * c350": "14.99%"}, {"le * c350": "24%", "who * c070": "eba_qTE:qx2057"}],
-        [{"le * c350": "15.01%"}, {"le * c350": "24%"}],
-        {"le * c350": None},
-    ),
     "P2G_TC": (
         {"ratio 50": "14%", "ratio 190": "14%", "ratio 160": "13%"},
         [{"ratio 50": "14.01%"}, {"ratio 50": "12.99%"}],
@@ -123,7 +117,7 @@ CASES = {
     ),
     "FX_DEMIN": ({"fx 10 90": 240, "of 10": 150_000}, [{"fx 10 90": 1}], [{"fx 10 90": 241}], {"fx 10 90": "undecided", "of 10": "undecided"}),
 }  # fmt: skip
-TRIGGERS = {"LE_DEF", "LE_GSII", "FX_DEMIN", "P2G_TC"}
+TRIGGERS = {"LE_DEF", "FX_DEMIN", "P2G_TC"}
 
 
 def test_every_rule_has_a_case_and_cells():
@@ -188,11 +182,8 @@ def test_institutions_buffer_legs_and_floor_cap_are_judged():
     who = {"who * c070": "eba_qTE:qx2056"}
     assert state("LE_LIMIT", {"le * c350": "25%", **who}) == "ok"
     assert state("LE_LIMIT", {"le * c350": "25.01%", **who}) == "violated"
-    exposure = {"le * c350": "20%", "who * c070": "eba_qTE:qx2056"}
-    assert state("LE_GSII", exposure) == "ok"
-    assert state("LE_GSII", exposure | {"memo 800": 1_000}) == "triggered"  # a G-SII buffer
-    assert state("LE_GSII", exposure | {"lelim 040 010": 18_000}) == "triggered"
-    assert state("LE_LIMIT", exposure | {"memo 800": 1_000}) == "ok"  # the report does not say that both are G-SIIs
+    exposure = {"le * c350": "20%", "who * c070": "eba_qTE:qx2056", "memo 800": 1_000}
+    assert state("LE_LIMIT", exposure) == "ok"  # the report does not say that both are G-SIIs
     missed = {"ratio 10": "5%", "ratio 140": "5%", "memo 740": 40_000, "rea 10": 1_000_000}
     assert (state("CBR_CET1", missed), state("OCR_CET1", missed)) == ("violated", "undecided")
     printed = missed | {"ratio 170": "9%"}
