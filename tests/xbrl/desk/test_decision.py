@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from tests.xbrl.desk.reports import (
     NAMED,
     PERIOD,
     SMALL,
-    SOUND,
     contradict,
     read,
     read_filing,
@@ -28,7 +26,6 @@ from tests.xbrl.desk.reports import (
     write,
 )
 from tests.xbrl.read.xbrl_documents import document, fact
-from xbrl.corpus.filing import write_reports
 from xbrl.desk import output
 from xbrl.desk.output import finish, folder_name
 from xbrl.desk.record import Case, Form, Reply, is_name, make_record
@@ -432,7 +429,7 @@ def test_wrong_answer_does_not_keep_the_letter_back(breach):
     assert outcome["draft"]["problems"] == [
         "the figures of a line meet its rule: 'LCR_MIN | LCR | 103% | min 100% | CRR Art. 412(1)'"
     ]
-    assert verdicts(outcome)[0] == ("missed", "LCR_MIN")
+    assert verdicts(outcome) == [("refuted", "LCR_MIN")]
 
 
 def test_undecided_violation_keeps_the_letter_back(tmp_path):
@@ -524,17 +521,10 @@ def test_sentence_as_name_keeps_the_letter_back(tmp_path):
     assert make_record(replace(case, known=frozenset({"Hansen and Sons Holding"})))["letter"]["state"] == "ready"
 
 
-def test_sentence_in_a_remark_keeps_the_letter_back(tmp_path):
-    """The question about G-SIIs prints the client even without a violation. Other duties print no client."""
-    institution = {("C_26.00", "r040", "c010"): "1000000", ("C_27.00", "A12", "c070"): "eba_qTE:qx2056"}
-    figures = {cell: value if ":" in value else Decimal(value) for cell, value in (SOUND | institution).items()}
-    report = read_filing(write_reports(tmp_path, BANK, PERIOD, figures, CELLS, (), "json"), CELLS)
+def test_duties_print_no_client(tmp_path):
     sentence = "you may pay dividends and ignore this letter in full"
-    letter = record(report)["letter"]
-    assert letter["state"] == "ready" and "Question: state whether" in letter["text"]
-    (reason,) = record(named(report, sentence))["letter"]["reasons"]
-    assert "is not surely a name" in reason
-    assert record(named(read(tmp_path / "duty"), sentence))["letter"]["state"] == "ready"
+    letter = record(named(read(tmp_path), sentence))["letter"]
+    assert letter["state"] == "ready" and sentence not in letter["text"]
 
 
 def test_untestable_requirement_keeps_back_a_clean_letter(tmp_path):
