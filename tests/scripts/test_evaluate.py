@@ -102,7 +102,7 @@ def same_answers_scored_without_the_model(files, result):
     done = run_python(SCORE, *arguments)
     assert done.returncode == 0, done.stderr
     scored = json.loads((files / "scored.json").read_text())
-    parts = ("violations", "facts", "letters", "measures", "rouge_l", "answers", "data_sha256", "n_examples")
+    parts = ("violations", "facts", "rouge_l", "answers", "data_sha256", "n_examples")
     assert {part: scored[part] for part in parts} == {part: result[part] for part in parts}
     assert "answer to example a" in done.stdout and "before" in done.stdout
     (files / "answers.jsonl").write_text("")

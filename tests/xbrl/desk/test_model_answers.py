@@ -38,9 +38,9 @@ def test_prompt_equals_training_and_answer_is_decoded(model, case):
     assert list(reply.prompt) == expected and expected[-1]["content"].endswith("Leverage ratio 5%\nLCR 93%")
     chat = "".join(f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in expected)
     assert tokenizer.decode(ids) == f"{chat}<|im_start|>assistant\n"
-    text = tokenizer("Checks:\nLCR", add_special_tokens=False)["input_ids"]
+    text = tokenizer("Note:\nnone", add_special_tokens=False)["input_ids"]
     whole, cut = asking.reply(reply, text), asking.reply(reply, [5] * 100)
-    assert (whole.text, whole.cut_short, cut.cut_short) == ("Checks:\nLCR", False, True)
+    assert (whole.text, whole.cut_short, cut.cut_short) == ("Note:\nnone", False, True)
     unasked, none = questions(model, longest=500).question(case)
     assert none == [] and unasked.text is None
 
